@@ -1,0 +1,94 @@
+// CPU patchify: one pass from the decoded image to the rows of the patch embedding's product.
+// Bound by memory: B * C * H * W * (sizeof(input) + sizeof(output)).
+#include <algorithm>
+#include <cstring>
+
+#include "../common.h"
+#include "../patch_map.h"
+#include "../splip.h"
+#include "convert.h"
+
+namespace splip::cpu {
+namespace {
+
+void check_permutation(const int64_t* permutation, int64_t B, int64_t tiles) {
+  std::vector<char> seen(tiles);
+  for (int64_t b = 0; permutation && b < B; ++b) {
+    std::fill(seen.begin(), seen.end(), 0);
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t source = permutation[b * tiles + t];
+      SPLIP_CHECK(source >= 0 && source < tiles && !seen[source], "permutation row ", b,
+                  " is not a permutation of 0..", tiles - 1);
+      seen[source] = 1;
+    }
+  }
+}
+
+template <typename In, typename Out>
+void forward(const Patchify& a, int threads) {
+  const auto* images = static_cast<const In*>(a.images);
+  auto* patches = static_cast<Out*>(a.patches);
+  const int64_t rows = a.H / a.S, columns = a.W / a.S, tiles = a.grid * a.grid;
+  const int64_t tile_h = a.H / a.grid, tile_w = a.W / a.grid;
+  constexpr bool kBytes = sizeof(In) == 1;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t item = 0; item < a.B * rows; ++item) {
+    const int64_t b = item / rows, row = item % rows;
+    const int64_t* permutation = a.permutation ? a.permutation + b * tiles : nullptr;
+    for (int64_t column = 0; column < columns; ++column) {
+      Out* out = patches + (item * columns + column) * a.C * a.S * a.S;
+      for (int64_t c = 0; c < a.C; ++c) {
+        const In* plane = images + b * a.stride_b + c * a.stride_c;
+        for (int64_t y = row * a.S; y < (row + 1) * a.S; ++y) {
+          for (int64_t x = column * a.S; x < (column + 1) * a.S; ++x) {
+            const Pixel from = source_pixel(y, x, permutation, a.grid, tile_h, tile_w);
+            const float value = load(plane[from.y * a.stride_y + from.x * a.stride_x]);
+            // Division, not multiplication by 1/255: bit for bit what ToTensor + Normalize give.
+            store(out++, ((kBytes ? value / 255.0f : value) - a.mean[c]) / a.std[c]);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <typename Grad>
+void backward(const PatchifyBackward& a, int threads) {
+  const auto* d_patches = static_cast<const Grad*>(a.d_patches);
+  const int64_t columns = a.W / a.S, per_image = a.C * a.H * a.W, tiles = a.grid * a.grid;
+  const int64_t tile_h = a.H / a.grid, tile_w = a.W / a.grid;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t b = 0; b < a.B; ++b) {
+    const int64_t* permutation = a.permutation ? a.permutation + b * tiles : nullptr;
+    for (int64_t i = 0; i < per_image; ++i) {
+      const int64_t c = i / (a.H * a.W), y = i / a.W % a.H, x = i % a.W;
+      const int64_t patch = (y / a.S) * columns + x / a.S;
+      const int64_t at = ((patch * a.C + c) * a.S + y % a.S) * a.S + x % a.S;
+      const Pixel from = source_pixel(y, x, permutation, a.grid, tile_h, tile_w);
+      // A permutation reaches every source pixel exactly once, so this is a store, not a sum.
+      a.d_images[b * per_image + (c * a.H + from.y) * a.W + from.x] =
+          load(d_patches[b * per_image + at]) / a.std[c];
+    }
+  }
+}
+
+}  // namespace
+
+void patchify(const Patchify& a, int threads) {
+  check_permutation(a.permutation, a.B, a.grid * a.grid);
+  const bool bytes = a.image_dtype == DType::u8;
+  if (a.dtype == DType::f32) {
+    return bytes ? forward<uint8_t, float>(a, threads) : forward<float, float>(a, threads);
+  }
+  SPLIP_CHECK(a.dtype == DType::bf16, "patchify on the CPU writes float32 or bfloat16");
+  return bytes ? forward<uint8_t, bf16>(a, threads) : forward<float, bf16>(a, threads);
+}
+
+void patchify_backward(const PatchifyBackward& a, int threads) {
+  check_permutation(a.permutation, a.B, a.grid * a.grid);
+  if (a.dtype == DType::f32) return backward<float>(a, threads);
+  SPLIP_CHECK(a.dtype == DType::bf16, "patchify on the CPU writes float32 or bfloat16");
+  return backward<bf16>(a, threads);
+}
+
+}  // namespace splip::cpu

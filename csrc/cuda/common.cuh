@@ -1,0 +1,70 @@
+// What the CUDA files share: errors, device guard, conversions, warp sums.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+
+#include "../common.h"
+#include "../splip.h"
+
+// A failed CUDA call is a RuntimeError in Python, with the place and CUDA's name for it.
+#define SPLIP_CUDA_CHECK(call)                                                       \
+  do {                                                                               \
+    const cudaError_t status = (call);                                               \
+    if (status != cudaSuccess) {                                                     \
+      throw std::runtime_error(splip::detail::concat(__FILE__, ":", __LINE__, ": ",  \
+                                                     cudaGetErrorName(status), ": ", \
+                                                     cudaGetErrorString(status)));   \
+    }                                                                                \
+  } while (0)
+
+namespace splip::cuda {
+
+constexpr unsigned kFullMask = 0xffffffffu;
+constexpr int kWarp = 32;
+
+// Makes `device` current, and the previous one again at the end of the scope.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    SPLIP_CUDA_CHECK(cudaGetDevice(&previous_));
+    if (device != previous_) SPLIP_CUDA_CHECK(cudaSetDevice(device));
+    changed_ = device != previous_;
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+__device__ __forceinline__ float load(float v) { return v; }
+__device__ __forceinline__ float load(uint8_t v) { return static_cast<float>(v); }
+__device__ __forceinline__ float load(__half v) { return __half2float(v); }
+__device__ __forceinline__ float load(__nv_bfloat16 v) { return __bfloat162float(v); }
+
+__device__ __forceinline__ void store(float* p, float v) { *p = v; }
+__device__ __forceinline__ void store(__half* p, float v) { *p = __float2half_rn(v); }
+__device__ __forceinline__ void store(__nv_bfloat16* p, float v) { *p = __float2bfloat16_rn(v); }
+
+// Butterfly: every lane ends with the same sum, added in the same order.
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kFullMask, v, offset);
+  return v;
+}
+
+// A grid dimension for `items` blocks; the kernels stride over what does not fit.
+inline unsigned grid_for(int64_t items, int64_t most = 1 << 20) {
+  return static_cast<unsigned>(items < most ? items : most);
+}
+
+}  // namespace splip::cuda

@@ -1,0 +1,162 @@
+// The whole C++ API of splip: one argument struct per op.
+//
+// Sizes: B batch, L tokens, P prompts, T tokens with prompts, G prompt sets, D width,
+//        Q queries, N gallery, K results, C channels, H W image, S patch, M patches.
+// Every pointer is to caller-owned memory, contiguous unless strides are given. Nothing here
+// allocates on a device, synchronises, or keeps a pointer after it returns.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace splip {
+
+enum class DType : int { f32 = 0, f16 = 1, bf16 = 2, u8 = 3 };
+
+// Insert prompt tokens after the class token and normalise the sequence:
+// tokens = cat(x[:, :1], prompts, x[:, 1 + R:]), normed = layer_norm(tokens), T = L - R + P.
+//
+//   x        [B, L, D]  in   class token first
+//   prompts  [G, P, D]  in   dtype of x; G is 1 (shared by the batch) or B
+//   gamma    [D] f32    in
+//   beta     [D] f32    in
+//   tokens   [B, T, D]  out  dtype of x
+//   normed   [B, T, D]  out  dtype of x
+//   mean     [B, T] f32 out  row means, kept for the backward pass
+//   rstd     [B, T] f32 out  1 / sqrt(variance + eps)
+//   R                   in   tokens after the class token that are left out (the previous prompts)
+struct PromptLayerNorm {
+  const void* x;
+  const void* prompts;
+  const float* gamma;
+  const float* beta;
+  void* tokens;
+  void* normed;
+  float* mean;
+  float* rstd;
+  int64_t B, L, P, G, D, R;
+  float eps;
+  DType dtype;
+};
+
+// Gradients of PromptLayerNorm. Deterministic: sums run in a fixed order.
+//
+//   d_tokens  [B, T, D]              in   gradient of tokens, or null for zero
+//   d_normed  [B, T, D]              in   gradient of normed, or null for zero
+//   tokens    [B, T, D]              in   output of the forward pass
+//   d_x       [B, L, D]              out  zero in the R rows that were left out
+//   d_prompts [G, P, D] f32          out
+//   d_gamma   [D] f32                out
+//   d_beta    [D] f32                out
+//   scratch   [kLayerNormChunks, 2, D] f32
+struct PromptLayerNormBackward {
+  const void* d_tokens;
+  const void* d_normed;
+  const void* tokens;
+  const float* gamma;
+  const float* mean;
+  const float* rstd;
+  void* d_x;
+  float* d_prompts;
+  float* d_gamma;
+  float* d_beta;
+  float* scratch;
+  int64_t B, L, P, G, D, R;
+  DType dtype;
+};
+
+// Partial sums of d_gamma and d_beta; fixed, so that the result does not depend on the threads.
+constexpr int64_t kLayerNormChunks = 64;
+
+constexpr int64_t kMaxChannels = 4;
+
+// Cut images into patches, ready for the patch embedding's matrix product: optional shuffle of the
+// tiles of a grid x grid raster, (value - mean[c]) / std[c] with u8 divided by 255, im2col.
+// M = (H / S) * (W / S); tiles are H / grid by W / grid pixels, the remainder at the bottom and
+// right stays in place.
+//
+//   images       [B, C, H, W]     in   u8 or f32, any strides (in elements)
+//   permutation  [B, grid * grid] in   int64, source tile of each output tile; null: no shuffle
+//   patches      [B, M, C * S * S] out f32, f16 or bf16
+struct Patchify {
+  const void* images;
+  int64_t stride_b, stride_c, stride_y, stride_x;
+  const int64_t* permutation;
+  void* patches;
+  int64_t B, C, H, W, S, grid;
+  float mean[kMaxChannels];
+  float std[kMaxChannels];
+  DType image_dtype;
+  DType dtype;
+};
+
+// Gradient of Patchify with respect to float images.
+//
+//   d_patches    [B, M, C * S * S] in   f32, f16 or bf16
+//   permutation  [B, grid * grid]  in   each row a permutation; null: no shuffle
+//   d_images     [B, C, H, W] f32  out
+struct PatchifyBackward {
+  const void* d_patches;
+  const int64_t* permutation;
+  float* d_images;
+  int64_t B, C, H, W, S, grid;
+  float std[kMaxChannels];
+  DType dtype;
+};
+
+// The K largest cosine similarities of each query, score descending, then index ascending.
+// A row whose norm is below kMinNorm scores 0; a NaN score counts and is reported as -infinity.
+//
+//   queries  [Q, D]      in   f32 (CUDA: f32, f16 or bf16)
+//   gallery  [N, D]      in   same dtype
+//   scores   [Q, K] f32  out
+//   indices  [Q, K] i64  out
+//   scratch  cosine_topk_scratch() bytes, 8-byte aligned
+struct CosineTopk {
+  const void* queries;
+  const void* gallery;
+  float* scores;
+  int64_t* indices;
+  void* scratch;
+  int64_t Q, N, D, K;
+  DType dtype;
+};
+
+constexpr float kMinNorm = 1e-12f;  // as torch.nn.functional.normalize
+
+namespace cpu {
+
+// What this machine can execute, e.g. {"sse4.2", "avx2", "avx512f"}.
+std::vector<std::string> instruction_sets();
+// What the kernels use.
+std::string isa();
+
+void prompt_layernorm(const PromptLayerNorm& a, int threads);
+void prompt_layernorm_backward(const PromptLayerNormBackward& a, int threads);
+void patchify(const Patchify& a, int threads);
+void patchify_backward(const PatchifyBackward& a, int threads);
+int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t D, int64_t K, int threads);
+void cosine_topk(const CosineTopk& a, int threads);
+
+}  // namespace cpu
+
+#ifdef SPLIP_HAS_CUDA
+namespace cuda {
+
+constexpr int64_t kMaxK = 1024;
+
+// One line per GPU: name, compute capability, memory. Throws without a driver.
+std::vector<std::string> devices();
+
+void prompt_layernorm(const PromptLayerNorm& a, int device, void* stream);
+void prompt_layernorm_backward(const PromptLayerNormBackward& a, int device, void* stream);
+void patchify(const Patchify& a, int device, void* stream);
+void patchify_backward(const PatchifyBackward& a, int device, void* stream);
+int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t D, int64_t K);
+void cosine_topk(const CosineTopk& a, int device, void* stream);
+
+}  // namespace cuda
+#endif
+
+}  // namespace splip

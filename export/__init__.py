@@ -1,0 +1,1 @@
+"""Export of trained encoders; the directory ``export/`` of the repository."""

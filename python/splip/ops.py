@@ -1,0 +1,487 @@
+"""The fused ops: checks, native call, shapes for tracing, gradients.
+
+One name, three implementations: :mod:`splip.reference` (plain PyTorch, the definition), C++ and
+CUDA in ``csrc``. The functions here choose; where the native version does not apply (dtype, device,
+a build without CUDA) the reference gives the same result, slower.
+
+Sizes: B batch, L tokens, P prompts, T = L - replace + P, D width, Q queries, N gallery, K results,
+C channels, H W image, S patch, M patches.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch  # before _C: both then share one OpenMP runtime
+from torch import Tensor
+
+from splip import _C, reference
+
+_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_CPU_FLOATS = (torch.float32, torch.bfloat16)
+
+_use_native = True
+
+
+@contextlib.contextmanager
+def reference_only() -> Iterator[None]:
+    """Run the plain PyTorch versions inside this block, e.g. to export a graph of standard operators."""
+    global _use_native
+    before, _use_native = _use_native, False
+    try:
+        yield
+    finally:
+        _use_native = before
+
+
+def _native(x: Tensor, cpu_dtypes: tuple[torch.dtype, ...]) -> bool:
+    """True if the native version takes this tensor."""
+    if not _use_native:
+        return False
+    if x.device.type == "cpu":
+        return x.dtype in cpu_dtypes
+    return x.device.type == "cuda" and _C.has_cuda
+
+
+def _where(x: Tensor) -> tuple[int, int, int]:
+    """Device index (-1: CPU), CUDA stream, CPU threads."""
+    if x.device.type == "cpu":
+        return -1, 0, torch.get_num_threads()
+    index = x.device.index if x.device.index is not None else torch.cuda.current_device()
+    return index, torch.cuda.current_stream(index).cuda_stream, 0
+
+
+def _call(op: Any, native: Callable[..., Any], *args: Any) -> Any:
+    """Run ``op``; skip the dispatcher (10 to 40 us a call) when nothing records or traces the call."""
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    if torch.compiler.is_compiling() or any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
+        return op(*args)  # a subclass: a fake tensor that only traces shapes
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return op(*args)
+    return native(*args)
+
+
+def _same_device(**tensors: Tensor | None) -> None:
+    devices = {name: t.device for name, t in tensors.items() if t is not None}
+    if len(set(devices.values())) > 1:
+        raise ValueError("tensors on different devices: " + ", ".join(f"{n} on {d}" for n, d in devices.items()))
+
+
+def _float_dtype(name: str, x: Tensor) -> None:
+    if x.dtype not in _FLOATS:
+        raise ValueError(f"{name} must be float32, float16 or bfloat16, got {x.dtype}")
+
+
+# ---- prompt_layernorm ----
+
+
+def prompt_layernorm(
+    x: Tensor,  # [B, L, D]
+    prompts: Tensor,  # [P, D] or [B, P, D]
+    gamma: Tensor,  # [D]
+    beta: Tensor,  # [D]
+    eps: float = 1e-5,
+    replace: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Insert prompt tokens after the class token and normalise the sequence.
+
+    Same as ``tokens = cat([x[:, :1], prompts, x[:, 1 + replace:]], 1)`` followed by
+    ``layer_norm(tokens)``, in one pass over memory. With ``replace`` the outputs of the previous
+    layer in the prompt slots are dropped and written anew (deep prompting).
+
+    Args:
+        x: token sequence, class token first. ``[B, L, D]``, float32, float16 or bfloat16.
+        prompts: learned tokens, shared by the batch ``[P, D]`` or one set each ``[B, P, D]``; dtype of ``x``.
+        gamma: LayerNorm scale. ``[D]``, float32.
+        beta: LayerNorm shift. ``[D]``, float32.
+        eps: added to the variance.
+        replace: tokens after the class token that are left out, ``0 <= replace < L``.
+
+    Returns:
+        ``(tokens, normed)``, both ``[B, L - replace + P, D]`` with the dtype of ``x``.
+
+    Raises:
+        ValueError: a shape, dtype or device does not match.
+
+    Native on: CPU (float32, bfloat16), CUDA (all three). Elsewhere: PyTorch.
+    """
+    _check_prompt_layernorm(x, prompts, gamma, beta, replace)
+    if not _native(x, _CPU_FLOATS):
+        return reference.prompt_layernorm(x, prompts, gamma, beta, eps, replace)
+    sets = prompts.unsqueeze(0) if prompts.dim() == 2 else prompts
+    tokens, normed, _, _ = _call(_prompt_layernorm, _prompt_layernorm_native, x, sets, gamma, beta, eps, replace)
+    return tokens, normed
+
+
+def _check_prompt_layernorm(x: Tensor, prompts: Tensor, gamma: Tensor, beta: Tensor, replace: int) -> None:
+    if x.dim() != 3 or x.shape[1] < 1 or x.shape[2] < 1:
+        raise ValueError(f"x must be [B, L, D] with L, D >= 1, got {list(x.shape)}")
+    _float_dtype("x", x)
+    B, L, D = x.shape
+    if prompts.dim() not in (2, 3) or prompts.shape[-1] != D or (prompts.dim() == 3 and prompts.shape[0] not in (1, B)):
+        raise ValueError(f"prompts must be [P, {D}] or [{B}, P, {D}], got {list(prompts.shape)}")
+    if prompts.dtype != x.dtype:
+        raise ValueError(f"prompts must be {x.dtype} like x, got {prompts.dtype}")
+    for name, t in (("gamma", gamma), ("beta", beta)):
+        if t.shape != (D,) or t.dtype != torch.float32:
+            raise ValueError(f"{name} must be float32 [{D}], got {t.dtype} {list(t.shape)}")
+    if not 0 <= replace < L:
+        raise ValueError(f"replace must be between 0 and L - 1 = {L - 1}, got {replace}")
+    _same_device(x=x, prompts=prompts, gamma=gamma, beta=beta)
+
+
+def _prompt_layernorm_native(
+    x: Tensor, prompts: Tensor, gamma: Tensor, beta: Tensor, eps: float, replace: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, prompts, gamma, beta = (t.contiguous() for t in (x, prompts, gamma, beta))
+    B, L, D = x.shape
+    G, P, _ = prompts.shape
+    T = L - replace + P
+    tokens, normed = x.new_empty(B, T, D), x.new_empty(B, T, D)
+    mean, rstd = gamma.new_empty(B, T), gamma.new_empty(B, T)
+    # fmt: off
+    _C.prompt_layernorm(
+        x.data_ptr(), prompts.data_ptr(), gamma.data_ptr(), beta.data_ptr(), tokens.data_ptr(), normed.data_ptr(),
+        mean.data_ptr(), rstd.data_ptr(), B, L, P, G, D, replace, eps, _DTYPES[x.dtype], *_where(x),
+    )
+    # fmt: on
+    return tokens, normed, mean, rstd
+
+
+def _prompt_layernorm_backward_native(
+    d_tokens: Tensor | None,
+    d_normed: Tensor | None,
+    tokens: Tensor,
+    gamma: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    sets: int,
+    length: int,
+    replace: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, T, D = tokens.shape
+    P = T - length + replace
+    d_tokens, d_normed = (t if t is None else t.contiguous() for t in (d_tokens, d_normed))
+    gamma = gamma.contiguous()
+    d_x = tokens.new_empty(B, length, D)
+    d_prompts = gamma.new_empty(sets, P, D)
+    d_gamma, d_beta = gamma.new_empty(D), gamma.new_empty(D)
+    scratch = gamma.new_empty(_C.layernorm_chunks, 2, D)
+    # fmt: off
+    _C.prompt_layernorm_backward(
+        0 if d_tokens is None else d_tokens.data_ptr(), 0 if d_normed is None else d_normed.data_ptr(),
+        tokens.data_ptr(), gamma.data_ptr(), mean.data_ptr(), rstd.data_ptr(), d_x.data_ptr(), d_prompts.data_ptr(),
+        d_gamma.data_ptr(), d_beta.data_ptr(), scratch.data_ptr(), B, length, P, sets, D, replace,
+        _DTYPES[tokens.dtype], *_where(tokens),
+    )
+    # fmt: on
+    return d_x, d_prompts.to(tokens.dtype), d_gamma, d_beta
+
+
+_prompt_layernorm = torch.library.custom_op("splip::prompt_layernorm", _prompt_layernorm_native, mutates_args=())
+_prompt_layernorm_backward = torch.library.custom_op(
+    "splip::prompt_layernorm_backward", _prompt_layernorm_backward_native, mutates_args=()
+)
+
+
+@_prompt_layernorm.register_fake
+def _(
+    x: Tensor, prompts: Tensor, gamma: Tensor, beta: Tensor, eps: float, replace: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, L, D = x.shape
+    T = L - replace + prompts.shape[1]
+    return x.new_empty(B, T, D), x.new_empty(B, T, D), gamma.new_empty(B, T), gamma.new_empty(B, T)
+
+
+@_prompt_layernorm_backward.register_fake
+def _(
+    d_tokens: Tensor | None,
+    d_normed: Tensor | None,
+    tokens: Tensor,
+    gamma: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    sets: int,
+    length: int,
+    replace: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, T, D = tokens.shape
+    d_prompts = tokens.new_empty(sets, T - length + replace, D)
+    return tokens.new_empty(B, length, D), d_prompts, gamma.new_empty(D), gamma.new_empty(D)
+
+
+def _prompt_layernorm_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, prompts, gamma, _, _, replace = inputs
+    tokens, _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(tokens, gamma, mean, rstd)
+    ctx.sets, ctx.length, ctx.replace = prompts.shape[0], x.shape[1], replace
+
+
+def _prompt_layernorm_gradient(ctx: Any, d_tokens: Tensor | None, d_normed: Tensor | None, *_: Any) -> Any:
+    if d_tokens is None and d_normed is None:
+        return None, None, None, None, None, None
+    tokens, gamma, mean, rstd = ctx.saved_tensors
+    grads = _prompt_layernorm_backward(d_tokens, d_normed, tokens, gamma, mean, rstd, ctx.sets, ctx.length, ctx.replace)
+    return *grads, None, None
+
+
+_prompt_layernorm.register_autograd(_prompt_layernorm_gradient, setup_context=_prompt_layernorm_context)
+
+
+# ---- patchify ----
+
+
+def patchify(
+    images: Tensor,  # [B, C, H, W]
+    patch: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    permutation: Tensor | None = None,  # [B, grid * grid]
+    grid: int = 3,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Shuffle tiles, normalise and cut into patches, ready for the patch embedding's matrix product.
+
+    Same as shuffling the tiles of each image, ``(images / 255 - mean) / std`` (no division for float
+    images) and ``unfold`` (im2col), in one pass over memory. ``patches @ conv.weight.flatten(1).T``
+    then equals a convolution with kernel and stride ``patch``.
+
+    Args:
+        images: ``[B, C, H, W]``, uint8 (0 to 255) or float32 (0 to 1), C <= 4, any strides: a
+            channels-last picture as decoded, permuted, is read as it lies.
+        patch: side S of a patch in pixels; divides H and W.
+        mean: subtracted per channel, C floats.
+        std: divided by per channel, C floats, positive.
+        permutation: tile ``t`` of the result, rows first, is tile ``permutation[b, t]`` of image ``b``.
+            ``[B, grid * grid]``, int64, every row a permutation (checked on the CPU, trusted on CUDA).
+        grid: tiles per side. Tiles have ``H // grid`` by ``W // grid`` pixels; what remains at the
+            bottom and right stays in place.
+        dtype: of the result: float32, float16 or bfloat16.
+
+    Returns:
+        ``[B, M, C * S * S]``, M = (H / S) * (W / S) patches, rows first.
+
+    Raises:
+        ValueError: a shape, dtype or device does not match, or a row is not a permutation.
+
+    Native on: CPU (to float32, bfloat16), CUDA (all three). Elsewhere: PyTorch. Differentiable in float images.
+    """
+    mean, std = [float(v) for v in mean], [float(v) for v in std]
+    _check_patchify(images, patch, mean, std, permutation, grid, dtype)
+    if not (_native(images, (torch.uint8, torch.float32)) and (images.is_cuda or dtype in _CPU_FLOATS)):
+        return reference.patchify(images, patch, mean, std, permutation, grid, dtype)
+    return _call(_patchify, _patchify_native, images, permutation, patch, mean, std, grid, dtype)
+
+
+def _check_patchify(
+    images: Tensor,
+    patch: int,
+    mean: list[float],
+    std: list[float],
+    permutation: Tensor | None,
+    grid: int,
+    dtype: torch.dtype,
+) -> None:
+    if images.dim() != 4:
+        raise ValueError(f"images must be [B, C, H, W], got {list(images.shape)}")
+    if images.dtype not in (torch.uint8, torch.float32):
+        raise ValueError(f"images must be uint8 or float32, got {images.dtype}")
+    B, C, H, W = images.shape
+    if not 1 <= C <= _C.max_channels:
+        raise ValueError(f"images must have 1 to {_C.max_channels} channels, got {C}")
+    if patch < 1 or H % patch or W % patch or not H or not W:
+        raise ValueError(f"images of {H} x {W} pixels cannot be cut into patches of {patch}")
+    if len(mean) != C or len(std) != C:
+        raise ValueError(f"mean and std must have {C} values, got {len(mean)} and {len(std)}")
+    if not all(v > 0 for v in std):
+        raise ValueError(f"std must be positive, got {std}")
+    if dtype not in _FLOATS:
+        raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
+    if permutation is None:
+        return
+    if not 1 <= grid <= min(H, W):
+        raise ValueError(f"grid must be between 1 and {min(H, W)}, got {grid}")
+    if permutation.shape != (B, grid * grid) or permutation.dtype != torch.int64:
+        raise ValueError(
+            f"permutation must be int64 [{B}, {grid * grid}], got {permutation.dtype} {list(permutation.shape)}"
+        )
+    _same_device(images=images, permutation=permutation)
+    if permutation.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = (permutation.sort(dim=1).values != torch.arange(grid * grid)).any(dim=1)
+        if bool(wrong.any()):
+            raise ValueError(f"permutation row {int(wrong.nonzero()[0])} is not a permutation of 0..{grid * grid - 1}")
+
+
+def _patchify_native(
+    images: Tensor,
+    permutation: Tensor | None,
+    patch: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    grid: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    B, C, H, W = images.shape
+    permutation = None if permutation is None else permutation.contiguous()
+    patches = images.new_empty(B, (H // patch) * (W // patch), C * patch * patch, dtype=dtype)
+    # fmt: off
+    _C.patchify(
+        images.data_ptr(), images.stride(), 0 if permutation is None else permutation.data_ptr(), patches.data_ptr(),
+        B, C, H, W, patch, grid, list(mean), list(std), _DTYPES[images.dtype], _DTYPES[dtype], *_where(images),
+    )
+    # fmt: on
+    return patches
+
+
+def _patchify_backward_native(
+    d_patches: Tensor, permutation: Tensor | None, shape: Sequence[int], patch: int, std: Sequence[float], grid: int
+) -> Tensor:
+    d_patches = d_patches.contiguous()
+    permutation = None if permutation is None else permutation.contiguous()
+    d_images = d_patches.new_empty(tuple(shape), dtype=torch.float32)
+    # fmt: off
+    _C.patchify_backward(
+        d_patches.data_ptr(), 0 if permutation is None else permutation.data_ptr(), d_images.data_ptr(), *shape,
+        patch, grid, list(std), _DTYPES[d_patches.dtype], *_where(d_patches),
+    )
+    # fmt: on
+    return d_images
+
+
+_patchify = torch.library.custom_op("splip::patchify", _patchify_native, mutates_args=())
+_patchify_backward = torch.library.custom_op("splip::patchify_backward", _patchify_backward_native, mutates_args=())
+
+
+@_patchify.register_fake
+def _(
+    images: Tensor,
+    permutation: Tensor | None,
+    patch: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    grid: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    B, C, H, W = images.shape
+    return images.new_empty(B, (H // patch) * (W // patch), C * patch * patch, dtype=dtype)
+
+
+@_patchify_backward.register_fake
+def _(
+    d_patches: Tensor, permutation: Tensor | None, shape: Sequence[int], patch: int, std: Sequence[float], grid: int
+) -> Tensor:
+    return d_patches.new_empty(tuple(shape), dtype=torch.float32)
+
+
+def _patchify_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    images, permutation, patch, _, std, grid, _ = inputs
+    ctx.save_for_backward(permutation)
+    ctx.shape, ctx.patch, ctx.std, ctx.grid = tuple(images.shape), patch, std, grid
+
+
+def _patchify_gradient(ctx: Any, d_patches: Tensor) -> Any:
+    (permutation,) = ctx.saved_tensors
+    d_images = _patchify_backward(d_patches, permutation, ctx.shape, ctx.patch, ctx.std, ctx.grid)
+    return d_images, None, None, None, None, None, None
+
+
+_patchify.register_autograd(_patchify_gradient, setup_context=_patchify_context)
+
+
+# ---- cosine_topk ----
+
+
+def cosine_topk(
+    queries: Tensor,  # [Q, D]
+    gallery: Tensor,  # [N, D]
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """The ``k`` gallery rows of largest cosine similarity for each query.
+
+    Same as ``(normalize(queries) @ normalize(gallery).T).topk(k)``, without the score matrix and with
+    a fixed order: score descending, then index ascending. Rows need not be normalised.
+
+    Args:
+        queries: ``[Q, D]``, float32, float16 or bfloat16.
+        gallery: ``[N, D]``, same dtype.
+        k: results per query, ``0 <= k <= N``.
+
+    Returns:
+        ``(scores, indices)``: ``[Q, k]`` float32 and ``[Q, k]`` int64. A zero row scores 0. A score
+        that is not a number (a row holds NaN, infinity, or is too long for float32) counts and is
+        reported as ``-inf``.
+
+    Raises:
+        ValueError: a shape, dtype or device does not match, or ``k > N``.
+
+    Native on: CPU (float32), CUDA (all three, ``k <= 1024``). Elsewhere: PyTorch. Scores are
+    differentiable in queries and gallery.
+    """
+    if queries.dim() != 2 or gallery.dim() != 2 or queries.shape[1] != gallery.shape[1] or not queries.shape[1]:
+        raise ValueError(
+            f"queries and gallery must be [Q, D] and [N, D], D >= 1, got {list(queries.shape)} and {list(gallery.shape)}"
+        )
+    _float_dtype("queries", queries)
+    if gallery.dtype != queries.dtype:
+        raise ValueError(f"gallery must be {queries.dtype} like queries, got {gallery.dtype}")
+    if not 0 <= k <= gallery.shape[0]:
+        raise ValueError(f"k must be between 0 and the gallery's size {gallery.shape[0]}, got {k}")
+    _same_device(queries=queries, gallery=gallery)
+    if not _native(queries, (torch.float32,)) or (queries.is_cuda and k > _C.cuda_max_k):
+        return reference.cosine_topk(queries, gallery, k)
+    return _call(_cosine_topk, _cosine_topk_native, queries, gallery, k)
+
+
+def _cosine_topk_native(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    queries, gallery = queries.contiguous(), gallery.contiguous()
+    (Q, D), N = queries.shape, gallery.shape[0]
+    scores = queries.new_empty(Q, k, dtype=torch.float32)
+    indices = queries.new_empty(Q, k, dtype=torch.int64)
+    if not Q or not k:
+        return scores, indices
+    device, stream, threads = _where(queries)
+    scratch = queries.new_empty(_C.cosine_topk_scratch(Q, N, D, k, device, threads), dtype=torch.uint8)
+    # fmt: off
+    _C.cosine_topk(
+        queries.data_ptr(), gallery.data_ptr(), scores.data_ptr(), indices.data_ptr(), scratch.data_ptr(),
+        Q, N, D, k, _DTYPES[queries.dtype], device, stream, threads,
+    )
+    # fmt: on
+    return scores, indices
+
+
+_cosine_topk = torch.library.custom_op("splip::cosine_topk", _cosine_topk_native, mutates_args=())
+
+
+@_cosine_topk.register_fake
+def _(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    Q = queries.shape[0]
+    return queries.new_empty(Q, k, dtype=torch.float32), queries.new_empty(Q, k, dtype=torch.int64)
+
+
+def _cosine_topk_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    queries, gallery, _ = inputs
+    scores, indices = output
+    ctx.mark_non_differentiable(indices)
+    ctx.save_for_backward(queries, gallery, scores, indices)
+
+
+def _cosine_topk_gradient(ctx: Any, d_scores: Tensor, _: Any) -> Any:
+    """d cos(q, g) / d q = (g / |g| - cos * q / |q|) / |q|, and the same with q and g exchanged."""
+    queries, gallery, scores, indices = ctx.saved_tensors
+    q, chosen = queries.float()[:, None], gallery.float()[indices]  # [Q, 1, D], [Q, K, D]
+    q_scale = 1 / q.norm(dim=2, keepdim=True).clamp_min(reference.MIN_NORM)
+    g_scale = 1 / chosen.norm(dim=2, keepdim=True).clamp_min(reference.MIN_NORM)
+    q_unit, g_unit, cosine = q * q_scale, chosen * g_scale, scores[:, :, None]
+    weight = d_scores[:, :, None]
+    d_queries = (weight * (g_unit - cosine * q_unit) * q_scale).sum(dim=1).to(queries.dtype)
+    d_chosen = weight * (q_unit - cosine * g_unit) * g_scale
+    d_gallery = torch.zeros_like(gallery, dtype=torch.float32)
+    d_gallery = d_gallery.index_add(0, indices.flatten(), d_chosen.flatten(0, 1)).to(gallery.dtype)
+    return d_queries, d_gallery, None
+
+
+_cosine_topk.register_autograd(_cosine_topk_gradient, setup_context=_cosine_topk_context)
