@@ -1,0 +1,172 @@
+"""The ``splip`` command: one word per verb, heavy imports only inside the verb."""
+
+import contextlib
+import importlib
+import io
+import sys
+from typing import Any
+
+from splip import __version__
+from splip.errors import UserError
+
+# verb: (configuration, function, summary, examples)
+VERBS: dict[str, tuple[str, str, str, str]] = {
+    "train": (
+        "TrainConfig",
+        "splip.train:train",
+        "train SpLIP on a tree of sketches and photos",
+        "splip train --config sample --data.root sample --out runs/sample\n"
+        "  splip train --backbone.name ViT-B-32 --backbone.pretrained openai --data.root my-tree --out runs/mine\n"
+        "  splip train --config runs/mine/config.yaml --resume",
+    ),
+    "eval": (
+        "EvalConfig",
+        "splip.evaluate:evaluate",
+        "measure zero-shot retrieval on the unseen classes",
+        "splip eval --checkpoint runs/sample/best.pt --baselines --json results.json",
+    ),
+    "index": (
+        "IndexConfig",
+        "splip.index:build",
+        "embed the photos of folders into a gallery",
+        "splip index ~/Pictures --checkpoint runs/sample/best.pt --gallery my-gallery",
+    ),
+    "search": (
+        "SearchConfig",
+        "splip.index:search",
+        "find the photos of a gallery that match a sketch",
+        "splip search --gallery my-gallery --sketch my.png -k 10 --grid out.png",
+    ),
+    "data sample": (
+        "SampleConfig",
+        "splip.sample:unpack",
+        "unpack the sample data set",
+        "splip data sample --out sample",
+    ),
+    "data check": (
+        "CheckConfig",
+        "splip.data:check",
+        "say what a tree of sketches and photos holds",
+        "splip data check --root sample --decode",
+    ),
+    "demo": (
+        "DemoConfig",
+        "splip.demo:demo",
+        "the whole way on the sample data, with a page to look at",
+        "splip demo --out demo",
+    ),
+    "info": (
+        "InfoConfig",
+        "splip.info:info",
+        "print versions, instruction sets, GPUs",
+        "splip info",
+    ),
+}
+
+
+def usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:{width}}  {entry[2]}" for verb, entry in VERBS.items()]
+    return "\n".join(
+        [
+            f"splip {__version__}: find photos from a drawing",
+            "",
+            "usage: splip VERB [OPTIONS]      splip VERB --help shows the options of a verb",
+            "",
+            *lines,
+            "",
+            "examples:",
+            "  splip data sample --out sample",
+            "  splip train --config sample --data.root sample --out runs/sample",
+            "  splip index sample/photo --checkpoint runs/sample/best.pt --gallery gallery",
+            "  splip search --gallery gallery --sketch sample/sketch/horse/1f40e-1.png -k 10 --grid out.png",
+        ]
+    )
+
+
+def parse(verb: str, args: list[str]) -> Any:
+    """The configuration of a verb: defaults < ``--config`` file < flags."""
+    import tyro
+
+    from splip import config
+
+    name, _, summary, examples = VERBS[verb]
+    cls: type[Any] = getattr(config, name)
+    aliases = {"-k": "--k"}
+    args = [aliases.get(a, a) for a in args]
+    defaults: dict[str, Any] = {}
+    if verb == "train":
+        file, args = _take_option(args, "--config")
+        defaults = {} if file is None else {"default": config.load(cls, file)}
+    description = f"{(cls.__doc__ or summary).strip()}\n\nexamples:\n  {examples}"
+    if verb == "train":
+        shipped = ", ".join(sorted(p.stem for p in config.CONFIGS.glob("*.yaml")))
+        description += f"\n\n--config FILE.yaml (or a shipped one: {shipped}) sets the defaults of all options."
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            # Booleans as --flag / --no-flag, hyphens and underscores alike.
+            parsed = tyro.cli(cls, args=args, prog=f"splip {verb}", description=description, **defaults)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_one_line(messages.getvalue()) + f" (see splip {verb} --help)") from None
+    return parsed
+
+
+def _take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
+    for i, arg in enumerate(args):
+        if arg == name:
+            if i + 1 == len(args):
+                raise UserError(f"{name} needs a value")
+            return args[i + 1], args[:i] + args[i + 2 :]
+        if arg.startswith(name + "="):
+            return arg.split("=", 1)[1], args[:i] + args[i + 1 :]
+    return None, args
+
+
+def _one_line(box: str) -> str:
+    """tyro prints a framed message; keep its words up to the first rule."""
+    words = []
+    for line in box.splitlines():
+        if line.startswith("╭"):
+            continue
+        text = line.strip("│╰╯─ ")
+        if not text and "─" in line:
+            break
+        words.append(text)
+    return " ".join(" ".join(words).split())
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if args else 2
+    if args[0] in ("-V", "--version"):
+        print(f"splip {__version__}")
+        return 0
+    try:
+        verb = " ".join(args[:2]) if " ".join(args[:2]) in VERBS else args[0]
+        if verb not in VERBS:
+            choices = [v for v in VERBS if v.startswith(args[0] + " ")] or list(VERBS)
+            if args[1:] and args[1] in ("-h", "--help") and choices != list(VERBS):
+                print("\n".join(f"splip {v}: {VERBS[v][2]}" for v in choices))
+                return 0
+            raise UserError(f"unknown verb '{' '.join(args[:2])}'; choose one of: {', '.join(choices)}")
+        config = parse(verb, args[len(verb.split()) :])
+        module, function = VERBS[verb][1].split(":")
+        code = getattr(importlib.import_module(module), function)(config)
+        return code if isinstance(code, int) else 0
+    except UserError as error:
+        print(f"splip: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("splip: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""An open_clip model with prompt slots in every layer of both towers.
+
+Sizes: B images, C texts, P patches, M text context, d_v and d_t widths of the visual and text tower,
+D joint embedding, L_v and L_t layers.
+"""
+
+import contextlib
+import hashlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from splip import ops
+from splip.config import CONFIGS, BackboneConfig
+from splip.errors import UserError
+
+open_clip.add_model_config(CONFIGS / "models")
+
+
+class PromptedCLIP(nn.Module):
+    """Both towers of an open_clip ViT, run block by block so that prompts can be written before each.
+
+    Without prompts the blocks run as open_clip runs them, so outputs are open_clip's own.
+
+    Args:
+        config: which architecture and weights.
+
+    Raises:
+        UserError: no such architecture or weights, or one whose blocks have no place for prompts.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.clip = _create(config)
+        self.config = config
+        visual, text = self.clip.visual, getattr(self.clip, "text", self.clip)
+        _check_supported(config.name, visual, text)
+        self.visual, self.text = visual, text
+        self.image_size = int(visual.image_size[0])
+        self.patch_size = int(visual.patch_size[0])
+        self.patches = int(visual.grid_size[0] * visual.grid_size[1])
+        self.visual_width = int(visual.conv1.out_channels)
+        self.text_width = int(text.token_embedding.embedding_dim)
+        self.visual_layers = len(visual.transformer.resblocks)
+        self.text_layers = len(text.transformer.resblocks)
+        self.embed_dim = int(visual.output_dim)
+        preprocess = open_clip.get_model_preprocess_cfg(self.clip)
+        self.mean, self.std = tuple(preprocess["mean"]), tuple(preprocess["std"])
+        self.tokenizer = open_clip.get_tokenizer(config.name)
+
+    def identity(self) -> dict[str, Any]:
+        """Names the backbone and its exact weights; call before any training."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.clip.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        c = self.config
+        return {"name": c.name, "pretrained": c.pretrained, "seed": c.seed, "sha256": digest.hexdigest()}
+
+    # ---- visual tower ----
+
+    def embed_patches(self, images: Tensor, permutation: Tensor | None = None, grid: int = 3) -> Tensor:
+        """Patch embeddings E_0, before position and class token.
+
+        Args:
+            images: ``[B, 3, S, S]`` uint8, normalised here in one pass with the cut into patches; or
+                float, already normalised, for open_clip's own preprocessing.
+            permutation: shuffles the tiles of uint8 images, see :func:`splip.ops.patchify`.
+
+        Returns:
+            ``[B, P, d_v]``
+        """
+        S = self.image_size
+        if images.dim() != 4 or tuple(images.shape[1:]) != (3, S, S):
+            raise ValueError(f"images must be [B, 3, {S}, {S}], got {list(images.shape)}")
+        weight = self.visual.conv1.weight
+        if images.dtype != torch.uint8:
+            if permutation is not None:
+                raise ValueError("tiles can be shuffled in uint8 images only")
+            features: Tensor = self.visual.conv1(images)
+            return features.reshape(features.shape[0], features.shape[1], -1).permute(0, 2, 1)
+        patches = ops.patchify(images, self.patch_size, self.mean, self.std, permutation, grid, weight.dtype)
+        return patches @ weight.flatten(1).T
+
+    def encode_visual(self, patches: Tensor, prompts: list[Tensor] | None = None) -> Tensor:
+        """The visual tower on patch embeddings.
+
+        Args:
+            patches: E_0 ``[B, P, d_v]``.
+            prompts: for each of the first layers ``[n, d_v]`` or ``[B, n, d_v]``, the same n, written
+                after the class token before that layer; None: plain CLIP.
+
+        Returns:
+            ``[B, D]``, not normalised.
+        """
+        visual = self.visual
+        token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
+        x = torch.cat([token, patches], dim=1)
+        x = visual.ln_pre(visual.patch_dropout(x + visual.positional_embedding.to(x.dtype)))
+        written = 0
+        for layer, block in enumerate(visual.transformer.resblocks):
+            if prompts is not None and layer < len(prompts):
+                x = _prompted_block(block, x, prompts[layer], replace=written)
+                written = prompts[layer].shape[-2]
+            else:
+                x = block(x)
+        x = visual.ln_post(x[:, 0])
+        return x if visual.proj is None else x @ visual.proj
+
+    # ---- text tower ----
+
+    def tokenize(self, texts: list[str], truncate: bool = True) -> Tensor:
+        """Token ids ``[C, M]``, M the longest text: the tower is causal, so what follows [EOS] is never seen."""
+        tokens: Tensor = self.tokenizer(texts)
+        return tokens[:, : int(tokens.argmax(dim=1).max()) + 1] if truncate else tokens
+
+    def encode_text(self, tokens: Tensor, prompts: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The text tower.
+
+        Args:
+            tokens: ``[C, M]`` ids; with prompts, positions 1..m hold placeholders.
+            prompts: for each of the first layers ``[m, d_t]`` or ``[C, m, d_t]``, written into positions
+                1..m before that layer. Positional embeddings are added to those of the first.
+
+        Returns:
+            ``(features [C, D] not normalised, hidden)``: hidden holds ``[C, M, d_t]`` after each layer.
+        """
+        text, M = self.text, tokens.shape[1]
+        cast = text.transformer.get_cast_dtype()
+        position = text.positional_embedding[:M].to(cast)
+        x = text.token_embedding(tokens).to(cast) + position
+        mask = text.attn_mask[:M, :M]
+        hidden = []
+        for layer, block in enumerate(text.transformer.resblocks):
+            if prompts is not None and layer < len(prompts):
+                prompt = prompts[layer]
+                m = prompt.shape[-2]
+                prompt = prompt + position[1 : 1 + m] if layer == 0 else prompt
+                x = _prompted_block(block, x, prompt, replace=m, mask=mask)
+            else:
+                x = block(x, attn_mask=mask)
+            hidden.append(x)
+        x = text.ln_final(x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)])
+        projection = text.text_projection
+        if isinstance(projection, nn.Linear):
+            return projection(x), hidden
+        return (x if projection is None else x @ projection), hidden
+
+
+def _prompted_block(block: Any, x: Tensor, prompts: Tensor, replace: int, mask: Tensor | None = None) -> Tensor:
+    """One residual block on the sequence with the prompt slots written anew."""
+    norm = block.ln_1
+    tokens, normed = ops.prompt_layernorm(
+        x, prompts.to(x.dtype), norm.weight.float(), norm.bias.float(), norm.eps, replace
+    )
+    x = tokens + block.ls_1(block.attention(normed, attn_mask=mask))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+def _create(config: BackboneConfig) -> nn.Module:
+    if config.name not in open_clip.list_models():
+        known = [m for m in open_clip.list_models() if m.startswith("ViT-") and "SigLIP" not in m]
+        raise UserError(f"unknown backbone {config.name}: choose splip-tiny or one of open_clip's {', '.join(known)}")
+    pretrained = config.pretrained
+    options: dict[str, Any] = {}
+    if pretrained is not None:
+        tags = open_clip.list_pretrained_tags_by_model(config.name)
+        if pretrained in tags:
+            # Weights trained with QuickGELU give other features under GELU, silently.
+            tag = open_clip.get_pretrained_cfg(config.name, pretrained)
+            options["force_quick_gelu"] = bool(tag.get("quick_gelu", False))
+        elif not Path(pretrained).is_file():
+            known = ", ".join(tags) or "none"
+            raise UserError(
+                f"no pretrained weights {pretrained} for {config.name}: not a file, and open_clip's tags are {known}"
+            )
+    try:
+        # open_clip reports what it loads through logging and warnings; errors are reported here.
+        with torch.random.fork_rng(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+            torch.manual_seed(config.seed)
+            return open_clip.create_model(config.name, pretrained=pretrained, **options).eval()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"cannot load {config.name} with pretrained weights {pretrained}: {reason}") from None
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _check_supported(name: str, visual: Any, text: Any) -> None:
+    """Prompts need pre-norm blocks, a class token that is pooled, and a causal text tower."""
+    block_types = {type(b).__name__ for t in (visual, text) for b in getattr(t, "transformer", t).modules()}
+    reason = ""
+    if not isinstance(visual, open_clip.transformer.VisionTransformer):
+        reason = f"its visual tower is a {type(visual).__name__}"
+    elif visual.attn_pool is not None or visual.pool_type != "tok":
+        reason = "it does not pool the class token"
+    elif not hasattr(text, "token_embedding") or not hasattr(text, "positional_embedding"):
+        reason = f"its text tower is a {type(text).__name__}"
+    elif text.attn_mask is None or getattr(text, "cls_emb", None) is not None:
+        reason = "its text tower is not causal"
+    elif getattr(text, "text_pool_type", getattr(text, "pool_type", "")) != "argmax":
+        reason = "its text tower does not pool [EOS]"
+    elif "ResidualAttentionBlock" not in block_types:
+        reason = "its blocks are not ResidualAttentionBlock"
+    if reason:
+        raise UserError(f"backbone {name} is not supported: {reason}")

@@ -1,0 +1,13 @@
+"""The errors that a user can cause and mend: one line, exit code 2, no traceback."""
+
+
+class UserError(Exception):
+    """Bad input; the message names the file, flag or shape."""
+
+
+class UnreadablePicture(UserError):
+    """A picture that cannot be decoded; long jobs list it and go on."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"cannot read picture {path}: {reason}")
+        self.path, self.reason = path, reason
