@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 from splip import _C
 
@@ -31,3 +32,84 @@ def device(request):
         return torch.device("cuda")
     assert _C.isa() == request.param.removeprefix("cpu-")
     return torch.device("cpu")
+
+
+def draw(path, kind, colour, seed, size=(48, 40)):
+    """A small picture: one of six shapes, shifted by the seed."""
+    image = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(image)
+    x, y = 4 + seed % 5, 3 + seed % 4
+    box = (x, y, x + 26, y + 26)
+    if kind == 0:
+        pen.ellipse(box, outline=colour, width=3)
+    elif kind == 1:
+        pen.rectangle(box, outline=colour, width=3)
+    elif kind == 2:
+        pen.line([(x, y), (x + 26, y + 26)], colour, 3)
+    elif kind == 3:
+        pen.line([(x, y + 13), (x + 26, y + 13)], colour, 5)
+    elif kind == 4:
+        pen.polygon([(x + 13, y), (x, y + 26), (x + 26, y + 26)], outline=colour)
+    else:
+        pen.line([(x + 13, y), (x + 13, y + 26)], colour, 5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+NAMES = ["ball", "box", "slash", "dash", "cone", "pole", "red_ball", "red-box"]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """{sketch,photo}/<class>/*: eight classes, three sketches and two photos each."""
+    root = tmp_path / "tree"
+    for number, name in enumerate(NAMES):
+        for i in range(3):
+            draw(root / "sketch" / name / f"{i}.png", number % 6, "black", i)
+        for i in range(2):
+            draw(root / "photo" / name / f"{i}.jpg", number % 6, "red" if number > 5 else "blue", i + 2)
+    return root
+
+
+@pytest.fixture
+def settings(tree, tmp_path):
+    """A training run of a few steps on the tiny backbone."""
+    from splip.config import BackboneConfig, DataConfig, TrainConfig
+
+    return TrainConfig(
+        out=tmp_path / "run",
+        data=DataConfig(root=tree, unseen=("box", "cone"), validation=("pole",)),
+        backbone=BackboneConfig(name="splip-tiny"),
+        steps=4,
+        batch_size=4,
+        eval_every=2,
+        warmup=1,
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run a command line; returns (exit code, stdout, stderr)."""
+    from splip.cli import main
+
+    def run(*args):
+        capsys.readouterr()
+        code = main([str(a) for a in args])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(cli):
+    """A command line that must end in one line on stderr and exit code 2."""
+
+    def run(*args):
+        code, _, err = cli(*args)
+        assert code == 2, err
+        assert err.startswith("splip: error: ") and err.count("\n") == 1, err
+        return err
+
+    return run

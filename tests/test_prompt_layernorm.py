@@ -24,7 +24,7 @@ def make(shape, device, dtype, requires_grad=True):
 
 
 def same_gradients(got, want, dtype):
-    for name, g, w in zip("x prompts gamma beta".split(), got, want, strict=True):
+    for name, g, w in zip(["x", "prompts", "gamma", "beta"], got, want, strict=True):
         tol = TOL[dtype] * max(1.0, float(w.abs().max()) if w.numel() else 1.0)
         torch.testing.assert_close(g, w, rtol=TOL[dtype], atol=tol, msg=lambda m: f"d_{name}: {m}")
 

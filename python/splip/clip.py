@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,14 @@ class PromptedCLIP(nn.Module):
         UserError: no such architecture or weights, or one whose blocks have no place for prompts.
     """
 
+    clip: Any
+
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.clip = _create(config)
         self.config = config
-        visual, text = self.clip.visual, getattr(self.clip, "text", self.clip)
+        visual, text = self.visual, self.text
         _check_supported(config.name, visual, text)
-        self.visual, self.text = visual, text
         self.image_size = int(visual.image_size[0])
         self.patch_size = int(visual.patch_size[0])
         self.patches = int(visual.grid_size[0] * visual.grid_size[1])
@@ -53,6 +55,16 @@ class PromptedCLIP(nn.Module):
         preprocess = open_clip.get_model_preprocess_cfg(self.clip)
         self.mean, self.std = tuple(preprocess["mean"]), tuple(preprocess["std"])
         self.tokenizer = open_clip.get_tokenizer(config.name)
+
+    @property
+    def visual(self) -> Any:
+        """open_clip's visual tower."""
+        return self.clip.visual
+
+    @property
+    def text(self) -> Any:
+        """open_clip's text tower: a module of its own, or the model itself."""
+        return getattr(self.clip, "text", self.clip)
 
     def identity(self) -> dict[str, Any]:
         """Names the backbone and its exact weights; call before any training."""
@@ -88,13 +100,16 @@ class PromptedCLIP(nn.Module):
         patches = ops.patchify(images, self.patch_size, self.mean, self.std, permutation, grid, weight.dtype)
         return patches @ weight.flatten(1).T
 
-    def encode_visual(self, patches: Tensor, prompts: list[Tensor] | None = None) -> Tensor:
+    def encode_visual(
+        self, patches: Tensor, prompts: list[Tensor] | None = None, norm: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """The visual tower on patch embeddings.
 
         Args:
             patches: E_0 ``[B, P, d_v]``.
             prompts: for each of the first layers ``[n, d_v]`` or ``[B, n, d_v]``, the same n, written
                 after the class token before that layer; None: plain CLIP.
+            norm: applied to the class token after the last LayerNorm.
 
         Returns:
             ``[B, D]``, not normalised.
@@ -111,6 +126,7 @@ class PromptedCLIP(nn.Module):
             else:
                 x = block(x)
         x = visual.ln_post(x[:, 0])
+        x = x if norm is None else norm(x)
         return x if visual.proj is None else x @ visual.proj
 
     # ---- text tower ----
@@ -120,13 +136,16 @@ class PromptedCLIP(nn.Module):
         tokens: Tensor = self.tokenizer(texts)
         return tokens[:, : int(tokens.argmax(dim=1).max()) + 1] if truncate else tokens
 
-    def encode_text(self, tokens: Tensor, prompts: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+    def encode_text(
+        self, tokens: Tensor, prompts: list[Tensor] | None = None, norm: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """The text tower.
 
         Args:
             tokens: ``[C, M]`` ids; with prompts, positions 1..m hold placeholders.
             prompts: for each of the first layers ``[m, d_t]`` or ``[C, m, d_t]``, written into positions
                 1..m before that layer. Positional embeddings are added to those of the first.
+            norm: applied to the [EOS] state after the last LayerNorm.
 
         Returns:
             ``(features [C, D] not normalised, hidden)``: hidden holds ``[C, M, d_t]`` after each layer.
@@ -147,6 +166,7 @@ class PromptedCLIP(nn.Module):
                 x = block(x, attn_mask=mask)
             hidden.append(x)
         x = text.ln_final(x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)])
+        x = x if norm is None else norm(x)
         projection = text.text_projection
         if isinstance(projection, nn.Linear):
             return projection(x), hidden
@@ -165,12 +185,12 @@ def _prompted_block(block: Any, x: Tensor, prompts: Tensor, replace: int, mask: 
 
 def _create(config: BackboneConfig) -> nn.Module:
     if config.name not in open_clip.list_models():
-        known = [m for m in open_clip.list_models() if m.startswith("ViT-") and "SigLIP" not in m]
-        raise UserError(f"unknown backbone {config.name}: choose splip-tiny or one of open_clip's {', '.join(known)}")
+        names = ", ".join(m for m in open_clip.list_models() if m.startswith("ViT-") and "SigLIP" not in m)
+        raise UserError(f"unknown backbone {config.name}: choose splip-tiny or one of open_clip's {names}")
     pretrained = config.pretrained
     options: dict[str, Any] = {}
     if pretrained is not None:
-        tags = open_clip.list_pretrained_tags_by_model(config.name)
+        tags: list[str] = open_clip.list_pretrained_tags_by_model(config.name)
         if pretrained in tags:
             # Weights trained with QuickGELU give other features under GELU, silently.
             tag = open_clip.get_pretrained_cfg(config.name, pretrained)

@@ -81,6 +81,8 @@ class LossConfig:
     """Weight of the triplet loss."""
     classification: float = 1.0
     """Weight of the cross-entropy against the prompted class texts (alpha)."""
+    logit_scale: float | None = None
+    """Inverse temperature of the cross-entropy; none: the backbone's own."""
     margin: Literal["adaptive", "fixed"] = "adaptive"
     """adaptive: cosine of the two classes' frozen texts; fixed: fixed_margin."""
     fixed_margin: float = 0.2
@@ -104,7 +106,7 @@ class TrainConfig:
     train_text_layernorm: bool = True
     """Train the LayerNorms of the text tower."""
     train_backbone: bool = False
-    """Train all weights: for a backbone with random weights, where there is nothing to keep."""
+    """Train all weights, and a BatchNorm after each tower: for a backbone with random weights."""
     positives: Literal["class", "instance"] = "class"
     """The positive photo: any of the sketch's class, or one of the same instance."""
     epochs: int = 60

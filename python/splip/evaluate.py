@@ -46,9 +46,7 @@ class TestSet:
         self.sketch_pictures = Pictures(
             sketches.paths, side, config.fit, config.crop_sketches, config.memory_gb, "Decoding sketches"
         )
-        self.photo_pictures = Pictures(
-            photos.paths, side, config.fit, False, config.memory_gb, label="Decoding photos"
-        )
+        self.photo_pictures = Pictures(photos.paths, side, config.fit, False, config.memory_gb, label="Decoding photos")
         self.sketches = sketches.take(self.sketch_pictures.kept)
         self.photos = photos.take(self.photo_pictures.kept)
         self.skipped = self.sketch_pictures.skipped + self.photo_pictures.skipped
@@ -75,9 +73,7 @@ class TestSet:
             scores = [float(sketches[q] @ photos[i]) for i in found]
             label, thing = self.sketches.labels[q], self.sketches.instances[q]
             hits: list[str | None] = [
-                "same"
-                if self.photos.instances[i] == thing
-                else ("hit" if self.photos.labels[i] == label else "miss")
+                "same" if self.photos.instances[i] == thing else ("hit" if self.photos.labels[i] == label else "miss")
                 for i in found
             ]
             paths = [self.photos.paths[i] for i in found]

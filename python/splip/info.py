@@ -10,7 +10,7 @@ from splip.config import InfoConfig
 def info(_: InfoConfig) -> None:
     import torch
 
-    from splip import __version__, _C
+    from splip import _C, __version__
 
     lines: list[tuple[str, object]] = [
         ("splip", f"{__version__} ({os.path.dirname(os.path.abspath(__file__))})"),

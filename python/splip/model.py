@@ -58,6 +58,11 @@ class SpLIP(nn.Module):
             self.b_t = VisionToText(clip.patches, d_v, d_t, p.text_tokens) if p.text_tokens else None
             self.b_v = WordsToVision(d_t, d_v) if p.words else None
             self.b_vt = LayersToVision(d_t, d_v, p.layer_tokens) if p.layer_tokens else None
+        # From random weights a loss on cosines collapses: every input soon gets the same feature. A
+        # BatchNorm after the last LayerNorm of each tower keeps the features apart. In inference it is
+        # a constant affine map. Pre-trained towers need none.
+        self.visual_norm = nn.BatchNorm1d(d_v) if config.train_backbone else nn.Identity()
+        self.text_norm = nn.BatchNorm1d(d_t) if config.train_backbone else nn.Identity()
         self.register_buffer("patch_mean", torch.zeros(len(MODALITIES), clip.patches, d_v))
         self.register_buffer("batches_seen", torch.zeros(len(MODALITIES)))
         for modality, text in enumerate(MODALITIES):
@@ -88,7 +93,7 @@ class SpLIP(nn.Module):
             for parameter in norm.parameters():
                 parameter.requires_grad = True
         if c.train_backbone:
-            for parameter in clip.parameters():
+            for parameter in self.parameters():
                 parameter.requires_grad = True
             clip.clip.logit_scale.requires_grad = False
 
@@ -121,7 +126,7 @@ class SpLIP(nn.Module):
         prompts = None
         if self.b_t is not None:
             prompts = [self.b_t(patch_mean)] * self._depth(self.backbone.text_layers)
-        features, hidden = self.backbone.encode_text(tokens, prompts)
+        features, hidden = self.backbone.encode_text(tokens, prompts, self.text_norm)
         return F.normalize(features, dim=-1), hidden
 
     # ---- visual prompts ----
@@ -143,9 +148,9 @@ class SpLIP(nn.Module):
             summaries = [
                 self.b_vt(h[rows, eos].mean(dim=0), torch.einsum("cm,cmd->d", weight.to(h.dtype), h)) for h in hidden
             ]
-            for layer, part in enumerate(parts):
+            for number, part in enumerate(parts):
                 # Towers of different depth: visual layer l takes text layer floor(l * L_t / L_v).
-                part.append(summaries[layer * len(hidden) // self.backbone.visual_layers])
+                part.append(summaries[number * len(hidden) // self.backbone.visual_layers])
         prompts = [torch.cat(part) for part in parts if part]
         return prompts or None
 
@@ -183,7 +188,7 @@ class SpLIP(nn.Module):
         if sketch_prompts is not None and photo_prompts is not None:
             pairs = zip(sketch_prompts, photo_prompts, strict=True)
             mixed = [torch.stack(pair)[modality] for pair in pairs]
-        features = self.backbone.encode_visual(patches, mixed)
+        features = self.backbone.encode_visual(patches, mixed, self.visual_norm)
         return F.normalize(features, dim=-1), torch.stack(texts)
 
     # ---- inference ----
@@ -210,7 +215,8 @@ class SpLIP(nn.Module):
         if self.training:
             raise RuntimeError("call eval() before encode_image")
         patches = self.backbone.embed_patches(images)
-        return F.normalize(self.backbone.encode_visual(patches, self.visual_prompts()[modality]), dim=-1).float()
+        features = self.backbone.encode_visual(patches, self.visual_prompts()[modality], self.visual_norm)
+        return F.normalize(features, dim=-1).float()
 
     def encode_sketch(self, images: Tensor) -> Tensor:
         """Unit-length features ``[B, D]`` of sketches, uint8 ``[B, 3, S, S]``."""
@@ -228,6 +234,10 @@ class SpLIP(nn.Module):
 
     # ---- checkpoints ----
 
+    def _kept_buffers(self) -> dict[str, Tensor]:
+        """What training changes besides parameters: the average patch embeddings and BatchNorm statistics."""
+        return {name: b for name, b in self.named_buffers() if not name.startswith(("backbone.", "tokens_", "class_"))}
+
     def checkpoint(self) -> dict[str, Any]:
         """What training changed, and what is needed to build the rest again."""
         return {
@@ -236,7 +246,7 @@ class SpLIP(nn.Module):
             "classes": self.classes,
             "backbone": self.backbone_identity,
             "trainable": {name: p.detach().cpu().clone() for name, p in self.trainable().items()},
-            "buffers": {"patch_mean": self.patch_mean.cpu().clone(), "batches_seen": self.batches_seen.cpu().clone()},
+            "buffers": {name: b.cpu().clone() for name, b in self._kept_buffers().items()},
         }
 
     def restore(self, state: dict[str, Any], source: object) -> None:
@@ -257,8 +267,8 @@ class SpLIP(nn.Module):
                     shapes = f"{list(value.shape)}, expected {list(parameter.shape)}"
                     raise UserError(f"{source}: {name} has shape {shapes}")
                 parameter.copy_(value)
-            for name, value in state["buffers"].items():
-                getattr(self, name).copy_(value)
+            for name, buffer in self._kept_buffers().items():
+                buffer.copy_(state["buffers"][name])
         self._constant_prompts = None
 
 

@@ -341,10 +341,11 @@ def _patchify_backward_native(
 ) -> Tensor:
     d_patches = d_patches.contiguous()
     permutation = None if permutation is None else permutation.contiguous()
-    d_images = d_patches.new_empty(tuple(shape), dtype=torch.float32)
+    B, C, H, W = shape
+    d_images = d_patches.new_empty(B, C, H, W, dtype=torch.float32)
     # fmt: off
     _C.patchify_backward(
-        d_patches.data_ptr(), 0 if permutation is None else permutation.data_ptr(), d_images.data_ptr(), *shape,
+        d_patches.data_ptr(), 0 if permutation is None else permutation.data_ptr(), d_images.data_ptr(), B, C, H, W,
         patch, grid, list(std), _DTYPES[d_patches.dtype], *_where(d_patches),
     )
     # fmt: on

@@ -18,6 +18,7 @@ Fit = Literal["pad", "stretch", "crop"]
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 INK_MARGIN = 0.06  # border that crop_to_ink leaves, as a share of the side
 INK_THRESHOLD = 8  # grey levels below white
+BLOCK = 256  # pictures decoded between two steps of a progress bar
 
 
 def read(path: Path) -> Image.Image:
@@ -97,11 +98,35 @@ def find(folders: Iterable[Path]) -> list[Path]:
     return sorted(found)
 
 
+def _threads() -> int:
+    return max(1, torch.get_num_threads())
+
+
+def decode(
+    paths: Sequence[Path], side: int, fit: Fit = "pad", crop_ink: bool = False
+) -> list[np.ndarray | UnreadablePicture]:
+    """Pictures as uint8 ``[side, side, 3]``, several at a time; an error stands in for what cannot be read."""
+
+    def one(path: Path) -> np.ndarray | UnreadablePicture:
+        try:
+            return square(read(path), side, fit, crop_ink)
+        except UnreadablePicture as error:
+            return error
+
+    with ThreadPoolExecutor(_threads()) as pool:
+        return list(pool.map(one, paths))
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """``[B, S, S, 3]`` to ``[B, 3, S, S]``, the same memory."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
 class Pictures:
     """A list of pictures that can be asked for batches of tensors.
 
-    They are decoded once and kept if they fit in ``memory_gb``, else decoded whenever asked for.
-    Pictures that cannot be read are left out and listed in ``skipped``.
+    All are decoded once at the start: those that cannot be read are left out and listed in
+    ``skipped``. If the rest fit in ``memory_gb`` they are kept, else decoded again for every use.
     """
 
     def __init__(
@@ -112,58 +137,46 @@ class Pictures:
         crop_ink: bool = False,
         memory_gb: float = 2.0,
         label: str = "Decoding",
-        threads: int | None = None,
     ) -> None:
         self.side, self.fit, self.crop_ink = side, fit, crop_ink
         self.skipped: list[UnreadablePicture] = []
-        self.paths = list(paths)
-        self.kept = list(range(len(self.paths)))  # positions of the readable ones in the list given
-        self._threads = threads or max(1, torch.get_num_threads())
-        self._pixels: np.ndarray | None = None
-        if len(self.paths) * side * side * 3 <= memory_gb * 1e9:
-            self._load(label)
-
-    def _load(self, label: str) -> None:
-        pixels = np.empty((len(self.paths), self.side, self.side, 3), dtype=np.uint8)
-        failed: dict[int, UnreadablePicture] = {}
-        with Progress(transient=True) as progress, ThreadPoolExecutor(self._threads) as pool:
-            task = progress.add_task(label, total=len(self.paths))
-            for i, result in enumerate(pool.map(self._try, self.paths)):
-                if isinstance(result, UnreadablePicture):
-                    failed[i] = result
-                else:
-                    pixels[i] = result
-                progress.advance(task)
-        self.skipped = list(failed.values())
-        self.kept = [i for i in range(len(self.paths)) if i not in failed]
-        self._pixels = pixels[self.kept] if failed else pixels
-        self.paths = [self.paths[i] for i in self.kept]
-
-    def _try(self, path: Path) -> np.ndarray | UnreadablePicture:
-        try:
-            return square(read(path), self.side, self.fit, self.crop_ink)
-        except UnreadablePicture as error:
-            return error
+        self.kept: list[int] = []  # positions of the readable ones in the list given
+        keep = len(paths) * side * side * 3 <= memory_gb * 1e9
+        pixels = np.empty((len(paths) if keep else 0, side, side, 3), dtype=np.uint8)
+        with Progress(transient=True) as progress:
+            task = progress.add_task(label, total=len(paths))
+            for start in range(0, len(paths), BLOCK):
+                block = paths[start : start + BLOCK]
+                for i, result in enumerate(decode(block, side, fit, crop_ink), start):
+                    if isinstance(result, UnreadablePicture):
+                        self.skipped.append(result)
+                        continue
+                    if keep:
+                        pixels[len(self.kept)] = result
+                    self.kept.append(i)
+                progress.advance(task, len(block))
+        self.paths = [paths[i] for i in self.kept]
+        self._pixels = pixels[: len(self.kept)] if keep else None
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def get(self, indices: Sequence[int]) -> Tensor:
+    def get(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Pictures as uint8 ``[B, 3, S, S]`` (channels last in memory).
 
         Raises:
-            UnreadablePicture: one cannot be read and was not checked before.
+            UnreadablePicture: one was readable at the start and is not now.
         """
         if self._pixels is not None:
             pixels = self._pixels[np.asarray(indices, dtype=np.int64)]
         else:
-            with ThreadPoolExecutor(self._threads) as pool:
-                results = list(pool.map(self._try, [self.paths[i] for i in indices]))
-            for result in results:
+            decoded = []
+            for result in decode([self.paths[i] for i in indices], self.side, self.fit, self.crop_ink):
                 if isinstance(result, UnreadablePicture):
                     raise result
-            pixels = np.stack([r for r in results if not isinstance(r, UnreadablePicture)])
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+                decoded.append(result)
+            pixels = np.stack(decoded)
+        return to_tensor(pixels)
 
 
 def write_skipped(path: Path, skipped: Sequence[UnreadablePicture]) -> None:

@@ -144,6 +144,16 @@ def train(config: TrainConfig) -> Path:
     labels_of = {tree.classes.index(name): i for i, name in enumerate(tree.seen)}
     modality = torch.tensor([0] * config.batch_size + [1] * 2 * config.batch_size, device=device)
     scale = model.backbone.clip.logit_scale.exp().detach()
+    if config.loss.logit_scale is not None:
+        scale = torch.full_like(scale, config.loss.logit_scale)
+
+    def batch(step: int) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], torch.Tensor]:
+        positions = sampler.batch(step)
+        which = (pictures[0], pictures[1], pictures[1])
+        images = torch.cat([source.get(chosen) for source, chosen in zip(which, positions, strict=True)])
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        return positions, augment(images, modality.cpu() == 0, config.data.augment, generator).to(device)
+
     began, step = time.monotonic(), start
     model.train()
     with _log(out / "log.csv") as log, _stop_signals() as stopped, _progress() as progress:
@@ -152,10 +162,7 @@ def train(config: TrainConfig) -> Path:
             lr = _learning_rate(config, step, steps)
             for group in optimiser.param_groups:
                 group["lr"] = lr
-            chosen, positive, negative = sampler.batch(step)
-            images = torch.cat([pictures[0].get(chosen), pictures[1].get(positive), pictures[1].get(negative)])
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            images = augment(images, modality.cpu() == 0, config.data.augment, generator).to(device)
+            (chosen, positive, negative), images = batch(step)
             class_numbers = [sketches.labels[i] for i in chosen]
             class_numbers += [photos.labels[i] for i in (*positive, *negative)]
             labels = torch.tensor([labels_of[c] for c in class_numbers], device=device)
@@ -171,7 +178,7 @@ def train(config: TrainConfig) -> Path:
             loss = config.loss.triplet * triplet + config.loss.classification * classification
             if not torch.isfinite(loss):
                 raise UserError(
-                    f"the loss became {float(loss)} at step {step}; the last good checkpoint is "
+                    f"the loss became {loss.item()} at step {step}; the last good checkpoint is "
                     f"{last if last.is_file() else 'none'}; try a lower --lr"
                 )
             optimiser.zero_grad(set_to_none=True)
@@ -262,7 +269,7 @@ def _trim_log(path: Path, step: int) -> None:
     with open(path, newline="") as file:
         rows = [r for r in csv.DictReader(file) if int(r["step"]) <= step]
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -271,7 +278,7 @@ def _trim_log(path: Path, step: int) -> None:
 def _log(path: Path) -> Iterator[Any]:
     new = not path.is_file()
     with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if new:
             writer.writeheader()
 

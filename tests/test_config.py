@@ -1,0 +1,63 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from splip import config
+from splip.config import TrainConfig
+from splip.errors import UserError
+
+
+def load(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    return config.load(TrainConfig, str(tmp_path / "c.yaml"))
+
+
+def test_file_fills_what_it_names(tmp_path):
+    loaded = load(tmp_path, "lr: 2e-3\nsteps: 7\nprompts: {depth: 3}\ndata:\n  root: a/b\n  unseen: [x, y]\n")
+    assert loaded.lr == 0.002 and loaded.steps == 7 and loaded.prompts.depth == 3
+    assert loaded.data.root == Path("a/b") and loaded.data.unseen == ("x", "y")
+    assert loaded.batch_size == TrainConfig().batch_size
+
+
+def test_round_trip(tmp_path):
+    changed = dataclasses.replace(TrainConfig(), lr=0.5, seed=3, out=Path("o"))
+    config.save(changed, tmp_path / "c.yaml")
+    assert config.load(TrainConfig, str(tmp_path / "c.yaml")) == changed
+    assert config.differences(TrainConfig(), changed) == ["out: runs/splip -> o", "lr: 0.001 -> 0.5", "seed: 0 -> 3"]
+
+
+def test_shipped_configurations_load():
+    names = [p.stem for p in config.CONFIGS.glob("*.yaml")]
+    assert "sample" in names
+    for name in names:
+        assert isinstance(config.load(TrainConfig, name), TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: 1", "unknown key 'learning_rate'; known keys: out, resume"),
+        ("prompts: {length: 4}", "unknown key 'prompts.length'; known keys: text_tokens"),
+        ("steps: many", "steps must be int, got 'many'"),
+        ("steps: 1.5", "steps must be int, got 1.5"),
+        ("lr: fast", "lr must be float, got 'fast'"),
+        ("lr: true", "lr must be float, got True"),
+        ("train_backbone: 1", "train_backbone must be bool, got 1"),
+        ("out: 3", "out must be a path, got 3"),
+        ("data: {fit: squash}", "data.fit must be one of pad, stretch, crop, got 'squash'"),
+        ("data: {unseen: box}", "data.unseen must be a list, got 'box'"),
+        ("data: 3", "data must be a mapping, got 3"),
+        ("- 1", "the file must be a mapping"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_rejects(tmp_path, text, message):
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, text)
+    assert message in str(caught.value) and "c.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_such_configuration():
+    with pytest.raises(UserError, match="no configuration nowhere: .*sample"):
+        config.load(TrainConfig, "nowhere")

@@ -1,0 +1,42 @@
+"""What an installation must hold, and what the build promises."""
+
+import importlib.metadata
+import importlib.resources
+import subprocess
+import sys
+
+import splip.export
+import torch
+
+import splip
+from splip import _C
+
+
+def test_poison():
+    """conftest.py makes fresh tensors NaN; without it the op tests would miss unwritten elements."""
+    assert torch.empty(3).isnan().all() and torch.zeros(1).new_empty(3).isnan().all()
+
+
+def test_version_is_one():
+    assert importlib.metadata.version("splip") == splip.__version__ == _C.version
+
+
+def test_package_data():
+    files = importlib.resources.files("splip")
+    for name in ("py.typed", "_C.pyi", "configs/sample.yaml", "configs/models/splip-tiny.json", "sample/fluent.webp"):
+        assert files.joinpath(name).is_file(), name
+    assert splip.__file__ and splip.export.__file__
+
+
+def test_native_core_does_not_link_torch():
+    """It must build without torch and load beside any version of it."""
+    out = subprocess.run(["ldd", _C.__file__], capture_output=True, text=True).stdout
+    assert "libc" in out and "torch" not in out and "libcuda" not in out and "cudart" not in out
+
+
+def test_core_loads_without_a_driver():
+    code = "import splip._C as c\ntry:\n  print(len(c.cuda_devices()))\nexcept RuntimeError as e:\n  print(e)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip()
+    if not torch.cuda.is_available() and _C.has_cuda:
+        assert "cuda" in run.stdout
