@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
 BIN := $(VENV)/bin
+WHEEL := $(VENV)/wheel
 # A thread that spins while it waits would take a core from the others.
 export OMP_WAIT_POLICY := passive
 
@@ -26,9 +27,15 @@ clean:
 
 SOURCES := $(shell find csrc export python/splip -type f -not -name '*.so' -not -path '*/__pycache__/*' 2>/dev/null)
 
-# An installed tree is made again when a source changed.
-$(VENV)/.%: $(SOURCES) setup.py pyproject.toml CMakeLists.txt | $(VENV)/bin/python
-	"$(BIN)/python" -m pip install --quiet ".[$*]"
+# The wheel is built once and installed with the extras that a target needs.
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.wheel
+	for wheel in $(WHEEL)/splip-*.whl; do "$(BIN)/python" -m pip install --quiet "./$$wheel[$*]" || exit 1; done
+	touch "$@"
+
+$(VENV)/.wheel: $(SOURCES) setup.py pyproject.toml CMakeLists.txt | $(VENV)/bin/python
+	rm -rf "$(WHEEL)"
+	"$(BIN)/python" -m pip wheel --quiet --no-deps --wheel-dir "$(WHEEL)" .
+	"$(BIN)/python" -m pip uninstall --quiet --yes splip
 	touch "$@"
 
 $(VENV)/bin/python:

@@ -246,7 +246,7 @@ def augment(images: Tensor, is_sketch: Tensor, strength: str, generator: torch.G
     # Photos: contrast, colour casts, sometimes grey or other hues.
     cast = torch.where(is_sketch[:, None], torch.ones(B, 3), uniform(1 - 0.5 * a, 1 + 0.4 * a, 3))
     ink = ink * (gain[:, None] * cast)[:, :, None, None]
-    grey = ~is_sketch & (uniform(0, 1) < 0.3 * a)
+    grey = ~is_sketch & (uniform(0, 1) < 0.6 * a)
     ink = torch.where(grey[:, None, None, None], ink.mean(dim=1, keepdim=True), ink)
     order = torch.stack([torch.randperm(3, generator=generator) for _ in range(B)])
     swap = ~is_sketch & (uniform(0, 1) < 0.3 * a)

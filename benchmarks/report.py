@@ -1,0 +1,77 @@
+"""Write the tables of the README from the committed results.
+
+python benchmarks/report.py            # prints them
+python benchmarks/report.py --update   # writes them between the markers in README.md
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
+
+
+def load(name: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return report
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def demo() -> str:
+    means = load("demo")["query_mean"]
+    columns = list(next(iter(means.values())))
+    rows = [[name, *(f"{100 * values[c]:.1f}" for c in columns)] for name, values in means.items()]
+    rows[-1] = [f"**{cell}**" for cell in rows[-1]]
+    return table(["", *columns], rows)
+
+
+def kernels() -> str:
+    """Both benchmarks of the ops, one row a case: time of splip and torch, ratio, error."""
+    ops, topk = load("ops-cpu"), load("cosine_topk-cpu")
+    rows = [
+        [f"`{r['op']}` {r['sizes']}", f"{r['splip_us'] / 1e3:.2f}", f"{r['torch_us'] / 1e3:.2f}", f"{r['ratio']:.2f}",
+         f"largest error {r['error']:.1e}"]
+        for r in ops["rows"]
+    ]  # fmt: skip
+    rows += [
+        [f"`cosine_topk` Q={r['Q']} N={r['N']} D={r['D']} K={r['K']}", f"{r['splip_us'] / 1e3:.2f}",
+         f"{r['torch_us'] / 1e3:.2f}", f"{r['ratio']:.2f}",
+         f"recall {r['splip_recall']:.3f}, {r['splip_queries_per_s']:.0f} queries/s"]
+        for r in topk["rows"]
+    ]  # fmt: skip
+    m = topk["machine"]
+    return (
+        table(["CPU, float32, medians", "splip ms", "torch ms", "torch / splip", ""], rows)
+        + f"\n\nMeasured on {m['cpu']}, {m['threads']} threads, torch {m['torch']}, {m['kernels']} kernels."
+    )
+
+
+TABLES = {"demo": demo, "kernels": kernels}
+
+
+def updated(text: str) -> str:
+    """The README with each table between its markers made anew."""
+    for name, make in TABLES.items():
+        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = pattern.sub(lambda m, make=make: f"{m.group(1)}\n{make()}\n\n{m.group(2)}", text)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--update", action="store_true", help="write the tables into README.md")
+    if parser.parse_args().update:
+        README.write_text(updated(README.read_text()))
+    else:
+        print("\n\n".join(make() for make in TABLES.values()))
+
+
+if __name__ == "__main__":
+    main()
