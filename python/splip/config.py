@@ -106,7 +106,7 @@ class TrainConfig:
     train_text_layernorm: bool = True
     """Train the LayerNorms of the text tower."""
     train_backbone: bool = False
-    """Train all weights, and a BatchNorm after each tower: for a backbone with random weights."""
+    """Train all weights but the word embeddings, and a BatchNorm after each tower: for random weights."""
     positives: Literal["class", "instance"] = "class"
     """The positive photo: any of the sketch's class, or one of the same instance."""
     epochs: int = 60

@@ -78,7 +78,7 @@ class SpLIP(nn.Module):
     # ---- what is trained ----
 
     def _set_trainable(self) -> None:
-        """LayerNorms and the three maps; with ``train_backbone`` everything but the logit scale."""
+        """LayerNorms and the three maps; with ``train_backbone`` everything but logit scale and word embeddings."""
         c = self.config
         for parameter in self.parameters():
             parameter.requires_grad = False
@@ -96,6 +96,8 @@ class SpLIP(nn.Module):
             for parameter in self.parameters():
                 parameter.requires_grad = True
             clip.clip.logit_scale.requires_grad = False
+            # Three quarters of a tiny model: random vectors tell words apart as well as trained ones.
+            clip.text.token_embedding.weight.requires_grad = False
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""

@@ -125,6 +125,7 @@ def train(config: TrainConfig) -> Path:
             {"params": [p for p in trainable.values() if p.dim() <= 1], "weight_decay": 0.0},
         ],
         lr=config.lr,
+        fused=True,
     )
     start, best, seconds = 0, -1.0, 0.0
     if state is not None:
