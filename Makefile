@@ -29,7 +29,7 @@ SOURCES := $(shell find csrc export python/splip -type f -not -name '*.so' -not 
 
 # The wheel is built once and installed with the extras that a target needs.
 $(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.wheel
-	for wheel in $(WHEEL)/splip-*.whl; do "$(BIN)/python" -m pip install --quiet "./$$wheel[$*]" || exit 1; done
+	for wheel in $(WHEEL)/splip-*.whl; do "$(BIN)/python" -m pip install --quiet "$$wheel[$*]" || exit 1; done
 	touch "$@"
 
 $(VENV)/.wheel: $(SOURCES) setup.py pyproject.toml CMakeLists.txt | $(VENV)/bin/python

@@ -106,7 +106,8 @@ struct PatchifyBackward {
 };
 
 // The K largest cosine similarities of each query, score descending, then index ascending.
-// A row whose norm is below kMinNorm scores 0; a NaN score counts and is reported as -infinity.
+// Norms below kMinNorm count as kMinNorm, so a zero row scores 0. A score that is not a number, or
+// whose norm overflows, counts and is reported as -infinity.
 //
 //   queries  [Q, D]      in   f32 (CUDA: f32, f16 or bf16)
 //   gallery  [N, D]      in   same dtype

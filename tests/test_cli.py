@@ -53,7 +53,9 @@ def test_defaults_then_file_then_flags(tmp_path):
         (["search", "--gallery", "g"], "--sketch"),
         (["eval", "--checkpoint", "none.pt"], "no checkpoint none.pt"),
         (["eval", "--checkpoint", "none.pt", "--device", "abacus"], "no device abacus"),
+        (["eval", "--checkpoint", "none.pt", "--device", "meta"], "no device meta"),
         (["data", "check", "--root", "nowhere"], "nowhere: no such folder"),
+        (["data", "sample", "--out", __file__ + "/x"], "Not a directory"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )

@@ -72,6 +72,29 @@ def test_zero_and_not_finite_rows(device):
     torch.testing.assert_close((scores, indices), reference.cosine_topk(queries, gallery, 6))
 
 
+def test_norms_that_overflow(device):
+    gallery = torch.tensor([[-1.0, 0.0], [1e20, 0.0], [1.0, 1.0]], device=device)
+    for queries in (torch.tensor([[1.0, 0.0]], device=device), torch.tensor([[1e20, 1e20]], device=device)):
+        scores, indices = ops.cosine_topk(queries, gallery, 3)
+        torch.testing.assert_close((scores, indices), reference.cosine_topk(queries, gallery, 3))
+    assert ops.cosine_topk(torch.tensor([[1.0, 0.0]], device=device), gallery, 3)[1].tolist() == [[2, 0, 1]]
+
+
+def test_fixed_gallery_gets_no_gradient(device):
+    queries, gallery = make((3, 20, 8, 4), device)
+    scores, _ = ops.cosine_topk(queries.requires_grad_(), gallery, 4)
+    scores.sum().backward()
+    assert queries.grad.abs().sum() > 0 and gallery.grad is None
+
+
+def test_is_recorded_when_traced():
+    """A tracer must see the op, not the empty tensors that the native call fills."""
+    queries, gallery = make((3, 20, 8, 4), "cpu")
+    traced = torch.jit.trace(lambda q, g: ops.cosine_topk(q, g, 4), (queries, gallery))
+    other = torch.randn_like(queries)
+    assert torch.equal(traced(other, gallery)[1], ops.cosine_topk(other, gallery, 4)[1])
+
+
 def test_does_not_depend_on_threads():
     queries, gallery = make((3, 20000, 16, 50), "cpu")
     before = torch.get_num_threads()

@@ -76,13 +76,55 @@ def test_wrong_trees(tree, tmp_path):
     (tree / "photo").mkdir()
     with pytest.raises(UserError, match="no class has pictures in both"):
         load_tree(tree, DataConfig())
-    (tree / "dataset.json").write_text("{")
 
 
 def test_one_class_only(tree):
     for folder in [*(tree / "sketch").iterdir()][1:]:
         shutil.rmtree(folder)
     with pytest.raises(UserError, match="only one class"):
+        load_tree(tree, DataConfig())
+
+
+def test_validation_classes_are_seen_ones(tree):
+    (tree / "dataset.json").write_text('{"seen": ["ball", "dash"], "validation": ["pole"], "unseen": ["box"]}')
+    loaded = load_tree(tree, DataConfig())
+    assert (loaded.seen, loaded.validation, loaded.unseen) == (["ball", "dash"], ["pole"], ["box"])
+
+
+def test_what_is_not_seen_is_unseen(tree):
+    (tree / "dataset.json").write_text('{"seen": ["ball", "dash", "pole"]}')
+    loaded = load_tree(tree, DataConfig())
+    assert loaded.unseen == sorted(["box", "slash", "cone", "red_ball", "red-box"])
+    (tree / "dataset.json").write_text(json.dumps({"seen": loaded.classes}))
+    with pytest.raises(UserError, match="calls every class seen"):
+        load_tree(tree, DataConfig())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"classes": ["a"]}', "classes must map folder names to words"),
+        ('{"unseen": null}', "unseen must be a list of class names"),
+        ('{"seen": 3}', "seen must be a list"),
+        ("[]", "expected an object"),
+    ],
+)
+def test_malformed_dataset_json(tree, text, message):
+    (tree / "dataset.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_tree(tree, DataConfig())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"path,instance\nsketch/box/0.png,\n", "line 2 lacks a path or an instance"),
+        (b"path,instance\ncaf\xe9,1\n", "not a CSV file in UTF-8"),
+    ],
+)
+def test_malformed_instances(tree, data, message):
+    (tree / "instances.csv").write_bytes(data)
+    with pytest.raises(UserError, match=message):
         load_tree(tree, DataConfig())
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import shutil
 
 import numpy as np
@@ -68,6 +69,20 @@ def test_unreadable_photos_are_listed(checkpoint, tree, tmp_path, cli):
     assert "cut.jpg\t" in skipped and "zero.png\tthe file is empty" in skipped
 
 
+def test_odd_file_names(checkpoint, tree, tmp_path, cli):
+    odd = [b"caf\xe9.png", "a\u2028b.png".encode(), b"two\nlines.png"]
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in odd:
+        shutil.copy(tree / "sketch" / "ball" / "0.png", folder / os.fsdecode(name))
+    (folder / os.fsdecode(b"bad\xe9.png")).touch()
+    gallery = tmp_path / "g"
+    assert cli("index", folder, "--checkpoint", checkpoint, "--gallery", gallery)[0] == 0
+    found = Gallery.load(gallery).search_files([tree / "sketch" / "ball" / "0.png"], k=3)[0]
+    assert {os.fsencode(m.path.name) for m in found} == set(odd) and all(m.path.is_file() for m in found)
+    assert b"bad\xe9.png" in (gallery / "skipped.txt").read_bytes()
+
+
 def test_existing_gallery_is_kept(gallery, checkpoint, tree, refused, cli):
     before = (gallery / "gallery.json").read_bytes()
     args = ("index", tree / "photo" / "box", "--checkpoint", checkpoint, "--gallery", gallery)
@@ -87,6 +102,7 @@ def test_bad_index_input(checkpoint, tree, tmp_path, refused):
     options = ("--checkpoint", checkpoint, "--gallery", tmp_path / "g")
     assert "no pictures in" in refused("index", tmp_path / "empty", *options)
     assert "nowhere: no such folder" in refused("index", tmp_path / "nowhere", *options)
+    assert "batch_size must be at least 1" in refused("index", tree / "photo", *options, "--batch-size", "0")
     assert "none of the 1 pictures can be read" in refused("index", tmp_path / "bad", *options)
     other = ("--checkpoint", tmp_path / "no.pt", "--gallery", tmp_path / "g")
     assert "no checkpoint" in refused("index", tree / "photo", *other)
@@ -137,7 +153,6 @@ def test_eval_verb(checkpoint, settings, tmp_path, cli, refused, tree):
     assert values["query_mean"]["raw pixels"]["mAP@all"] > values["query_mean"]["chance"]["mAP@all"]
     assert grid.stat().st_size > 1000
     # A tree whose unseen classes were trained on is not a zero-shot test.
-    (tree / "dataset.json").write_text('{"unseen": ["ball"]}')
     run = settings.out.parent / "other"
     train.train(dataclasses.replace(settings, out=run, data=dataclasses.replace(settings.data, unseen=("box",))))
     copy = tmp_path / "copy"
@@ -146,6 +161,7 @@ def test_eval_verb(checkpoint, settings, tmp_path, cli, refused, tree):
         shutil.rmtree(copy / folder / "box")
         (copy / folder / "ball").rename(copy / folder / "box")
     (copy / "dataset.json").write_text('{"classes": {"box": "ball"}}')
-    assert "was trained on classes to be measured: ball" in refused(
-        "eval", "--checkpoint", run / "best.pt", "--root", copy
-    )
+    args = ("eval", "--checkpoint", run / "best.pt", "--root", copy)
+    assert "was trained on classes to be measured: ball" in refused(*args)
+    (copy / "dataset.json").write_text('{"classes": {"box": "pole"}}')
+    assert "was chosen by classes to be measured: pole" in refused(*args)

@@ -165,8 +165,9 @@ def test_not_a_checkpoint(tmp_path, content):
         (PromptConfig(template="a picture of"), "template must contain"),
         (PromptConfig(depth=9), "depth must be between 0 and 4 for splip-tiny, got 9"),
         (PromptConfig(text_tokens=-1), "must not be negative"),
+        (PromptConfig(text_tokens=28), "prompt for 'dog' is longer than the backbone's 32 tokens"),
     ],
-    ids=["template", "depth", "tokens"],
+    ids=["template", "depth", "tokens", "length"],
 )
 def test_rejects(prompts, message):
     with pytest.raises(UserError, match=message):

@@ -69,6 +69,12 @@ def test_strided_input(device):
     torch.testing.assert_close(got, reference.patchify(images.contiguous(), 8, MEAN, STD, permutation), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("grid", [0, -1, 3_000_000_000])
+def test_grid_is_not_looked_at_without_a_permutation(grid, device):
+    images, _ = make((2, 16, 16, 8, 1), device)
+    torch.testing.assert_close(ops.patchify(images, 8, MEAN, STD, grid=grid), ops.patchify(images, 8, MEAN, STD))
+
+
 def test_empty_batch(device):
     images, _ = make((0, 16, 16, 8, 1), device, "float", shuffle=False)
     got = ops.patchify(images, 8, MEAN, STD, torch.empty(0, 9, dtype=torch.int64, device=device))

@@ -68,6 +68,25 @@ def test_licences_travel_along(tree):
         assert (tree / "licenses" / name).stat().st_size > 500
 
 
+def test_stopped_unpacking_is_done_again(tree, tmp_path, monkeypatch):
+    def stop(items, label):
+        yield from items[:2]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample, "track", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sample.unpack(SampleConfig(tmp_path / "s"))
+    monkeypatch.undo()
+    sample.unpack(SampleConfig(tmp_path / "s"))
+    assert digest(tmp_path / "s") == digest(tree)
+
+
+def test_a_tree_of_ones_own_is_left_alone(tmp_path, refused):
+    (tmp_path / "dataset.json").write_text('{"unseen": ["box"]}')
+    assert "does not hold the sample" in refused("data", "sample", "--out", tmp_path)
+    assert (tmp_path / "dataset.json").read_text() == '{"unseen": ["box"]}'
+
+
 def test_foreign_folder_is_left_alone(tmp_path, refused):
     (tmp_path / "letter.txt").write_text("dear")
     assert "is not empty and does not hold the sample" in refused("data", "sample", "--out", tmp_path)

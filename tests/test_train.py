@@ -73,9 +73,45 @@ def test_resume_is_bit_equal(settings, tmp_path, train_backbone, monkeypatch):
     assert read_checkpoint(again.out / "last.pt")["step"] == 2
     train.train(dataclasses.replace(again, resume=True))
     same(read_checkpoint(again.out / "last.pt"), whole)
+    assert read_checkpoint(again.out / "best.pt")["step"] == read_checkpoint(settings.out / "best.pt")["step"]
     keep = [c for c in train.COLUMNS if c != "seconds"]
     assert [[r[c] for c in keep] for r in rows(again.out)] == [[r[c] for c in keep] for r in rows(settings.out)]
     train.train(dataclasses.replace(again, resume=True))  # nothing left to do, and no error
+
+
+def test_resume_between_two_evaluations(settings, tmp_path, monkeypatch):
+    """A signal stops a run anywhere; what follows is what would have followed."""
+    train.train(settings)
+    whole = read_checkpoint(settings.out / "last.pt")
+    again = dataclasses.replace(settings, out=tmp_path / "again")
+    batch = train.Sampler.batch
+
+    def interrupt(self, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch(self, step)
+
+    monkeypatch.setattr(train.Sampler, "batch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(again)
+    monkeypatch.undo()
+    assert read_checkpoint(again.out / "last.pt")["step"] == 3
+    train.train(dataclasses.replace(again, resume=True))
+    same(read_checkpoint(again.out / "last.pt"), whole)
+
+
+def test_resume_refuses_other_data(settings):
+    """A split or a picture that changed between two halves of a run would leak test classes unseen."""
+    train.train(settings)
+    longer = dataclasses.replace(settings, resume=True)
+    added = settings.data.root / "sketch" / "box" / "new.png"
+    shutil.copy(settings.data.root / "sketch" / "box" / "0.png", added)
+    with pytest.raises(UserError, match="not those of .*last.pt any more: pictures changed"):
+        train.train(longer)
+    added.unlink()
+    (settings.data.root / "dataset.json").write_text('{"classes": {"ball": "globe"}}')
+    with pytest.raises(UserError, match="any more: seen changed"):
+        train.train(longer)
 
 
 def test_resume_refuses_other_settings(settings):
@@ -130,11 +166,21 @@ def test_one_class_to_train_on(settings):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"batch_size": 99}, "batch_size 99 is larger than the 15 sketches"), ({"batch_size": 0}, "must be at least 1")],
+    [
+        ({"batch_size": 99}, "batch_size 99 is larger than the 15 sketches"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"lr": -1.0}, "lr must not be negative, got -1.0"),
+        ({"seed": -1}, "seed must not be negative"),
+    ],
+    ids=str,
 )
-def test_batch_size(settings, changes, message):
+def test_numbers(settings, changes, message):
     with pytest.raises(UserError, match=message):
         train.train(dataclasses.replace(settings, **changes))
+    # Nothing stands in the way of a second try.
+    assert not (settings.out / "last.pt").exists()
+    train.train(settings)
 
 
 def test_loss_that_is_not_a_number(settings, monkeypatch):

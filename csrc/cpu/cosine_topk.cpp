@@ -78,8 +78,9 @@ void cosine_topk(const CosineTopk& a, int threads) {
       const float* row = gallery + n * a.D;
       const float row_scale = inverse_norm(row, a.D);
       for (int64_t q = q_begin; q < q_end; ++q) {
-        float score = dot(queries + q * a.D, row, a.D) * (scale[q - q_begin] * row_scale);
-        if (std::isnan(score)) score = -std::numeric_limits<float>::infinity();
+        const float both = scale[q - q_begin] * row_scale;
+        float score = dot(queries + q * a.D, row, a.D) * both;
+        if (std::isnan(score) || both == 0) score = -std::numeric_limits<float>::infinity();
         Entry* heap = heaps + (q * chunks + chunk) * a.K;
         if (!better({score, n}, heap[0])) continue;
         std::pop_heap(heap, heap + a.K, better);

@@ -12,8 +12,9 @@ namespace splip::cpu {
 namespace {
 
 void check_permutation(const int64_t* permutation, int64_t B, int64_t tiles) {
+  if (permutation == nullptr) return;
   std::vector<char> seen(tiles);
-  for (int64_t b = 0; permutation && b < B; ++b) {
+  for (int64_t b = 0; b < B; ++b) {
     std::fill(seen.begin(), seen.end(), 0);
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t source = permutation[b * tiles + t];

@@ -83,8 +83,9 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
     }
     // The butterfly leaves the same bits in every lane, so the branch below is uniform.
     const float row_scale = 1.0f / fmaxf(sqrtf(warp_sum(squares)), kMinNorm);
-    float score = warp_sum(dot) * (scale * row_scale);
-    if (isnan(score)) score = -INFINITY;
+    const float both = scale * row_scale;  // 0 if a norm overflows
+    float score = warp_sum(dot) * both;
+    if (isnan(score) || both == 0) score = -INFINITY;
     const Entry entry = {score, n};
     if (better(entry, list[K - 1])) insert(list, K, entry, lane);
   }

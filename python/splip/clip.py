@@ -202,7 +202,7 @@ def _create(config: BackboneConfig) -> nn.Module:
             )
     try:
         # open_clip reports what it loads through logging and warnings; errors are reported here.
-        with torch.random.fork_rng(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             logging.disable(logging.WARNING)
             torch.manual_seed(config.seed)

@@ -123,6 +123,13 @@ def _read_meta(root: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(meta, dict):
         raise UserError(f"{path}: expected an object with the keys classes, seen, validation, unseen")
+    texts = meta.get("classes", {})
+    if not isinstance(texts, dict) or not all(isinstance(v, str) for v in texts.values()):
+        raise UserError(f"{path}: classes must map folder names to words")
+    for key in ("seen", "validation", "unseen"):
+        names = meta.get(key, [])
+        if not isinstance(names, list) or not all(isinstance(v, str) for v in names):
+            raise UserError(f"{path}: {key} must be a list of class names")
     return meta
 
 
@@ -130,11 +137,18 @@ def _read_instances(root: Path) -> dict[str, str]:
     path = root / "instances.csv"
     if not path.is_file():
         return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames is None or not {"path", "instance"} <= set(reader.fieldnames):
-            raise UserError(f"{path}: expected the columns path,instance")
-        return {row["path"]: row["instance"] for row in reader}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames is None or not {"path", "instance"} <= set(reader.fieldnames):
+                raise UserError(f"{path}: expected the columns path,instance")
+            rows = [(row["path"], row["instance"]) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file in UTF-8: {error}") from None
+    for number, (name, instance) in enumerate(rows, start=2):
+        if not name or not instance:
+            raise UserError(f"{path}: line {number} lacks a path or an instance")
+    return dict(rows)
 
 
 def _split(
@@ -142,15 +156,22 @@ def _split(
 ) -> tuple[list[str], list[str], list[str]]:
     if len(classes) < 2:
         raise UserError(f"{root}: only one class ({classes[0]}): a split into seen and unseen needs at least two")
+    if config.split_seed < 0 or not 0 <= config.unseen_fraction < 1:
+        raise UserError("data.split_seed must not be negative, and data.unseen_fraction must be between 0 and 1")
     rng = np.random.default_rng(config.split_seed)
     unseen = list(config.unseen) or list(meta.get("unseen", []))
     _known(root, "unseen", unseen, classes)
-    if not unseen:
-        count = min(len(classes) - 1, max(1, round(config.unseen_fraction * len(classes))))
-        unseen = sorted(rng.choice(classes, count, replace=False).tolist())
-    # A split that names its seen classes leaves the others out.
+    # A split that names its seen classes leaves the others out; validation classes are seen ones.
     seen = list(meta.get("seen", [])) if not config.unseen else []
+    if seen:
+        seen = sorted({*seen, *meta.get("validation", [])})
     _known(root, "seen", seen, classes)
+    if not unseen:
+        pool = [name for name in classes if name not in set(seen)]
+        if not pool:
+            raise UserError(f"{root}: dataset.json calls every class seen: none is left to test on")
+        count = min(len(classes) - 1, max(1, round(config.unseen_fraction * len(classes)))) if not seen else len(pool)
+        unseen = sorted(rng.choice(pool, count, replace=False).tolist())
     overlap = sorted(set(seen) & set(unseen))
     if overlap:
         raise UserError(f"{root}: classes both seen and unseen: {', '.join(overlap)}")

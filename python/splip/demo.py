@@ -24,6 +24,7 @@ def demo(config: DemoConfig) -> None:
     out, began = config.out, time.monotonic()
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: exists and is not a folder")
+    evaluate.need_hog()
     out.mkdir(parents=True, exist_ok=True)
     tree_root, run, gallery = out / "sample", out / "run", out / "gallery"
 
@@ -70,9 +71,11 @@ def _train(config: DemoConfig, tree_root: Path, run: Path) -> Path:
     """Train, go on with a training that was stopped, or use the finished one."""
     settings = configuration.load(TrainConfig, "sample")
     settings.out, settings.data.root, settings.device = run, tree_root, config.device
-    settings.steps = config.steps or settings.steps
-    if (run / "config.yaml").is_file() and not (run / "last.pt").is_file():
-        (run / "config.yaml").unlink()  # stopped before its first checkpoint: start again
+    settings.steps = settings.steps if config.steps is None else config.steps
+    if (run / "last.pt").is_file():
+        before = configuration.load(TrainConfig, str(run / "config.yaml"))
+        if before.steps != settings.steps:
+            raise UserError(f"{run} holds a run of {before.steps} steps, not {settings.steps}: choose another --out")
     settings.resume = (run / "last.pt").is_file()
     return train.train(settings)
 

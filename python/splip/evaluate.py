@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from splip.data import Items, Tree, load_tree
 from splip.errors import UserError
 from splip.model import SpLIP, file_hash, load_model, pick_device
 from splip.pictures import Pictures
+from splip.progress import track
 
 BATCH = 64
 
@@ -30,7 +30,7 @@ def embed(pictures: Pictures, encode: Callable[[Tensor], Tensor], device: torch.
     with torch.no_grad():
         parts = [
             encode(pictures.get(range(i, min(i + BATCH, len(pictures)))).to(device)).float().cpu()
-            for i in (track(starts, description=label, transient=True) if label else starts)
+            for i in (track(starts, label) if label else starts)
         ]
     return torch.cat(parts)
 
@@ -64,8 +64,9 @@ class TestSet:
     def grid_rows(self, sketches: Tensor, photos: Tensor, count: int, k: int = 10) -> list[grid.Row]:
         """Rows for a picture: sketches spread evenly over the classes, chosen before looking at the result."""
         labels = np.asarray(self.sketches.labels)
-        classes = [c for c in dict.fromkeys(labels.tolist())]
-        chosen = [classes[i * len(classes) // count] for i in range(min(count, len(classes)))]
+        classes = list(dict.fromkeys(labels.tolist()))
+        count = min(count, len(classes))
+        chosen = [classes[i * len(classes) // count] for i in range(count)]
         queries = [int(np.flatnonzero(labels == c)[n % (labels == c).sum()]) for n, c in enumerate(chosen)]
         order = metrics.rank(sketches[queries], photos)[:, :k].tolist()
         rows = []
@@ -117,12 +118,17 @@ def raw_pixels(test: TestSet) -> metrics.Result:
     return test.measure(embed(test.sketch_pictures, encode, cpu), embed(test.photo_pictures, encode, cpu))
 
 
+def need_hog() -> None:
+    """Say that scikit-image is missing before any work is done."""
+    try:
+        import skimage.feature  # noqa: F401
+    except ImportError:
+        raise UserError("the HOG baseline needs scikit-image: pip install scikit-image") from None
+
+
 def hog(test: TestSet) -> metrics.Result:
     """Histograms of oriented gradients (scikit-image) at 64 x 64: no learning, and strong on drawings."""
-    try:
-        from skimage.feature import hog as describe
-    except ImportError:
-        raise UserError("HOG needs scikit-image: pip install 'splip[demo]'") from None
+    from skimage.feature import hog as describe
 
     def encode(images: Tensor) -> Tensor:
         grey = F.interpolate(_grey(images)[:, None], size=(64, 64), mode="area")[:, 0].numpy()
@@ -148,6 +154,8 @@ def plain_backbone(test: TestSet, model: SpLIP, device: torch.device) -> metrics
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """``splip eval``; returns what it prints."""
+    if config.baselines:
+        need_hog()
     device = pick_device(config.device)
     model = load_model(config.checkpoint, device)
     data = model.config.data
@@ -156,9 +164,11 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     names = getattr(tree, config.classes)
     if not names:
         raise UserError(f"{tree.root}: no {config.classes} classes")
-    leaked = sorted({tree.texts[tree.classes.index(n)] for n in names} & set(model.classes))
-    if leaked:
-        raise UserError(f"{config.checkpoint} was trained on classes to be measured: {', '.join(leaked)}")
+    words = {tree.texts[tree.classes.index(n)] for n in names}
+    for used, how in (("seen", "was trained on"), ("validation", "was chosen by")):
+        leaked = sorted(words & set(model.data[used]))
+        if leaked and used != config.classes:
+            raise UserError(f"{config.checkpoint} {how} classes to be measured: {', '.join(leaked)}")
     test = TestSet(tree, names, data, model.backbone.image_size)
     if test.skipped:
         print(f"left out {len(test.skipped)} unreadable pictures: " + ", ".join(str(s.path) for s in test.skipped))

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from splip import grid, ops, pictures
 from splip.config import IndexConfig, SearchConfig
 from splip.errors import UnreadablePicture, UserError
 from splip.model import SpLIP, file_hash, load_model, pick_device
+from splip.progress import bars
 
 FORMAT = 1
 
@@ -119,6 +119,8 @@ def build(config: IndexConfig) -> None:
     """``splip index``: embed every picture below the folders."""
     if not config.folders:
         raise UserError("no folder of pictures given")
+    if config.batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {config.batch_size}")
     for folder in config.folders:
         if not folder.exists():
             raise UserError(f"{folder}: no such folder or picture")
@@ -136,7 +138,7 @@ def build(config: IndexConfig) -> None:
     kept: list[Path] = []
     skipped: list[UnreadablePicture] = []
     vectors = []
-    with Progress() as progress:
+    with bars(transient=False) as progress:
         bar = progress.add_task("Indexing", total=len(paths))
         for start in range(0, len(paths), config.batch_size):
             block = paths[start : start + config.batch_size]
@@ -168,7 +170,7 @@ def _write(
             made = Path(temporary) / "gallery"
             made.mkdir()
             np.save(made / "vectors.npy", vectors.numpy())
-            lines = "".join(json.dumps({"path": str(p)}, ensure_ascii=False) + "\n" for p in paths)
+            lines = "".join(json.dumps({"path": str(p)}) + "\n" for p in paths)
             (made / "items.jsonl").write_text(lines, encoding="utf-8")
             shutil.copy(config.checkpoint, made / "model.pt")
             meta: dict[str, Any] = {"format": FORMAT, "count": len(paths), "dim": vectors.shape[1]}
@@ -196,7 +198,7 @@ def search(config: SearchConfig) -> list[list[Match]]:
             }
             for sketch, matches in zip(config.sketch, results, strict=True)
         ]
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        print(json.dumps(report, indent=1))
     else:
         for sketch, matches in zip(config.sketch, results, strict=True):
             print(sketch)

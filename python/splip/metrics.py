@@ -84,8 +84,9 @@ def measure(
 ) -> Result:
     """Category and instance retrieval of sketches in a gallery of photos.
 
-    Columns: mAP@all and P@10 (same class), Acc@1 and Acc@5 (same instance, the whole gallery), and
-    Acc@1 in class (same instance, photos of the sketch's class only).
+    Columns: mAP@all and P@10 (same class), and if the gallery holds the very thing of any sketch,
+    Acc@1 and Acc@5 (same instance, the whole gallery) and Acc@1 in class (same instance, photos of the
+    sketch's class only).
 
     Args:
         queries: ``[Q, D]`` unit length; labels and instances ``[Q]`` int64.
@@ -100,10 +101,13 @@ def measure(
     columns: dict[str, Tensor] = {
         "mAP@all": average_precision(same_class),
         "P@10": precision_at(same_class, 10),
-        "Acc@1": accuracy_at(same_thing, 1),
-        "Acc@5": accuracy_at(same_thing, 5),
-        "Acc@1 in class": in_class,
     }
+    if bool(same_thing.any()):
+        columns |= {
+            "Acc@1": accuracy_at(same_thing, 1),
+            "Acc@5": accuracy_at(same_thing, 5),
+            "Acc@1 in class": in_class,
+        }
     by_class: Callable[[Tensor], float] = lambda values: float(  # noqa: E731
         torch.stack([values[query_labels == c].mean() for c in query_labels.unique()]).mean()
     )

@@ -42,6 +42,8 @@ class SpLIP(nn.Module):
     def __init__(self, config: TrainConfig, classes: Sequence[str]) -> None:
         super().__init__()
         self.config, self.classes = config, list(classes)
+        # What the trainer used, as words: seen, validation and unseen classes, and a hash of the pictures' names.
+        self.data: dict[str, Any] = {"seen": self.classes, "validation": [], "unseen": [], "pictures": ""}
         self.backbone = PromptedCLIP(config.backbone)
         self.backbone_identity = self.backbone.identity()
         clip, p = self.backbone, config.prompts
@@ -52,7 +54,7 @@ class SpLIP(nn.Module):
             raise UserError(f"prompts.depth must be between 0 and {layers} for {config.backbone.name}, got {p.depth}")
         if min(p.text_tokens, p.layer_tokens) < 0:
             raise UserError("prompts.text_tokens and prompts.layer_tokens must not be negative")
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
             torch.manual_seed(config.seed)
             d_v, d_t = clip.visual_width, clip.text_width
             self.b_t = VisionToText(clip.patches, d_v, d_t, p.text_tokens) if p.text_tokens else None
@@ -108,13 +110,22 @@ class SpLIP(nn.Module):
     def _tokens(self, classes: Sequence[str], modality: int) -> Tensor:
         """Ids ``[C, M]``: [SOS], m placeholders, template, class, [EOS]."""
         placeholders = "X " * self.config.prompts.text_tokens
-        template = self.config.prompts.template.format(modality=MODALITIES[modality])
-        return self.backbone.tokenize([f"{placeholders}{template} {name}" for name in classes])
+        texts = [f"{placeholders}{self._template(modality)} {name}" for name in classes]
+        room = int(self.backbone.text.context_length)
+        for text, name in zip(texts, classes, strict=True):
+            if len(self.backbone.tokenizer.encode(text)) + 2 > room:  # [SOS] and [EOS]
+                raise UserError(
+                    f"the prompt for '{name}' is longer than the backbone's {room} tokens: "
+                    "shorten the name, prompts.template or prompts.text_tokens"
+                )
+        return self.backbone.tokenize(texts)
+
+    def _template(self, modality: int) -> str:
+        return self.config.prompts.template.replace("{modality}", MODALITIES[modality])
 
     def _words(self, modality: int) -> Tensor:
         """Token embeddings ``[w, d_t]`` of [SOS] and the template's words."""
-        template = self.config.prompts.template.format(modality=MODALITIES[modality])
-        tokens = self.backbone.tokenize([template])[0, :-1]  # without [EOS]
+        tokens = self.backbone.tokenize([self._template(modality)])[0, :-1]  # without [EOS]
         embedding = self.backbone.text.token_embedding
         words: Tensor = embedding(tokens.to(embedding.weight.device))
         return words
@@ -246,6 +257,7 @@ class SpLIP(nn.Module):
             "format": FORMAT,
             "config": configuration.to_dict(self.config),
             "classes": self.classes,
+            "data": self.data,
             "backbone": self.backbone_identity,
             "trainable": {name: p.detach().cpu().clone() for name, p in self.trainable().items()},
             "buffers": {name: b.cpu().clone() for name, b in self._kept_buffers().items()},
@@ -269,6 +281,7 @@ class SpLIP(nn.Module):
                     shapes = f"{list(value.shape)}, expected {list(parameter.shape)}"
                     raise UserError(f"{source}: {name} has shape {shapes}")
                 parameter.copy_(value)
+            self.data = state["data"]
             for name, buffer in self._kept_buffers().items():
                 buffer.copy_(state["buffers"][name])
         self._constant_prompts = None
@@ -323,6 +336,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("only cpu and cuda can be used")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"no device {name}: {str(error).splitlines()[0]}") from None

@@ -9,6 +9,8 @@ C channels, H W image, S patch, M patches.
 """
 
 import contextlib
+import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -41,7 +43,15 @@ def _native(x: Tensor, cpu_dtypes: tuple[torch.dtype, ...]) -> bool:
         return False
     if x.device.type == "cpu":
         return x.dtype in cpu_dtypes
-    return x.device.type == "cuda" and _C.has_cuda
+    return x.device.type == "cuda" and _C.has_cuda and _has_code_for(x.device)
+
+
+@functools.cache
+def _has_code_for(device: torch.device) -> bool:
+    """True if the build holds code that this GPU can run: of its generation or an older one."""
+    archs = [int(arch) for arch in re.findall(r"\d+", _C.cuda_archs)]
+    major, minor = torch.cuda.get_device_capability(device)
+    return not archs or 10 * major + minor >= min(archs)
 
 
 def _where(x: Tensor) -> tuple[int, int, int]:
@@ -55,11 +65,17 @@ def _where(x: Tensor) -> tuple[int, int, int]:
 def _call(op: Any, native: Callable[..., Any], *args: Any) -> Any:
     """Run ``op``; skip the dispatcher (10 to 40 us a call) when nothing records or traces the call."""
     tensors = [a for a in args if isinstance(a, Tensor)]
-    if torch.compiler.is_compiling() or any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
-        return op(*args)  # a subclass: a fake tensor that only traces shapes
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    if tracing or any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
+        return op(*args)  # a subclass is a fake tensor that only traces shapes
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return op(*args)
     return native(*args)
+
+
+def _register(name: str, native: Callable[..., Any], schema: str) -> Any:
+    """The schema is spelt out: what torch can infer from annotations differs between its versions."""
+    return torch.library.custom_op(f"splip::{name}", native, mutates_args=(), schema=schema)
 
 
 def _same_device(**tensors: Tensor | None) -> None:
@@ -163,7 +179,7 @@ def _prompt_layernorm_backward_native(
     B, T, D = tokens.shape
     P = T - length + replace
     d_tokens, d_normed = (t if t is None else t.contiguous() for t in (d_tokens, d_normed))
-    gamma = gamma.contiguous()
+    tokens, gamma, mean, rstd = (t.contiguous() for t in (tokens, gamma, mean, rstd))
     d_x = tokens.new_empty(B, length, D)
     d_prompts = gamma.new_empty(sets, P, D)
     d_gamma, d_beta = gamma.new_empty(D), gamma.new_empty(D)
@@ -179,9 +195,17 @@ def _prompt_layernorm_backward_native(
     return d_x, d_prompts.to(tokens.dtype), d_gamma, d_beta
 
 
-_prompt_layernorm = torch.library.custom_op("splip::prompt_layernorm", _prompt_layernorm_native, mutates_args=())
-_prompt_layernorm_backward = torch.library.custom_op(
-    "splip::prompt_layernorm_backward", _prompt_layernorm_backward_native, mutates_args=()
+_prompt_layernorm = _register(
+    "prompt_layernorm",
+    _prompt_layernorm_native,
+    "(Tensor x, Tensor prompts, Tensor gamma, Tensor beta, float eps, SymInt replace)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+_prompt_layernorm_backward = _register(
+    "prompt_layernorm_backward",
+    _prompt_layernorm_backward_native,
+    "(Tensor? d_tokens, Tensor? d_normed, Tensor tokens, Tensor gamma, Tensor mean, Tensor rstd, SymInt sets,"
+    " SymInt length, SymInt replace) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 
 
@@ -270,6 +294,7 @@ def patchify(
     Native on: CPU (to float32, bfloat16), CUDA (all three). Elsewhere: PyTorch. Differentiable in float images.
     """
     mean, std = [float(v) for v in mean], [float(v) for v in std]
+    grid = 1 if permutation is None else grid
     _check_patchify(images, patch, mean, std, permutation, grid, dtype)
     if not (_native(images, (torch.uint8, torch.float32)) and (images.is_cuda or dtype in _CPU_FLOATS)):
         return reference.patchify(images, patch, mean, std, permutation, grid, dtype)
@@ -310,7 +335,7 @@ def _check_patchify(
         )
     _same_device(images=images, permutation=permutation)
     if permutation.device.type == "cpu" and not torch.compiler.is_compiling():
-        wrong = (permutation.sort(dim=1).values != torch.arange(grid * grid)).any(dim=1)
+        wrong = (permutation.sort(dim=1).values != torch.arange(grid * grid, device=permutation.device)).any(dim=1)
         if bool(wrong.any()):
             raise ValueError(f"permutation row {int(wrong.nonzero()[0])} is not a permutation of 0..{grid * grid - 1}")
 
@@ -352,8 +377,17 @@ def _patchify_backward_native(
     return d_images
 
 
-_patchify = torch.library.custom_op("splip::patchify", _patchify_native, mutates_args=())
-_patchify_backward = torch.library.custom_op("splip::patchify_backward", _patchify_backward_native, mutates_args=())
+_patchify = _register(
+    "patchify",
+    _patchify_native,
+    "(Tensor images, Tensor? permutation, SymInt patch, float[] mean, float[] std, SymInt grid, ScalarType dtype)"
+    " -> Tensor",
+)
+_patchify_backward = _register(
+    "patchify_backward",
+    _patchify_backward_native,
+    "(Tensor d_patches, Tensor? permutation, SymInt[] shape, SymInt patch, float[] std, SymInt grid) -> Tensor",
+)
 
 
 @_patchify.register_fake
@@ -444,17 +478,25 @@ def _cosine_topk_native(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tenso
     if not Q or not k:
         return scores, indices
     device, stream, threads = _where(queries)
-    scratch = queries.new_empty(_C.cosine_topk_scratch(Q, N, D, k, device, threads), dtype=torch.uint8)
-    # fmt: off
-    _C.cosine_topk(
-        queries.data_ptr(), gallery.data_ptr(), scores.data_ptr(), indices.data_ptr(), scratch.data_ptr(),
-        Q, N, D, k, _DTYPES[queries.dtype], device, stream, threads,
-    )
-    # fmt: on
+    # On a GPU every query has lists in the scratch memory: bound it by taking some queries at a time.
+    block = Q if device < 0 else min(Q, 4096)
+    scratch = queries.new_empty(_C.cosine_topk_scratch(block, N, D, k, device, threads), dtype=torch.uint8)
+    for first in range(0, Q, block):
+        q, s, i = (t[first : first + block] for t in (queries, scores, indices))
+        if len(q) < block:  # fewer queries are split differently
+            scratch = queries.new_empty(_C.cosine_topk_scratch(len(q), N, D, k, device, threads), dtype=torch.uint8)
+        # fmt: off
+        _C.cosine_topk(
+            q.data_ptr(), gallery.data_ptr(), s.data_ptr(), i.data_ptr(), scratch.data_ptr(),
+            len(q), N, D, k, _DTYPES[queries.dtype], device, stream, threads,
+        )
+        # fmt: on
     return scores, indices
 
 
-_cosine_topk = torch.library.custom_op("splip::cosine_topk", _cosine_topk_native, mutates_args=())
+_cosine_topk = _register(
+    "cosine_topk", _cosine_topk_native, "(Tensor queries, Tensor gallery, SymInt k) -> (Tensor, Tensor)"
+)
 
 
 @_cosine_topk.register_fake
@@ -479,6 +521,8 @@ def _cosine_topk_gradient(ctx: Any, d_scores: Tensor, _: Any) -> Any:
     q_unit, g_unit, cosine = q * q_scale, chosen * g_scale, scores[:, :, None]
     weight = d_scores[:, :, None]
     d_queries = (weight * (g_unit - cosine * q_unit) * q_scale).sum(dim=1).to(queries.dtype)
+    if not ctx.needs_input_grad[1]:  # a fixed gallery: spare its [N, D] gradient
+        return d_queries, None, None
     d_chosen = weight * (q_unit - cosine * g_unit) * g_scale
     d_gallery = torch.zeros_like(gallery, dtype=torch.float32)
     d_gallery = d_gallery.index_add(0, indices.flatten(), d_chosen.flatten(0, 1)).to(gallery.dtype)

@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from rich.progress import Progress
 from torch import Tensor
 
 from splip.errors import UnreadablePicture
+from splip.progress import bars
 
 Fit = Literal["pad", "stretch", "crop"]
 
@@ -143,7 +143,7 @@ class Pictures:
         self.kept: list[int] = []  # positions of the readable ones in the list given
         keep = len(paths) * side * side * 3 <= memory_gb * 1e9
         pixels = np.empty((len(paths) if keep else 0, side, side, 3), dtype=np.uint8)
-        with Progress(transient=True) as progress:
+        with bars() as progress:
             task = progress.add_task(label, total=len(paths))
             for start in range(0, len(paths), BLOCK):
                 block = paths[start : start + BLOCK]
@@ -182,6 +182,6 @@ class Pictures:
 def write_skipped(path: Path, skipped: Sequence[UnreadablePicture]) -> None:
     """List pictures that were left out, one a line with the reason; no file when there are none."""
     if skipped:
-        path.write_text("".join(f"{s.path}\t{s.reason}\n" for s in skipped), encoding="utf-8")
+        path.write_text("".join(f"{s.path}\t{s.reason}\n" for s in skipped), encoding="utf-8", errors="surrogateescape")
     else:
         path.unlink(missing_ok=True)

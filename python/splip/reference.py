@@ -60,10 +60,13 @@ def patchify(
     B, C, H, W = images.shape
     if permutation is not None:
         images = shuffle_tiles(images, permutation, grid)
-    values = images.float().div(255) if images.dtype == torch.uint8 else images.float()
-    shape = (1, C, 1, 1)
-    values = values.sub(torch.tensor(mean, device=images.device).view(shape))
-    values = values.div(torch.tensor(std, device=images.device).view(shape))
+
+    def constant(numbers: Sequence[float]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
+
+    # Division by a tensor: CUDA turns division by a Python number into a product with its reciprocal.
+    values = images.float().div(constant([255])) if images.dtype == torch.uint8 else images.float()
+    values = values.sub(constant(mean)).div(constant(std))
     patches = values.reshape(B, C, H // patch, patch, W // patch, patch).permute(0, 2, 4, 1, 3, 5)
     return patches.reshape(B, (H // patch) * (W // patch), C * patch * patch).to(dtype)
 
@@ -73,8 +76,9 @@ def cosine_topk(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tenso
     q, g = queries.float(), gallery.float()
     q_scale = 1 / q.norm(dim=1).clamp_min(MIN_NORM)
     g_scale = 1 / g.norm(dim=1).clamp_min(MIN_NORM)
-    scores = (q @ g.T) * (q_scale[:, None] * g_scale[None, :])
-    scores = scores.masked_fill(scores.isnan(), float("-inf"))
+    scale = q_scale[:, None] * g_scale[None, :]
+    scores = (q @ g.T) * scale
+    scores = scores.masked_fill(scores.isnan() | (scale == 0), float("-inf"))  # 0: a norm overflows
     # A stable sort, not topk: among equal scores the lower index must come first.
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
     return scores.gather(1, order), order

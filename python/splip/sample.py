@@ -10,12 +10,13 @@ import shutil
 from pathlib import Path
 
 from PIL import Image
-from rich.progress import track
 
 from splip.config import SampleConfig
 from splip.errors import UserError
+from splip.progress import track
 
 FOLDER = Path(__file__).parent / "sample"
+NAME = "emoji-sketch-64"
 SIDE = 64
 COLUMNS = 32
 SHEETS = {
@@ -36,13 +37,18 @@ def unpack(config: SampleConfig) -> None:
     """``splip data sample``: write the tree; running it again changes nothing."""
     if config.out.exists() and not config.out.is_dir():
         raise UserError(f"{config.out}: exists and is not a folder")
-    if config.out.is_dir() and any(config.out.iterdir()) and not (config.out / "dataset.json").is_file():
-        raise UserError(f"{config.out}: is not empty and does not hold the sample; choose another folder")
     rows = things()
     classes = json.loads((FOLDER / "classes.json").read_text(encoding="utf-8"))
+    meta = json.dumps({"name": NAME, **classes, "validation": sorted(VALIDATION)}, indent=1) + "\n"
+    marker = config.out / "dataset.json"
+    ours = marker.is_file() and marker.read_bytes() == meta.encode()
+    if config.out.is_dir() and any(config.out.iterdir()) and not ours:
+        raise UserError(f"{config.out}: is not empty and does not hold the sample; choose another folder")
+    config.out.mkdir(parents=True, exist_ok=True)
+    marker.write_text(meta, encoding="utf-8")  # first, so that an unpacking that was stopped can be done again
     instances = []
     jobs = [(modality, tag, name) for modality, sheets in SHEETS.items() for tag, name in sheets.items()]
-    for modality, tag, name in track(jobs, description="Unpacking", transient=True):
+    for modality, tag, name in track(jobs, "Unpacking"):
         with Image.open(FOLDER / name) as sheet:
             pixels = sheet.convert("L" if modality == "sketch" else "RGB")
         for i, row in enumerate(rows):
@@ -57,6 +63,4 @@ def unpack(config: SampleConfig) -> None:
         writer.writerows(sorted(instances))
     shutil.copy(FOLDER / "LICENSES.md", config.out / "LICENSES.md")
     shutil.copytree(FOLDER / "licenses", config.out / "licenses", dirs_exist_ok=True)
-    meta = {"name": "emoji-sketch-64", **classes, "validation": sorted(VALIDATION)}
-    (config.out / "dataset.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     print(f"{config.out}: {len(instances)} pictures of {len(rows)} things in {len(classes['classes'])} classes")

@@ -5,7 +5,9 @@ what an uninterrupted one would have seen.
 """
 
 import csv
+import hashlib
 import math
+import os
 import signal
 import sys
 import time
@@ -26,6 +28,7 @@ from splip.errors import UserError
 from splip.evaluate import TestSet
 from splip.model import SpLIP, pick_device, read_checkpoint
 from splip.pictures import Pictures, write_skipped
+from splip.progress import bars, is_terminal
 
 COLUMNS = ["step", "loss", "triplet", "classification", "lr", "seconds", "val_mAP", "val_Acc1"]
 
@@ -78,11 +81,10 @@ def train(config: TrainConfig) -> Path:
     Raises:
         UserError: the data, the configuration or the run's folder do not allow it.
     """
-    if config.batch_size < 1 or config.eval_every < 1 or (config.steps or config.epochs) < 1:
-        raise UserError("batch_size, eval_every, epochs and steps must be at least 1")
+    _check_numbers(config)
     out = config.out
     last = out / "last.pt"
-    if not config.resume and (out / "config.yaml").exists():
+    if not config.resume and (last.exists() or (out / "best.pt").exists()):
         raise UserError(f"{out} holds a run already: add --resume to go on with it, or choose another --out")
     if config.resume and not last.is_file():
         raise UserError(f"--resume: there is no {last}")
@@ -96,14 +98,21 @@ def train(config: TrainConfig) -> Path:
 
     texts = [tree.texts[tree.classes.index(name)] for name in tree.seen]
     model = SpLIP(config, texts).to(device)
-    out.mkdir(parents=True, exist_ok=True)
-    configuration.save(config, out / "config.yaml")
+    model.data = _data_facts(tree)
+    if state is not None and state["data"] != model.data:
+        changed = ", ".join(key for key, value in model.data.items() if state["data"].get(key) != value)
+        raise UserError(f"--resume: the data in {tree.root} are not those of {last} any more: {changed} changed")
     sketches, photos, pictures, skipped = _load_pictures(tree, config, model.backbone.image_size)
     validation = TestSet(tree, tree.validation, config.data, model.backbone.image_size) if tree.validation else None
     skipped += validation.skipped if validation else []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        configuration.save(config, out / "config.yaml")
+    except OSError as error:
+        raise UserError(f"cannot write the run's folder {out}: {error}") from None
     write_skipped(out / "skipped.txt", skipped)
     sampler = Sampler(sketches, photos, config.batch_size, config.positives, config.seed)
-    steps = config.steps or config.epochs * sampler.steps_per_epoch
+    steps = config.epochs * sampler.steps_per_epoch if config.steps is None else config.steps
 
     trainable = model.trainable()
     print(
@@ -196,13 +205,17 @@ def train(config: TrainConfig) -> Path:
                 if validation is not None:
                     result = validation.measure_model(model.eval(), device).query_mean
                     quality = result["mAP@all"]
-                    row |= {"val_mAP": f"{quality:.5f}", "val_Acc1": f"{result['Acc@1']:.5f}"}
+                    row |= {"val_mAP": f"{quality:.5f}"}
+                    if "Acc@1" in result:
+                        row |= {"val_Acc1": f"{result['Acc@1']:.5f}"}
                     progress.update(bar, val=100 * quality)
                     model.train()
                 if quality > best or validation is None:
                     best = quality
                     _write({**model.checkpoint(), "step": step, "validation_mAP": best}, out / "best.pt")
                 save(step)
+                if not is_terminal():
+                    print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             log(row)
         if stopped:
             save(step)
@@ -213,6 +226,31 @@ def train(config: TrainConfig) -> Path:
     what = f"best validation mAP@all {100 * best:.1f}%" if validation else "no validation classes: the last step"
     print(f"{out / 'best.pt'}: {what}; {took / 60:.1f} minutes")
     return out / "best.pt"
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    for name in ("batch_size", "eval_every", "epochs", "steps"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+    for name in ("lr", "weight_decay", "warmup", "seed"):
+        value = getattr(config, name)
+        if not 0 <= value < math.inf:
+            raise UserError(f"{name} must not be negative, got {value}")
+
+
+def _data_facts(tree: Tree) -> dict[str, Any]:
+    """Which classes are trained on, choose the checkpoint and are held out, and which pictures there are."""
+    words = {name: tree.texts[i] for i, name in enumerate(tree.classes)}
+    digest = hashlib.sha256()
+    for path in (*tree.sketches.paths, *tree.photos.paths):
+        digest.update(os.fsencode(path.relative_to(tree.root)) + b"\0")
+    return {
+        "seen": [words[name] for name in tree.seen],
+        "validation": [words[name] for name in tree.validation],
+        "unseen": [words[name] for name in tree.unseen],
+        "pictures": digest.hexdigest(),
+    }
 
 
 def _load_pictures(
@@ -308,12 +346,13 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 def _progress() -> Progress:
-    return Progress(
+    return bars(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.3f}  val mAP {task.fields[val]:.1f}%"),
         TimeRemainingColumn(),
+        transient=False,
     )
 
 
