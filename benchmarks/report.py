@@ -2,6 +2,7 @@
 
 python benchmarks/report.py            # prints them
 python benchmarks/report.py --update   # writes them between the markers in README.md
+python benchmarks/report.py --demo demo --update   # first takes over the results of `make demo`
 """
 
 import argparse
@@ -64,10 +65,25 @@ def updated(text: str) -> str:
     return text
 
 
+def take_demo(folder: Path) -> None:
+    """Copy the demo's numbers to the results, and its pictures, smaller, to docs/."""
+    from PIL import Image
+
+    (RESULTS / "demo.json").write_text((folder / "results.json").read_text())
+    for name in ("grid", "drawings"):
+        with Image.open(folder / f"{name}.png") as image:
+            small = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        small.save(README.parent / "docs" / f"demo-{name}.png", optimize=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help="write the tables into README.md")
-    if parser.parse_args().update:
+    parser.add_argument("--demo", type=Path, metavar="DIR", help="take over the results of `splip demo --out DIR`")
+    args = parser.parse_args()
+    if args.demo:
+        take_demo(args.demo)
+    if args.update:
         README.write_text(updated(README.read_text()))
     else:
         print("\n\n".join(make() for make in TABLES.values()))

@@ -1,1 +1,1 @@
-"""Export of trained encoders; the directory ``export/`` of the repository."""
+"""Export of trained encoders to ONNX and TensorRT: nothing here yet."""
