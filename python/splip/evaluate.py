@@ -96,9 +96,10 @@ def chance(test: TestSet) -> metrics.Result:
     for _ in range(10):
         vectors = [torch.randn(len(items), 64, generator=generator) for items in (test.sketches, test.photos)]
         results.append(test.measure(*(F.normalize(v, dim=1) for v in vectors)))
-    mean: Callable[[str], dict[str, float]] = lambda which: {  # noqa: E731
-        key: float(np.mean([getattr(r, which)[key] for r in results])) for key in results[0].query_mean
-    }
+
+    def mean(which: str) -> dict[str, float]:
+        return {key: float(np.mean([getattr(r, which)[key] for r in results])) for key in results[0].query_mean}
+
     return metrics.Result(mean("query_mean"), mean("class_mean"), results[0].queries, results[0].gallery)
 
 

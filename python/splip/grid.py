@@ -56,7 +56,7 @@ def draw(rows: Sequence[Row], title: str = "") -> Image.Image:
         y = head + r * step_y
         canvas.paste(_cell(row.sketch), (GAP, y))
         pen.rectangle((GAP, y, GAP + CELL - 1, y + CELL - 1), outline=INK, width=1)
-        pen.text((GAP, y + CELL + 6), row.label[:18], INK, small)
+        pen.text((GAP, y + CELL + 6), row.label if len(row.label) < 17 else row.label[:15] + "…", INK, small)
         for c, (photo, score, hit) in enumerate(zip(row.photos, row.scores, row.hits, strict=True)):
             x = GAP * 3 + CELL + c * step_x
             canvas.paste(_cell(photo), (x, y))

@@ -4,7 +4,6 @@ Per query: rel(i) in {0, 1} at rank i, R relevant photos in the gallery, h hits 
 S_k = sum over i <= k of P(i) rel(i).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -108,9 +107,10 @@ def measure(
             "Acc@5": accuracy_at(same_thing, 5),
             "Acc@1 in class": in_class,
         }
-    by_class: Callable[[Tensor], float] = lambda values: float(  # noqa: E731
-        torch.stack([values[query_labels == c].mean() for c in query_labels.unique()]).mean()
-    )
+
+    def by_class(values: Tensor) -> float:
+        return float(torch.stack([values[query_labels == c].mean() for c in query_labels.unique()]).mean())
+
     return Result(
         {name: float(values.mean()) for name, values in columns.items()},
         {name: by_class(values) for name, values in columns.items()},

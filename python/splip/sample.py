@@ -1,7 +1,7 @@
 """The sample data set: sprite sheets in the package, unpacked to a plain tree.
 
 Sketches are line drawings by one designer (clean, warped, warped with strokes dropped), photos are
-colour pictures of the same things by three other designers. ``sample/LICENSES.md`` credits them.
+colour pictures of the same things by three other designers. ``sample_data/LICENSES.md`` credits them.
 """
 
 import csv
@@ -15,7 +15,7 @@ from splip.config import SampleConfig
 from splip.errors import UserError
 from splip.progress import track
 
-FOLDER = Path(__file__).parent / "sample"
+FOLDER = Path(__file__).parent / "sample_data"
 NAME = "emoji-sketch-64"
 SIDE = 64
 COLUMNS = 32
