@@ -87,6 +87,22 @@ def test_a_batch_in_training_is_what_inference_gives():
     assert not torch.allclose(model.encode_sketch(images), model.encode_photo(images))
 
 
+def test_gradients_can_be_repeated():
+    """Bit for bit with several threads and a batch large enough for them, without torch's deterministic mode."""
+    torch.use_deterministic_algorithms(False)
+    images = torch.randint(0, 256, (192, 3, 64, 64), dtype=torch.uint8)
+    modality, direction = torch.arange(192) % 2, torch.randn(192, 128)
+    runs = []
+    for _ in range(3):
+        model = make()
+        features, _ = model(images, modality)
+        (features * direction).sum().backward()
+        runs.append({name: p.grad for name, p in model.trainable().items() if p.grad is not None})
+    for other in runs[1:]:
+        for name, grad in runs[0].items():
+            assert torch.equal(grad, other[name]), name
+
+
 def test_average_patch_embedding():
     model = make(prompts=PromptConfig(ema=0.6))
     first, second, third = (batch() for _ in range(3))

@@ -199,8 +199,11 @@ class SpLIP(nn.Module):
         mixed = None
         sketch_prompts, photo_prompts = prompts
         if sketch_prompts is not None and photo_prompts is not None:
+            # A product with a one-hot matrix, not an index: the gradient of an index into few rows is
+            # summed by several threads in no fixed order, and a run could not be repeated.
             pairs = zip(sketch_prompts, photo_prompts, strict=True)
-            mixed = [torch.stack(pair)[modality] for pair in pairs]
+            choice = F.one_hot(modality, len(MODALITIES)).to(patches.dtype)
+            mixed = [torch.einsum("bm,mpd->bpd", choice, torch.stack(pair)) for pair in pairs]
         features = self.backbone.encode_visual(patches, mixed, self.visual_norm)
         return F.normalize(features, dim=-1), torch.stack(texts)
 
