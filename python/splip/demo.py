@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 from splip import config as configuration
 from splip import evaluate, grid, index, sample, train
 from splip.config import DemoConfig, EvalConfig, IndexConfig, SampleConfig, TrainConfig
-from splip.data import load_tree
 from splip.errors import UserError
+from splip.model import pick_device
 
 Pen = ImageDraw.ImageDraw
 
@@ -40,8 +40,7 @@ def demo(config: DemoConfig) -> None:
     )
 
     _say("4/5  indexing the photos of those classes")
-    tree = load_tree(tree_root, TrainConfig().data)
-    folders = tuple(tree_root / "photo" / name for name in tree.unseen)
+    folders = tuple(tree_root / "photo" / name for name in report["classes"])
     index.build(IndexConfig(folders, gallery, checkpoint, overwrite=True, device=config.device))
 
     _say("5/5  searching with drawings that no data set holds")
@@ -134,7 +133,7 @@ def _search_drawings(config: DemoConfig, out: Path, gallery: Path) -> list[dict[
         draw(ImageDraw.Draw(image))
         paths.append(folder / f"{name}.png")
         image.save(paths[-1])
-    opened = index.Gallery.load(gallery)
+    opened = index.Gallery.load(gallery, pick_device(config.device))
     results = opened.search_files([*paths], k=10)
     rows, found = [], []
     for path, matches in zip(paths, results, strict=True):
