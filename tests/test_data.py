@@ -2,10 +2,9 @@ import json
 import shutil
 
 import pytest
-import torch
 
 from splip.config import DataConfig
-from splip.data import augment, load_tree, prompt_name
+from splip.data import load_tree, normal_name, prompt_name, unpaired
 from splip.errors import UserError
 
 
@@ -140,6 +139,91 @@ def test_bad_side_files(tree):
 
 def test_prompt_names():
     assert prompt_name("hot-air_balloon") == "hot air balloon"
+    assert prompt_name("car_(sedan)") == "car (sedan)"
+    assert normal_name("T-Shirt") == normal_name("t_shirt")
+
+
+def parted(tree):
+    """The same pictures as {train,val}/{sketch,photo}/<class>/*."""
+    root = tree.parent / "parted"
+    for modality in ("sketch", "photo"):
+        for folder in (tree / modality).iterdir():
+            shutil.copytree(
+                folder, root / ("val" if folder.name in ("box", "cone") else "train") / modality / folder.name
+            )
+    return root
+
+
+def test_folders_train_and_val(tree):
+    root = parted(tree)
+    loaded = load_tree(root, DataConfig())
+    assert loaded.unseen == ["box", "cone"] and len(loaded.seen) + len(loaded.validation) == 6
+    assert (len(loaded.sketches), len(loaded.photos)) == (24, 16)
+    assert load_tree(root, DataConfig(unseen=("ball",))).unseen == ["ball"]
+    shutil.copytree(root / "train/sketch/ball", root / "val/sketch/ball")
+    with pytest.raises(UserError, match="classes in train/ and outside it: ball; name the unseen ones"):
+        load_tree(root, DataConfig())
+    # With a split of its own the folders are just a pool.
+    loaded = load_tree(root, DataConfig(unseen=("ball",)))
+    assert len(loaded.items(["ball"])[0]) == 6
+    (root / "dataset.json").write_text('{"unseen": ["dash"]}')
+    assert load_tree(root, DataConfig()).unseen == ["dash"]
+    shutil.rmtree(root / "val/photo")
+    with pytest.raises(UserError, match="val: expected sketch/<class>/ and photo/<class>/, but there is no photo/"):
+        load_tree(root, DataConfig())
+
+
+def test_trees_have_no_named_split(tree):
+    loaded = load_tree(tree, DataConfig())
+    assert (loaded.dataset, loaded.split) == ("tree", "")
+    with pytest.raises(UserError, match="--data.split 2: only sketchy, tuberlin and quickdraw have splits"):
+        load_tree(tree, DataConfig(split="2"))
+
+
+def test_unpaired_sketches(tree):
+    (tree / "instances.csv").write_text("path,instance\nsketch/box/0.png,a\nphoto/box/1.jpg,a\n")
+    loaded = load_tree(tree, DataConfig())
+    left = unpaired(*loaded.items(["box"]))
+    assert [p.name for p in left] == ["1.png", "2.png"]
+
+
+def test_captions(tree):
+    path = tree / "captions.txt"
+    path.write_bytes("\ufeffbox\ta cardboard  box\r\n\nRed ball\tépicé ball\n".encode())
+    loaded = load_tree(tree, DataConfig(captions=path))
+    words = dict(zip(loaded.classes, loaded.texts, strict=True))
+    assert (words["box"], words["red_ball"], words["red-box"]) == ("a cardboard box", "épicé ball", "red box")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"box\tbox\ncaf\xe9\tcup\n", r"captions.txt: line 2 is not UTF-8"),
+        (b"box a box\n", r"captions.txt: line 1 is not `class<TAB>words`: box a box"),
+        (b"\n\nbox\t \n", r"line 3 is not `class<TAB>words`"),
+        (b"zebra\tstripes\n", r"captions.txt: line 1: no class zebra"),
+        (b"red_ball\tx\nred ball\ty\n", r"line 2 names the class red_ball again"),
+    ],
+)
+def test_malformed_captions(tree, data, message):
+    (tree / "captions.txt").write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        load_tree(tree, DataConfig(captions=tree / "captions.txt"))
+
+
+def test_missing_captions(tree):
+    with pytest.raises(UserError, match="none.txt: cannot read the captions: No such file"):
+        load_tree(tree, DataConfig(captions=tree / "none.txt"))
+
+
+def test_nested_and_hidden_pictures(tree):
+    folder = tree / "photo" / "box"
+    (folder / "a").mkdir()
+    for name in ("a/1.jpg", "b.JPEG", "._b.jpg", "notes.txt"):
+        (folder / name).touch()
+    loaded = load_tree(tree, DataConfig())
+    names = [p.relative_to(folder).as_posix() for p in loaded.items(["box"])[1].paths]
+    assert names == ["0.jpg", "1.jpg", "a/1.jpg", "b.JPEG"]
 
 
 def test_check_verb(cli, tree):
@@ -148,19 +232,3 @@ def test_check_verb(cli, tree):
     assert code == 0 and "8 classes, 24 sketches, 17 photos" in out
     code, out, _ = cli("data", "check", "--root", tree, "--decode")
     assert code == 1 and "bad.png: not a picture, or damaged" in out and "unreadable pictures: 1 of 41" in out
-
-
-@pytest.mark.parametrize("strength", ["none", "light", "strong"])
-def test_augment(strength):
-    images = torch.full((8, 3, 32, 32), 255, dtype=torch.uint8)
-    images[:, :, 8:24, 8:24] = torch.tensor([200, 30, 90], dtype=torch.uint8).view(1, 3, 1, 1)
-    is_sketch = torch.arange(8) < 4
-    images[:4, :, 8:24, 8:24] = 0
-    first, again, other = (augment(images, is_sketch, strength, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
-    assert first.shape == images.shape and first.dtype == torch.uint8
-    assert torch.equal(first, again)
-    assert torch.equal(first, images) == (strength == "none")
-    assert torch.equal(first, other) == (strength == "none")
-    sketches = first[:4].int()
-    assert (sketches.amax(1) == sketches.amin(1)).all()  # sketches stay grey
-    assert (first[:, :, 0, 0] == 255).float().mean() > 0.8  # the background stays white

@@ -1,28 +1,29 @@
-"""Trees of sketches and photos, their splits, and augmentation.
+"""Trees of sketches and photos, and their splits.
 
-A tree is ``{sketch,photo}/<class>/*``. Two files at its root are optional: ``dataset.json`` names the
+A tree is ``{sketch,photo}/<class>/*``, or ``{train,val}/{sketch,photo}/<class>/*``: one pool of classes,
+of which those in ``val`` are unseen. Two files at its root are optional: ``dataset.json`` names the
 split and how classes are written in prompts, ``instances.csv`` (``path,instance``) says which
-pictures show the same thing.
+pictures show the same thing. ``splip.datasets`` reads the data sets of the papers.
 """
 
 import csv
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from splip import pictures
+from splip import datasets, pictures
 from splip.config import CheckConfig, DataConfig
 from splip.errors import UserError
+from splip.splits import Split, class_of, dataset_facts, find_split, normal_name, prompt_name
 
 MODALITIES = ("sketch", "photo")  # their order is their number everywhere
+SHOWN = 20  # absent files that `data check` names
 
 
 @dataclass
@@ -49,14 +50,16 @@ class Tree:
     """A data set: classes, their split, and the pictures of both modalities."""
 
     root: Path
-    classes: list[str]  # folder names, sorted
+    classes: list[str]  # folder names, or the data set's own names of its classes; sorted
     texts: list[str]  # how the class is written in a prompt
     seen: list[str]  # trained on
     validation: list[str]  # seen classes held out to choose a checkpoint
     unseen: list[str]  # test classes
     sketches: Items
     photos: Items
-    notes: list[str]  # what was left out and why
+    notes: list[str]  # what was left out and why, and which folders were taken for which class
+    dataset: str = "tree"
+    split: str = ""  # name of the split, if it has one
 
     def items(self, names: list[str]) -> tuple[Items, Items]:
         """Sketches and photos of these classes."""
@@ -64,30 +67,92 @@ class Tree:
         return self.sketches.of(labels), self.photos.of(labels)
 
 
-def prompt_name(folder: str) -> str:
-    """A class folder's name as words."""
-    return " ".join(folder.replace("_", " ").replace("-", " ").split())
+def unpaired(sketches: Items, photos: Items) -> list[Path]:
+    """Sketches of which no photo shows the same thing."""
+    known = set(photos.instances)
+    return [path for path, thing in zip(sketches.paths, sketches.instances, strict=True) if thing not in known]
 
 
 def load_tree(root: Path | None, config: DataConfig, need_split: bool = True) -> Tree:
-    """List a tree's pictures and settle its split.
+    """List a data set's pictures and settle its split.
+
+    Args:
+        need_split: False: all classes are seen, and none has to be there.
 
     Raises:
-        UserError: the folder is missing or is no such tree, or the split names unknown or overlapping classes.
+        UserError: the folder is missing or holds no such data set, the split names unknown, missing or
+            overlapping classes, or the file of captions is malformed.
     """
     if root is None:
-        raise UserError("no data: --data.root names a folder that holds sketch/ and photo/")
+        raise UserError("no data: --data.root names the folder of a data set, such as one with sketch/ and photo/")
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    missing = [m for m in MODALITIES if not (root / m).is_dir()]
-    if missing:
-        raise UserError(f"{root}: expected sketch/<class>/ and photo/<class>/, but there is no {missing[0]}/")
+    tree = (_load_plain if config.dataset == "tree" else _load_named)(root, config, need_split)
+    if config.captions is not None:
+        tree.texts = _captions(config.captions, tree)
+    return tree
+
+
+def _load_named(root: Path, config: DataConfig, need_split: bool) -> Tree:
+    """Sketchy, TU-Berlin or QuickDraw, under the class names of its own list."""
+    name = config.dataset
+    split = find_split(name, config.split)
+    # Classes that are chosen by hand are another split: its queries are not those of the lists.
+    own = bool(config.unseen)
+    listing = datasets.read(root, name, None if own else split, config.extended)
+    classes, notes = listing.classes, listing.notes
+    if not classes:
+        raise UserError(f"{root}: no class of {name} has both sketches and photos in {listing.layout}")
+    sketches, photos, twice = Items(), Items(), 0
+    numbers: dict[tuple[int, str], int] = {}
+    for label, folder in enumerate(classes):
+        chosen = listing.photos(folder, config.extended, config.dedup)
+        twice += len(listing.photos(folder, config.extended, dedup=False)) - len(chosen)
+        for items, pairs in ((sketches, listing.pictures["sketch"][folder]), (photos, chosen)):
+            for thing, path in pairs:
+                items.paths.append(path)
+                items.labels.append(label)
+                items.instances.append(numbers.setdefault((label, thing), len(numbers)))
+    if twice:
+        notes.append(f"{twice} photos lie in both the basic and the extended folder, counted once")
+    texts = [prompt_name(folder) for folder in classes]
+    tree = Tree(root, classes, texts, classes, [], [], sketches, photos, notes, name, "" if own else split.name)
+    if need_split:
+        tree.seen, tree.validation, tree.unseen = _named_split(root, classes, split, config)
+    return tree
+
+
+def _named_split(
+    root: Path, classes: list[str], split: Split, config: DataConfig
+) -> tuple[list[str], list[str], list[str]]:
+    missing = sorted(set(split.unseen) - set(classes))
+    if missing and not config.unseen:
+        raise UserError(f"{root}: no pictures for the unseen classes of {split.name}: {', '.join(missing)}")
+    unseen, validation = (
+        tuple(class_of(split.dataset, name) or name for name in names) for names in (config.unseen, config.validation)
+    )
+    meta = {"seen": [name for name in split.seen if name in set(classes)], "unseen": list(split.unseen)}
+    return _split(root, classes, meta, replace(config, unseen=unseen, validation=validation))
+
+
+def _load_plain(root: Path, config: DataConfig, need_split: bool) -> Tree:
+    if config.split is not None:
+        raise UserError(f"--data.split {config.split}: only sketchy, tuberlin and quickdraw have splits with a name")
+    parts = [root]
+    if not any((root / m).is_dir() for m in MODALITIES):
+        parts = [root / part for part in datasets.PARTS if (root / part).is_dir()] or parts
     found: dict[str, dict[str, list[Path]]] = {m: {} for m in MODALITIES}
-    for modality in MODALITIES:
-        for folder in sorted(p for p in (root / modality).iterdir() if p.is_dir()):
-            files = pictures.find([folder])
-            if files:
-                found[modality][folder.name] = files
+    parts_of: dict[str, set[str]] = {}  # class -> the parts that hold it
+    for part in parts:
+        missing = [m for m in MODALITIES if not (part / m).is_dir()]
+        if missing:
+            raise UserError(f"{part}: expected sketch/<class>/ and photo/<class>/, but there is no {missing[0]}/")
+        for modality in MODALITIES:
+            for folder in datasets.class_folders(part / modality):
+                files = datasets.files_below(folder)
+                if files:
+                    found[modality].setdefault(folder.name, []).extend(files)
+                    parts_of.setdefault(folder.name, set()).add(part.name)
     sketch_classes, photo_classes = set(found["sketch"]), set(found["photo"])
     classes = sorted(sketch_classes & photo_classes)
     notes = [f"class {name} has no photos, left out" for name in sorted(sketch_classes - photo_classes)]
@@ -104,13 +169,57 @@ def load_tree(root: Path | None, config: DataConfig, need_split: bool = True) ->
         for label, name in enumerate(classes):
             for path in found[modality][name]:
                 # Without instances.csv every picture is a thing of its own.
-                instance = instances.get(path.relative_to(root).as_posix(), str(path))
+                instance = instances.get(path.relative_to(root).as_posix(), str(path)) if instances else str(path)
                 items[modality].paths.append(path)
                 items[modality].labels.append(label)
                 items[modality].instances.append(numbers.setdefault(f"{name}/{instance}", len(numbers)))
-    seen, validation, unseen = _split(root, classes, meta, config) if need_split else (classes, [], [])
     texts = [meta.get("classes", {}).get(name, prompt_name(name)) for name in classes]
-    return Tree(root, classes, texts, seen, validation, unseen, items["sketch"], items["photo"], notes)
+    tree = Tree(root, classes, texts, classes, [], [], items["sketch"], items["photo"], notes)
+    if need_split:
+        if len(parts) > 1 and not (config.unseen or meta.get("unseen") or meta.get("seen")):
+            meta |= _split_of_parts(root, classes, parts_of)
+        tree.seen, tree.validation, tree.unseen = _split(root, classes, meta, config)
+    return tree
+
+
+def _split_of_parts(root: Path, classes: list[str], parts_of: dict[str, set[str]]) -> dict[str, list[str]]:
+    """Classes in train/ are seen and the others unseen; with a class in both that is no zero-shot split."""
+    seen = [name for name in classes if "train" in parts_of[name]]
+    both = [name for name in seen if len(parts_of[name]) > 1]
+    if both:
+        raise UserError(
+            f"{root}: classes in train/ and outside it: {', '.join(both)}; name the unseen ones with --data.unseen"
+        )
+    return {"seen": seen, "unseen": [name for name in classes if name not in set(seen)]}
+
+
+def _captions(path: Path, tree: Tree) -> list[str]:
+    """Words for prompts from lines of ``class<TAB>words``; classes that no line names keep theirs."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the captions: {error.strerror}") from None
+    known = {normal_name(name): name for name in tree.classes}
+    words: dict[str, str] = {}
+    for number, raw in enumerate(lines, start=1):
+        try:
+            line = raw.decode("utf-8-sig").strip("\r ")
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: line {number} is not UTF-8") from None
+        if not line:
+            continue
+        label, _, text = (part.strip() for part in line.partition("\t"))
+        if not text:
+            raise UserError(f"{path}: line {number} is not `class<TAB>words`: {line[:60]}")
+        # Classes of a known data set that happen not to be there are no mistake.
+        name = known.get(normal_name(label)) if tree.dataset == "tree" else class_of(tree.dataset, label)
+        name = label if label in known.values() else name
+        if name is None:
+            raise UserError(f"{path}: line {number}: no class {label}")
+        if name in words:
+            raise UserError(f"{path}: line {number} names the class {name} again")
+        words[name] = " ".join(text.split())
+    return [words.get(name, text) for name, text in zip(tree.classes, tree.texts, strict=True)]
 
 
 def _read_meta(root: Path) -> dict[str, Any]:
@@ -193,9 +302,25 @@ def _known(root: Path, what: str, names: list[str], classes: list[str]) -> None:
         raise UserError(f"{root}: no pictures for the {what} classes {', '.join(strange)}")
 
 
+# ---- splip data check ----
+
+
 def check(config: CheckConfig) -> int:
-    """``splip data check``: what a tree holds. Returns 1 if a picture cannot be read."""
-    tree = load_tree(config.root, DataConfig(), need_split=False)
+    """``splip data check``: what a data set holds. Returns 1 if something is missing or cannot be read."""
+    if not config.root.is_dir():
+        raise UserError(f"{config.root}: no such folder")
+    paths, complete = (_check_plain if config.dataset == "tree" else _check_named)(config)
+    if config.decode:
+        skipped = pictures.Pictures(paths, 8, memory_gb=math.inf, label="Decoding").skipped
+        for error in skipped:
+            print(f"  unreadable: {error.path}: {error.reason}")
+        print(f"  unreadable pictures: {len(skipped)} of {len(paths)}")
+        complete = complete and not skipped
+    return 0 if complete else 1
+
+
+def _check_plain(config: CheckConfig) -> tuple[list[Path], bool]:
+    tree = load_tree(config.root, DataConfig(split=config.split), need_split=False)
     print(f"{config.root}: {len(tree.classes)} classes, {len(tree.sketches)} sketches, {len(tree.photos)} photos")
     for kind, items in (("sketches", tree.sketches), ("photos", tree.photos)):
         counts = Counter(items.labels).values()
@@ -210,76 +335,54 @@ def check(config: CheckConfig) -> int:
         print("  only one class: nothing to split")
     for note in tree.notes:
         print(f"  note: {note}")
-    if not config.decode:
-        return 0
-    everything = tree.sketches.paths + tree.photos.paths
-    skipped = pictures.Pictures(everything, 8, memory_gb=math.inf, label="Decoding").skipped
-    for error in skipped:
-        print(f"  unreadable: {error.path}: {error.reason}")
-    print(f"  unreadable pictures: {len(skipped)} of {len(everything)}")
-    return 1 if skipped else 0
+    return tree.sketches.paths + tree.photos.paths, True
 
 
-# ---- augmentation ----
+def _check_named(config: CheckConfig) -> tuple[list[Path], bool]:
+    """What is there beside what was published; unlike load_tree it bears with missing classes."""
+    split, facts = find_split(config.dataset, config.split), dataset_facts(config.dataset)
+    extended = config.extended or config.dataset != "sketchy"
+    listing = datasets.read(config.root, config.dataset, split, extended)
+    there = set(listing.classes)
 
-STRENGTH = {"light": 0.5, "strong": 1.0}
+    def photos(names: Iterable[str], extended: bool = extended, dedup: bool = True) -> int:
+        return sum(len(listing.photos(name, extended, dedup)) for name in names)
 
+    sketches = {name: listing.pictures["sketch"].get(name, []) for name in facts["classes"]}
+    queries, basic = sum(len(sketches[name]) for name in split.unseen), facts.get("basic_per_class", 0)
+    rows: list[tuple[str, int, int | None]] = [
+        ("classes", len(there), len(facts["classes"])),
+        ("seen classes", len(there & {*split.seen}), len(split.seen)),
+        ("unseen classes", len(there & {*split.unseen}), len(split.unseen)),
+        ("sketches", sum(map(len, sketches.values())), None),
+        ("photos", photos(facts["classes"]), facts.get("photos") if extended else basic * len(sketches)),
+        ("queries: sketches of unseen classes", queries, split.expected.get("queries")),
+    ]
+    if extended:
+        rows.append(("gallery: photos of unseen classes", photos(split.unseen), split.expected.get("gallery")))
+        if listing.pictures.get("extended") and listing.pictures["photo"]:
+            found = photos(split.unseen, dedup=False)
+            rows.append(("gallery with duplicates", found, split.expected.get("gallery_with_duplicates")))
+    if config.dataset == "sketchy":
+        things = {(name, thing) for name in split.unseen for thing, _ in listing.photos(name, extended=False)}
+        paired = sum((name, thing) in things for name in split.unseen for thing, _ in sketches[name])
+        rows.append(("fine-grained: basic photos", len(things), basic * len(split.unseen)))
+        rows.append(("fine-grained: sketches of those", paired, split.expected.get("queries")))
 
-def augment(images: Tensor, is_sketch: Tensor, strength: str, generator: torch.Generator) -> Tensor:
-    """Random variants of square pictures on white.
-
-    Args:
-        images: ``[B, 3, S, S]`` uint8.
-        is_sketch: ``[B]`` bool: sketches change their stroke width, photos their colours.
-        strength: none, light or strong.
-
-    Returns:
-        ``[B, 3, S, S]`` uint8.
-    """
-    if strength == "none":
-        return images
-    a, (B, _, S, _) = STRENGTH[strength], images.shape
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(B, *shape, generator=generator) * (high - low) + low
-
-    # Work on distance from white, so that zeros are background.
-    ink = 1 - images.float() / 255
-    angle = uniform(-a, a) * (math.pi / 9)
-    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    zoom = torch.exp(uniform(-a, a) * 0.25)
-    aspect = torch.exp(uniform(-a, a) * 0.15)
-    shear = uniform(-a, a) * 0.15
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    theta = torch.zeros(B, 2, 3)
-    theta[:, 0, 0], theta[:, 0, 1] = flip * zoom * aspect * cos, flip * zoom * (shear * cos - sin)
-    theta[:, 1, 0], theta[:, 1, 1] = zoom / aspect * sin, zoom / aspect * (shear * sin + cos)
-    theta[:, :, 2] = uniform(-a, a, 2) * 0.15
-    grid = F.affine_grid(theta, [B, 3, S, S], align_corners=False)
-    ink = F.grid_sample(ink, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-    # Sketches: thicker or thinner strokes.
-    thick = is_sketch & (uniform(0, 1) < 0.3 * a)
-    if bool(thick.any()):
-        ink[thick] = F.max_pool2d(ink[thick], 3, 1, 1)
-    gain = torch.where(is_sketch, uniform(1 - 0.3 * a, 1 + 0.3 * a), torch.ones(B))
-
-    # Photos: contrast, colour casts, sometimes grey or other hues.
-    cast = torch.where(is_sketch[:, None], torch.ones(B, 3), uniform(1 - 0.5 * a, 1 + 0.4 * a, 3))
-    ink = ink * (gain[:, None] * cast)[:, :, None, None]
-    grey = ~is_sketch & (uniform(0, 1) < 0.6 * a)
-    ink = torch.where(grey[:, None, None, None], ink.mean(dim=1, keepdim=True), ink)
-    order = torch.stack([torch.randperm(3, generator=generator) for _ in range(B)])
-    swap = ~is_sketch & (uniform(0, 1) < 0.3 * a)
-    order = torch.where(swap[:, None], order, torch.arange(3))
-    ink = ink.gather(1, order[:, :, None, None].expand(-1, -1, S, S))
-
-    # Cut-out: a rectangle of background.
-    size = uniform(0.1, 0.1 + 0.3 * a, 2) * S
-    centre = uniform(0, 1, 2) * S
-    cut = uniform(0, 1) < 0.5 * a
-    at = torch.arange(S, dtype=torch.float32)
-    inside = [(at[None] - centre[:, i : i + 1]).abs() < size[:, i : i + 1] / 2 for i in (0, 1)]
-    hole = inside[0][:, None, :, None] & inside[1][:, None, None, :] & cut[:, None, None, None]
-    ink = ink.masked_fill(hole, 0.0)
-    return (255 * (1 - ink.clamp(0, 1))).round().to(torch.uint8)
+    print(f"{config.root}: {config.dataset}, split {split.name}: {split.source}")
+    print(f"  layout: {listing.layout}")
+    print(f"  {'':36} {'found':>9} {'expected':>9}")
+    complete = not listing.absent
+    for what, found, expected in rows:
+        short = 0 if expected is None else expected - found
+        verdict = f"  {short} missing" if short > 0 else f"  {-short} more" if short < 0 else ""
+        print(f"  {what:36} {found:9,} {'-' if expected is None else format(expected, ','):>9}{verdict}")
+        complete = complete and short <= 0
+    for note in listing.notes:
+        print(f"  note: {note}")
+    for path in listing.absent[:SHOWN]:
+        print(f"  not there: {path}")
+    if len(listing.absent) > SHOWN:
+        print(f"  not there: {len(listing.absent) - SHOWN} more")
+    kinds = [kind.values() for kind in listing.pictures.values()]
+    return [path for classes in kinds for pairs in classes for _, path in pairs], complete
