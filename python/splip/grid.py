@@ -23,6 +23,8 @@ class Row:
     scores: Sequence[float]
     hits: Sequence[str | None]  # "same": this very thing, "hit": its class, "miss", None: unknown
     label: str = ""
+    note: str = ""  # a second line below the sketch
+    names: Sequence[str] = ()  # a second line below each photo
 
 
 def _cell(path: Path) -> Image.Image:
@@ -34,10 +36,20 @@ def _cell(path: Path) -> Image.Image:
         return cell
 
 
+def _short(pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text, cut to a cell's width."""
+    if pen.textlength(text, font) <= CELL:
+        return text
+    while text and pen.textlength(text + "…", font) > CELL:
+        text = text[:-1]
+    return text + "…"
+
+
 def draw(rows: Sequence[Row], title: str = "") -> Image.Image:
     """The grid as a picture."""
     columns = max((len(row.photos) for row in rows), default=0)
-    step_x, step_y = CELL + GAP, CELL + GAP + 30
+    two_lines = any(row.note or row.names for row in rows)
+    step_x, step_y = CELL + GAP, CELL + GAP + (46 if two_lines else 30)
     known = any(hit is not None for row in rows for hit in row.hits)
     head = 44 + (24 if known else 0) if title or known else GAP
     width = GAP * 3 + CELL + columns * step_x + GAP
@@ -56,7 +68,8 @@ def draw(rows: Sequence[Row], title: str = "") -> Image.Image:
         y = head + r * step_y
         canvas.paste(_cell(row.sketch), (GAP, y))
         pen.rectangle((GAP, y, GAP + CELL - 1, y + CELL - 1), outline=INK, width=1)
-        pen.text((GAP, y + CELL + 6), row.label if len(row.label) < 17 else row.label[:15] + "…", INK, small)
+        pen.text((GAP, y + CELL + 6), _short(pen, row.label, small), INK, small)
+        pen.text((GAP, y + CELL + 22), row.note, INK, small)
         for c, (photo, score, hit) in enumerate(zip(row.photos, row.scores, row.hits, strict=True)):
             x = GAP * 3 + CELL + c * step_x
             canvas.paste(_cell(photo), (x, y))
@@ -65,6 +78,8 @@ def draw(rows: Sequence[Row], title: str = "") -> Image.Image:
             box = (x - frame, y - frame, x + CELL - 1 + frame, y + CELL - 1 + frame)
             pen.rectangle(box, outline=colour, width=frame)
             pen.text((x, y + CELL + 6), f"{c + 1}   {score:.3f}", INK, small)
+            if row.names:
+                pen.text((x, y + CELL + 22), _short(pen, row.names[c], small), INK, small)
     return canvas
 
 
