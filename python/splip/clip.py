@@ -1,7 +1,8 @@
 """An open_clip model with prompt slots in every layer of both towers.
 
 Sizes: B images, C texts, P patches, M text context, d_v and d_t widths of the visual and text tower,
-D joint embedding, L_v and L_t layers.
+D joint embedding, L_v and L_t layers, G groups of texts that share their prompts, a and s tokens
+of a text that its group shares and that are its own.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from typing import Any
 
 import open_clip
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splip import ops
@@ -103,7 +105,16 @@ class PromptedCLIP(nn.Module):
     def encode_visual(
         self, patches: Tensor, prompts: list[Tensor] | None = None, norm: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """The visual tower on patch embeddings.
+        """The visual tower on patch embeddings: ``[B, D]``, not normalised.
+
+        Arguments as for :meth:`encode_visual_tokens`.
+        """
+        return self.encode_visual_tokens(patches, prompts, norm)[0]
+
+    def encode_visual_tokens(
+        self, patches: Tensor, prompts: list[Tensor] | None = None, norm: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The visual tower on patch embeddings, and the states of its last layer.
 
         Args:
             patches: E_0 ``[B, P, d_v]``.
@@ -112,7 +123,8 @@ class PromptedCLIP(nn.Module):
             norm: applied to the class token after the last LayerNorm.
 
         Returns:
-            ``[B, D]``, not normalised.
+            ``(features [B, D] not normalised, tokens [B, 1 + P, d_v])``: class token and patches after
+            the last layer, before its LayerNorm, without the prompt slots.
         """
         visual = self.visual
         token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
@@ -125,9 +137,10 @@ class PromptedCLIP(nn.Module):
                 written = prompts[layer].shape[-2]
             else:
                 x = block(x)
+        tokens = torch.cat([x[:, :1], x[:, 1 + written :]], dim=1) if written else x
         x = visual.ln_post(x[:, 0])
         x = x if norm is None else norm(x)
-        return x if visual.proj is None else x @ visual.proj
+        return (x if visual.proj is None else x @ visual.proj), tokens
 
     # ---- text tower ----
 
@@ -171,6 +184,92 @@ class PromptedCLIP(nn.Module):
         if isinstance(projection, nn.Linear):
             return projection(x), hidden
         return (x if projection is None else x @ projection), hidden
+
+    def encode_groups(
+        self,
+        tokens: Tensor,
+        shared: int,
+        prompts: list[Tensor] | None = None,
+        norm: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The text tower on G groups of C texts that begin alike: what they share runs once a group.
+
+        Same as :meth:`encode_text` on every text. The tower is causal, so the states of the first ``shared``
+        tokens ([SOS], prompt slots, the template's words) do not depend on the class that follows.
+
+        Args:
+            tokens: ``[G, C, M]`` ids; the first ``shared`` are the same in all texts of a group.
+            shared: a, at most the position of the first [EOS].
+            prompts: for each of the first layers ``[G, m, d_t]``, m < a, as in :meth:`encode_text`.
+            norm: applied to the [EOS] state after the last LayerNorm.
+
+        Returns:
+            ``(features [G, C, D] not normalised, hidden)``: hidden holds ``([G, a, d_t], [G, C, s, d_t])``
+            after each layer, a + s = M.
+        """
+        text, (G, C, M) = self.text, tokens.shape
+        cast = text.transformer.get_cast_dtype()
+        position = text.positional_embedding[:M].to(cast)
+        rows = G * shared  # the shared tokens come first, then the texts' own: one matrix product for both
+        ids = torch.cat([tokens[:, 0, :shared].reshape(-1), tokens[:, :, shared:].reshape(-1)])
+        places = torch.cat([position[:shared].repeat(G, 1), position[shared:].repeat(G * C, 1)])
+        x = text.token_embedding(ids).to(cast) + places
+        mask = text.attn_mask[:M, :M]
+        hidden = []
+        for layer, block in enumerate(text.transformer.resblocks):
+            if prompts is not None and layer < len(prompts):
+                prompt, norm_1 = prompts[layer].to(x.dtype), block.ln_1
+                m = prompt.shape[-2]
+                prompt = prompt + position[1 : 1 + m] if layer == 0 else prompt
+                written, normed = ops.prompt_layernorm(
+                    x[:rows].unflatten(0, (G, shared)),
+                    prompt,
+                    norm_1.weight.float(),
+                    norm_1.bias.float(),
+                    norm_1.eps,
+                    m,
+                )
+                x = torch.cat([written.flatten(0, 1), x[rows:]])
+                normed = torch.cat([normed.flatten(0, 1), norm_1(x[rows:])])
+            else:
+                normed = block.ln_1(x)
+            x = x + block.ls_1(_group_attention(block.attn, normed, G, C, shared, mask))
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+            hidden.append((x[:rows].unflatten(0, (G, shared)), x[rows:].unflatten(0, (G, C, M - shared))))
+        # [EOS] by a product, not by an index: the gradient of an index has no fixed order of summation.
+        at_eos = F.one_hot(tokens.argmax(dim=2) - shared, M - shared).to(x.dtype)
+        x = text.ln_final(torch.einsum("gcs,gcsd->gcd", at_eos, hidden[-1][1]).flatten(0, 1))
+        x = x if norm is None else norm(x)
+        projection = text.text_projection
+        if isinstance(projection, nn.Linear):
+            x = projection(x)
+        elif projection is not None:
+            x = x @ projection
+        return x.unflatten(0, (G, C)), hidden
+
+
+def _group_attention(attention: nn.MultiheadAttention, x: Tensor, G: int, C: int, shared: int, mask: Tensor) -> Tensor:
+    """Causal self-attention of groups of texts; ``x`` and the result as rows ``[G * a + G * C * s, d_t]``."""
+    rows, heads = G * shared, attention.num_heads
+    q, k, v = F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
+
+    def common(t: Tensor) -> Tensor:  # [G, heads, a, d]
+        return t[:rows].unflatten(0, (G, shared)).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    def own(t: Tensor) -> Tensor:  # [G * C, heads, s, d]
+        return t[rows:].unflatten(0, (G * C, -1)).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    def before(t: Tensor) -> Tensor:  # [G * C, heads, a + s, d]
+        first = common(t).unsqueeze(1).expand(-1, C, -1, -1, -1).flatten(0, 1)
+        return torch.cat([first, own(t)], dim=2)
+
+    mask = mask.to(x.dtype)
+    attend = F.scaled_dot_product_attention
+    first = attend(common(q), common(k), common(v), mask[:shared, :shared])
+    second = attend(own(q), before(k), before(v), mask[shared:])
+    parts = [t.transpose(1, 2).flatten(2).flatten(0, 1) for t in (first, second)]
+    out: Tensor = F.linear(torch.cat(parts), attention.out_proj.weight, attention.out_proj.bias)
+    return out
 
 
 def _prompted_block(block: Any, x: Tensor, prompts: Tensor, replace: int, mask: Tensor | None = None) -> Tensor:

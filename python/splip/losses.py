@@ -1,36 +1,113 @@
-"""The training losses, one function per term of the paper. All features have unit length."""
+"""The training losses, one function per term. Features have unit length.
+
+Sizes: B triplets, D embedding, C classes, G groups of texts, Y permutations.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+def squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    """d: squared Euclidean distance of rows, ``[B]``."""
+    return (a - b).square().sum(dim=1)
+
+
 def triplet(sketch: Tensor, positive: Tensor, negative: Tensor, margin: Tensor | float) -> Tensor:
-    """L_triplet: mean of max(0, d(s, p+) - d(s, p-) + mu), d the squared Euclidean distance.
+    """L_triplet: mean of max(0, d(s, p+) - d(s, p-) + mu).
 
     Args:
         sketch: ``[B, D]``
-        positive: ``[B, D]``, photos of the sketches' classes.
-        negative: ``[B, D]``, photos of other classes.
+        positive: ``[B, D]``, photos of the sketches' classes; fine-grained: of their instances.
+        negative: ``[B, D]``, photos of other classes; fine-grained: other instances of the same class.
         margin: mu, ``[B]`` or one number. Adaptive: the cosine of the two classes' frozen texts, so
-            that close classes are pushed further apart.
+            that close classes are pushed further apart; 1 when the classes are the same.
     """
-    near = (sketch - positive).square().sum(dim=1)
-    far = (sketch - negative).square().sum(dim=1)
-    return F.relu(near - far + margin).mean()
+    return F.relu(squared_distance(sketch, positive) - squared_distance(sketch, negative) + margin).mean()
 
 
-def classification(features: Tensor, texts: Tensor, labels: Tensor, modality: Tensor, scale: Tensor) -> Tensor:
+def semi_hard(sketch: Tensor, positive: Tensor, photos: Tensor, allowed: Tensor) -> Tensor:
+    """For each sketch the photo of the batch to use as its negative: the nearest that is further away than
+    the positive (Schroff et al., CVPR 2015).
+
+    Args:
+        sketch: ``[B, D]``
+        positive: ``[B, D]``
+        photos: ``[N, D]``
+        allowed: ``[B, N]`` bool: photos that count as negatives of a sketch.
+
+    Returns:
+        ``[B]`` int64 positions in ``photos``; -1 where none is allowed and further away.
+    """
+    far = 2 - 2 * sketch @ photos.T
+    candidates = allowed & (far > squared_distance(sketch, positive)[:, None])
+    chosen = far.masked_fill(~candidates, float("inf")).argmin(dim=1)
+    return torch.where(candidates.any(dim=1), chosen, torch.full_like(chosen, -1))
+
+
+def classification(features: Tensor, texts: Tensor, labels: Tensor, group: Tensor, scale: Tensor) -> Tensor:
     """L_class: cross-entropy of the scaled cosine between images and the prompted class texts.
 
     Args:
         features: ``[B, D]`` images.
-        texts: ``[2, C, D]`` class texts of both modalities; each image meets its own modality's.
+        texts: ``[G, C, D]`` class texts of each group: a modality, or one image.
         labels: ``[B]`` int64.
-        modality: ``[B]`` int64, 0 sketch, 1 photo.
+        group: ``[B]`` int64, whose texts an image meets.
         scale: CLIP's logit scale, already exponentiated.
     """
-    # Against both modalities' texts at once: a [B, C, D] gather of texts would be far larger.
-    both = (features @ texts.flatten(0, 1).T).unflatten(1, texts.shape[:2])
-    logits = scale * both[torch.arange(len(features), device=features.device), modality]
-    return F.cross_entropy(logits, labels)
+    if len(texts) > 2:  # a group for each image
+        logits = torch.einsum("bd,bcd->bc", features, texts[group])
+    else:
+        # Against both modalities' texts at once: a [B, C, D] gather of texts would be far larger.
+        both = (features @ texts.flatten(0, 1).T).unflatten(1, texts.shape[:2])
+        logits = torch.einsum("bgc,bg->bc", both, F.one_hot(group, len(texts)).to(both.dtype))
+    return F.cross_entropy(scale * logits, labels)
+
+
+def conditional_jigsaw(whole: Tensor, positive: Tensor, negative: Tensor, target: Tensor) -> Tensor:
+    """L_cjs: CE(F_js(r), y) + mean of max(0, CE(F_js(r+), y) - CE(F_js(r-), y)).
+
+    The permutation of the sketch s' must be readable beside the whole sketch s, and beside the
+    positive photo better than beside the negative one.
+
+    Args:
+        whole: F_js of r = [s, s'], logits ``[B, Y]``.
+        positive: of r+ = [p+, s'].
+        negative: of r- = [p-, s'].
+        target: y, ``[B]`` int64.
+    """
+    near = F.cross_entropy(positive, target, reduction="none")
+    far = F.cross_entropy(negative, target, reduction="none")
+    return F.cross_entropy(whole, target) + F.relu(near - far).mean()
+
+
+def permuted_triplet(sketch: Tensor, same: Tensor, other: Tensor, margin: float) -> Tensor:
+    """CLIP-AT's patch-shuffling loss (Sain et al., CVPR 2023): a shuffled sketch is nearer to its photo
+    shuffled alike than to the same photo shuffled otherwise. All ``[B, D]``."""
+    return F.relu(squared_distance(sketch, same) - squared_distance(sketch, other) + margin).mean()
+
+
+def relative_distance_divergence(sketch: Tensor, positive: Tensor, negative: Tensor, labels: Tensor) -> Tensor:
+    """CLIP-AT's f-divergence (Sain et al., CVPR 2023): d(s, p+) - d(s, p-) is spread alike in all classes.
+
+    Each class's softmax over the relative distances of its triplets, in rising order; the mean KL
+    divergence over all ordered pairs of classes. The order is ours: triplets of two classes do not correspond.
+
+    Args:
+        sketch: ``[B, D]``, ``positive`` and ``negative`` alike.
+        labels: ``[B]`` int64; only classes with the largest count of triplets take part.
+
+    Returns:
+        0 when fewer than two classes can be compared.
+    """
+    relative = squared_distance(sketch, positive) - squared_distance(sketch, negative)
+    classes, counts = labels.unique(return_counts=True)
+    classes = classes[counts == counts.max()]
+    if len(classes) < 2 or int(counts.max()) < 2:
+        return relative.sum() * 0
+    rows = torch.stack([relative[labels == c].sort().values for c in classes])
+    log_p = F.log_softmax(rows, dim=1)
+    # KL(i || j) = sum p_i (log p_i - log p_j), over all pairs at once; 0 where i = j.
+    entropy = (log_p.exp() * log_p).sum(dim=1)
+    cross = log_p.exp() @ log_p.T
+    return (entropy[:, None] - cross).sum() / (len(classes) * (len(classes) - 1))

@@ -1,34 +1,55 @@
 """SpLIP: CLIP with prompts that each tower writes for the other (ECCV 2024, arXiv 2407.04207).
 
 Sizes: B images, C training classes, P patches, M text context, m and n prompt tokens, w template
-words with [SOS], d_v and d_t widths, D joint embedding.
+words with [SOS], d_v and d_t widths, D joint embedding, G groups of images that share their texts.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splip import config as configuration
+from splip import distributed
 from splip.clip import PromptedCLIP
 from splip.config import TrainConfig
 from splip.data import MODALITIES
 from splip.errors import UserError
-from splip.prompts import LayersToVision, VisionToText, WordsToVision
+from splip.jigsaw import JigsawHead, permutation_bank
+from splip.prompts import CoupledPrompts, LayersToVision, ModalityTokens, VisionToText, WordsToVision
 
-FORMAT = 1
+FORMAT = 2
+LIMITS = {"text_tokens": 0, "layer_tokens": 0, "visual_tokens": 1}
+
+
+class Pooled(NamedTuple):
+    """A text layer's states over all classes: mean at [EOS] and mean over the words, both ``[G, d_t]``."""
+
+    at_eos: Tensor
+    over_words: Tensor
+
+
+class Conditions(NamedTuple):
+    """What the text tower says to G groups of images: a modality, or one image each."""
+
+    texts: Tensor  # [G, C, D] class texts, unit length
+    prompts: list[Tensor] | None  # for each of the first visual layers [G, n, d_v]
 
 
 class SpLIP(nn.Module):
     """The prompted model, its trainable parts, and the classes it was trained on.
 
-    Prompts depend on the modality, not on the image: the patch embeddings are averaged over the
-    images of a modality in the batch, and over training (``patch_mean``) for inference. Then both
-    towers' prompts are constants.
+    With ``conditioning: modality`` prompts depend on the modality, not on the image: the patch
+    embeddings are averaged over the images of a modality in the batch, and over training
+    (``patch_mean``) for inference. Then both towers' prompts are constants. With ``instance`` every
+    image has its own texts and prompts.
+
+    The baselines (``method``) are the same model with other prompts, or none.
 
     Args:
         config: see :class:`splip.config.TrainConfig`.
@@ -38,6 +59,9 @@ class SpLIP(nn.Module):
     patch_mean: Tensor
     batches_seen: Tensor
     class_similarity: Tensor
+    tokens: Tensor
+    word_ids: Tensor
+    permutations: Tensor | None
 
     def __init__(self, config: TrainConfig, classes: Sequence[str]) -> None:
         super().__init__()
@@ -47,44 +71,60 @@ class SpLIP(nn.Module):
         self.backbone = PromptedCLIP(config.backbone)
         self.backbone_identity = self.backbone.identity()
         clip, p = self.backbone, config.prompts
-        if "{modality}" not in p.template:
-            raise UserError(f"prompts.template must contain {{modality}}, got '{p.template}'")
-        layers = max(clip.visual_layers, clip.text_layers)
-        if p.depth is not None and not 0 <= p.depth <= layers:
-            raise UserError(f"prompts.depth must be between 0 and {layers} for {config.backbone.name}, got {p.depth}")
-        if min(p.text_tokens, p.layer_tokens) < 0:
-            raise UserError("prompts.text_tokens and prompts.layer_tokens must not be negative")
+        _check(config, max(clip.visual_layers, clip.text_layers))
+        splip, d_v, d_t = config.method == "splip", clip.visual_width, clip.text_width
+        self.b_t = self.b_v = self.b_vt = self.modality_tokens = self.coupled = self.jigsaw = None
         with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
             torch.manual_seed(config.seed)
-            d_v, d_t = clip.visual_width, clip.text_width
-            self.b_t = VisionToText(clip.patches, d_v, d_t, p.text_tokens) if p.text_tokens else None
-            self.b_v = WordsToVision(d_t, d_v) if p.words else None
-            self.b_vt = LayersToVision(d_t, d_v, p.layer_tokens) if p.layer_tokens else None
+            if splip and p.text_tokens:
+                self.b_t = VisionToText(clip.patches, d_v, d_t, p.text_tokens)
+            if splip and p.words:
+                self.b_v = WordsToVision(d_t, d_v)
+            if splip and p.layer_tokens:
+                self.b_vt = LayersToVision(d_t, d_v, p.layer_tokens)
+            if config.method == "clip-at":
+                self.modality_tokens = ModalityTokens(len(MODALITIES), d_v, p.visual_tokens)
+            if config.method == "maple" and p.text_tokens and p.depth != 0:
+                depth = min(self._depth(clip.visual_layers), self._depth(clip.text_layers))
+                self.coupled = CoupledPrompts(depth, p.text_tokens, d_t, d_v, self._first_words(p.text_tokens))
+            self.text_tokens = p.text_tokens if self.b_t is not None or self.coupled is not None else 0
+            if config.loss.jigsaw and config.loss.jigsaw_form == "conditional" and config.method != "zero-shot":
+                self.jigsaw = JigsawHead(clip.patches, d_v, config.loss.permutations, config.loss.jigsaw_width)
+        # The bank is part of what was learned: it is saved with the model.
+        bank = (
+            permutation_bank(config.loss.permutations, config.loss.tiles, config.seed) if config.loss.jigsaw else None
+        )
+        self.register_buffer("permutations", bank)
         # From random weights a loss on cosines collapses: every input soon gets the same feature. A
         # BatchNorm after the last LayerNorm of each tower keeps the features apart. In inference it is
         # a constant affine map. Pre-trained towers need none.
-        self.visual_norm = nn.BatchNorm1d(d_v) if config.train_backbone else nn.Identity()
-        self.text_norm = nn.BatchNorm1d(d_t) if config.train_backbone else nn.Identity()
+        self.visual_norm = distributed.BatchNorm(d_v) if config.train_backbone else nn.Identity()
+        self.text_norm = distributed.BatchNorm(d_t) if config.train_backbone else nn.Identity()
         self.register_buffer("patch_mean", torch.zeros(len(MODALITIES), clip.patches, d_v))
-        self.register_buffer("batches_seen", torch.zeros(len(MODALITIES)))
-        for modality, text in enumerate(MODALITIES):
-            self.register_buffer(f"tokens_{text}", self._tokens(self.classes, modality), persistent=False)
+        self.register_buffer("batches_seen", torch.zeros(()))
+        self.register_buffer("tokens", self._tokens(self.classes), persistent=False)
+        self.shared = _shared(self.tokens)
+        words = [clip.tokenize([self._template(m)])[0, :-1] for m in range(len(MODALITIES))]  # without [EOS]
+        self.register_buffer("word_ids", torch.stack(words), persistent=False)
         # How alike two classes are to the frozen text tower: the adaptive margin.
         with torch.no_grad():
             plain, _ = clip.encode_text(clip.tokenize([f"a photo of a {name}" for name in self.classes]))
         plain = F.normalize(plain, dim=-1)
         self.register_buffer("class_similarity", plain @ plain.T, persistent=False)
-        self._constant_prompts: list[list[Tensor] | None] | None = None
+        self._constants: Conditions | None = None
+        self._constant_texts: tuple[Tensor, list[Pooled]] | None = None
         self._set_trainable()
 
     # ---- what is trained ----
 
     def _set_trainable(self) -> None:
-        """LayerNorms and the three maps; with ``train_backbone`` everything but logit scale and word embeddings."""
+        """LayerNorms and the maps; with ``train_backbone`` everything but logit scale and word embeddings."""
         c = self.config
         for parameter in self.parameters():
             parameter.requires_grad = False
-        for module in (self.b_t, self.b_v, self.b_vt):
+        if c.method == "zero-shot":
+            return
+        for module in (self.b_t, self.b_v, self.b_vt, self.modality_tokens, self.coupled, self.jigsaw):
             for parameter in module.parameters() if module is not None else ():
                 parameter.requires_grad = True
         clip = self.backbone
@@ -105,125 +145,197 @@ class SpLIP(nn.Module):
         """The parameters that training changes, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    def _texts_are_constant(self) -> bool:
+        """Nothing that training changes reaches the text tower: it runs once."""
+        text = [*self.backbone.text.transformer.parameters(), *self.backbone.text.ln_final.parameters()]
+        return self.text_tokens == 0 and not any(p.requires_grad for p in text)
+
     # ---- texts ----
 
-    def _tokens(self, classes: Sequence[str], modality: int) -> Tensor:
-        """Ids ``[C, M]``: [SOS], m placeholders, template, class, [EOS]."""
-        placeholders = "X " * self.config.prompts.text_tokens
-        texts = [f"{placeholders}{self._template(modality)} {name}" for name in classes]
+    def _tokens(self, classes: Sequence[str]) -> Tensor:
+        """Ids ``[2, C, M]`` for sketch and photo: [SOS], m placeholders, template, class, [EOS]."""
+        placeholders = "X " * self.text_tokens
         room = int(self.backbone.text.context_length)
-        for text, name in zip(texts, classes, strict=True):
+        texts = [
+            f"{placeholders}{self._template(m)} {name}".strip() for m in range(len(MODALITIES)) for name in classes
+        ]
+        for text, name in zip(texts, list(classes) * len(MODALITIES), strict=True):
             if len(self.backbone.tokenizer.encode(text)) + 2 > room:  # [SOS] and [EOS]
                 raise UserError(
                     f"the prompt for '{name}' is longer than the backbone's {room} tokens: "
                     "shorten the name, prompts.template or prompts.text_tokens"
                 )
-        return self.backbone.tokenize(texts)
+        return self.backbone.tokenize(texts).unflatten(0, (len(MODALITIES), -1))
 
     def _template(self, modality: int) -> str:
         return self.config.prompts.template.replace("{modality}", MODALITIES[modality])
 
-    def _words(self, modality: int) -> Tensor:
-        """Token embeddings ``[w, d_t]`` of [SOS] and the template's words."""
-        tokens = self.backbone.tokenize([self._template(modality)])[0, :-1]  # without [EOS]
-        embedding = self.backbone.text.token_embedding
-        words: Tensor = embedding(tokens.to(embedding.weight.device))
+    def _first_words(self, tokens: int) -> Tensor:
+        """Where MaPLe's tokens start: the words of "a photo of a", as many as there are tokens."""
+        ids = self.backbone.tokenize([" ".join(["a photo of a"] * (1 + tokens // 4))])[0, 1 : 1 + tokens]
+        words: Tensor = self.backbone.text.token_embedding.weight[ids].detach()
         return words
 
     def _depth(self, layers: int) -> int:
         depth = self.config.prompts.depth
         return layers if depth is None else min(depth, layers)
 
-    def _encode_classes(self, tokens: Tensor, patch_mean: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Prompted texts of one modality: features ``[C, D]``, normalised, and states after each layer."""
+    def _encode_classes(self, tokens: Tensor, shared: int, patches: Tensor | None) -> tuple[Tensor, list[Pooled]]:
+        """Prompted texts of G groups: features ``[G, C, D]``, normalised, and every layer's pooled states.
+
+        Args:
+            tokens: ``[G, C, M]``.
+            shared: tokens that the texts of a group begin with.
+            patches: ``[G, P, d_v]`` what B_t makes its prompts of; other methods ignore it.
+        """
         prompts = None
         if self.b_t is not None:
-            prompts = [self.b_t(patch_mean)] * self._depth(self.backbone.text_layers)
-        features, hidden = self.backbone.encode_text(tokens, prompts, self.text_norm)
-        return F.normalize(features, dim=-1), hidden
+            prompts = [self.b_t(patches)] * self._depth(self.backbone.text_layers)
+        elif self.coupled is not None:
+            prompts = [text.expand(len(tokens), -1, -1) for text in self.coupled.text]
+        features, hidden = self.backbone.encode_groups(tokens, shared, prompts, self.text_norm)
+        pooled: list[Pooled] = []
+        if self.b_vt is not None:
+            (_, C, M), dtype = tokens.shape, hidden[0][0].dtype
+            eos = tokens.argmax(dim=2, keepdim=True)
+            position = torch.arange(M, device=tokens.device)
+            # The words proper: after [SOS] and the m slots, before [EOS].
+            is_word = (position > self.text_tokens) & (position < eos)
+            words = (is_word / is_word.sum(dim=2, keepdim=True) / C).to(dtype)
+            ends = ((position == eos)[:, :, shared:] / C).to(dtype)
+            first, own = words[:, :, :shared].sum(dim=1), words[:, :, shared:]
+            for start, rest in hidden:
+                over = torch.einsum("ga,gad->gd", first, start) + torch.einsum("gcs,gcsd->gd", own, rest)
+                pooled.append(Pooled(torch.einsum("gcs,gcsd->gd", ends, rest), over))
+        return F.normalize(features.float(), dim=-1), pooled
 
     # ---- visual prompts ----
 
-    def _visual_prompts(self, modality: int, tokens: Tensor, hidden: list[Tensor]) -> list[Tensor] | None:
-        """For every prompted visual layer ``[w + n, d_v]``: the template's words, then the text layer's summary."""
+    def _visual_prompts(self, modality: Tensor, pooled: list[Pooled]) -> list[Tensor] | None:
+        """For every prompted visual layer ``[G, n, d_v]``; ``modality`` ``[G]`` says whose words a group takes.
+
+        SpLIP: the template's words, then the text layer's summary.
+        """
+        choice = F.one_hot(modality, len(MODALITIES))
+        if self.modality_tokens is not None:
+            tokens = self.modality_tokens.tokens
+            return [torch.einsum("gm,mnd->gnd", choice.to(tokens.dtype), tokens)]
+        if self.coupled is not None:
+            return [prompt.expand(len(modality), -1, -1) for prompt in self.coupled.visual()]
         parts: list[list[Tensor]] = [[] for _ in range(self._depth(self.backbone.visual_layers))]
         if self.b_v is not None:
-            words = self.b_v(self._words(modality))
+            words = self.b_v(self.backbone.text.token_embedding(self.word_ids))
+            words = torch.einsum("gm,mnd->gnd", choice.to(words.dtype), words)
             for layer in parts:
                 layer.append(words)
         if self.b_vt is not None and parts:
-            eos = tokens.argmax(dim=1)
-            position = torch.arange(tokens.shape[1], device=tokens.device)
-            # The words proper: after [SOS] and the m slots, before [EOS].
-            is_word = (position > self.config.prompts.text_tokens) & (position < eos[:, None])
-            weight = is_word.float() / is_word.sum(dim=1, keepdim=True) / len(tokens)
-            rows = torch.arange(len(tokens), device=tokens.device)
-            summaries = [
-                self.b_vt(h[rows, eos].mean(dim=0), torch.einsum("cm,cmd->d", weight.to(h.dtype), h)) for h in hidden
-            ]
+            summaries = [self.b_vt(*layer) for layer in pooled]
             for number, part in enumerate(parts):
                 # Towers of different depth: visual layer l takes text layer floor(l * L_t / L_v).
-                part.append(summaries[number * len(hidden) // self.backbone.visual_layers])
-        prompts = [torch.cat(part) for part in parts if part]
+                part.append(summaries[number * len(pooled) // self.backbone.visual_layers])
+        prompts = [torch.cat(part, dim=1) for part in parts if part]
         return prompts or None
 
-    def _patch_mean(self, patches: Tensor, modality: int) -> Tensor:
-        """Mean over the images of one modality; training also moves the average that inference uses."""
-        mean = patches.mean(dim=0)
-        with torch.no_grad():
-            seen = float(self.batches_seen[modality])
-            decay = min(self.config.prompts.ema, seen / (seen + 1))
-            self.patch_mean[modality].lerp_(mean.detach().float(), 1 - decay)
-            self.batches_seen[modality] += 1
-        return mean
+    def condition(self, modality: Tensor, patches: Tensor | None) -> Conditions:
+        """Texts and visual prompts of G groups.
+
+        Args:
+            modality: ``[G]`` int64, 0 sketch, 1 photo.
+            patches: ``[G, P, d_v]`` patch embeddings of each group.
+        """
+        whole = modality.shape == (2,)  # both modalities once: the constant texts, if they are constant
+        if whole and self._constant_texts is not None:
+            texts, pooled = self._constant_texts
+        elif self._texts_are_constant():
+            with torch.no_grad():
+                texts, pooled = self._encode_classes(self.tokens[modality], self.shared, patches)
+            self._constant_texts = (texts, pooled) if whole else None
+        else:
+            texts, pooled = self._encode_classes(self.tokens[modality], self.shared, patches)
+        return Conditions(texts, self._visual_prompts(modality, pooled))
+
+    # ---- training ----
+
+    def average(self, patches: Tensor, modality: Tensor) -> Tensor:
+        """Mean patch embeddings of the two modalities over the batch, of all processes: ``[2, P, d_v]``.
+
+        Args:
+            patches: ``[B, P, d_v]``.
+            modality: ``[B]`` int64; both must occur.
+        """
+        choice = F.one_hot(modality, len(MODALITIES)).to(patches.dtype)
+        mean = torch.einsum("bm,bpd->mpd", choice / choice.sum(dim=0), patches)
+        return distributed.mean(mean)
+
+    @torch.no_grad()
+    def remember(self, mean: Tensor) -> None:
+        """Move the average that inference uses towards a batch's: a plain mean until the decay is the slower."""
+        decay = torch.clamp(self.batches_seen / (self.batches_seen + 1), max=self.config.prompts.ema)
+        self.patch_mean.lerp_(mean.detach().float(), 1 - decay)
+        self.batches_seen += 1
+
+    def encode(self, patches: Tensor, group: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        """One pass of the visual tower; each image takes its own group's prompts.
+
+        Args:
+            patches: ``[B, P, d_v]``.
+            group: ``[B]`` int64, position in ``conditions``.
+
+        Returns:
+            ``(features [B, D] of unit length, tokens [B, 1 + P, d_v])``.
+        """
+        prompts = conditions.prompts
+        if prompts is not None and len(prompts[0]) != len(patches):
+            # A product with a one-hot matrix, not an index: the gradient of an index into few rows is
+            # summed by several threads in no fixed order, and a run could not be repeated.
+            choice = F.one_hot(group, len(prompts[0]))
+            prompts = [torch.einsum("bg,gnd->bnd", choice.to(prompt.dtype), prompt) for prompt in prompts]
+        features, tokens = self.backbone.encode_visual_tokens(patches, prompts, self.visual_norm)
+        return F.normalize(features.float(), dim=-1), tokens
 
     def forward(self, images: Tensor, modality: Tensor) -> tuple[Tensor, Tensor]:
-        """A training step's features.
+        """Features of a batch as training sees them.
 
         Args:
             images: ``[B, 3, S, S]`` uint8.
             modality: ``[B]`` int64, 0 sketch, 1 photo; both must occur.
 
         Returns:
-            ``(image features [B, D], text features [2, C, D])``, all of unit length.
+            ``(image features [B, D], text features [G, C, D])``, all of unit length.
         """
         patches = self.backbone.embed_patches(images)
-        texts, prompts = [], []
-        for m, name in enumerate(MODALITIES):
-            mean = self._patch_mean(patches[modality == m], m)
-            tokens = getattr(self, f"tokens_{name}")
-            features, hidden = self._encode_classes(tokens, mean)
-            texts.append(features)
-            prompts.append(self._visual_prompts(m, tokens, hidden))
-        # One pass through the visual tower: each image takes its own modality's prompts.
-        mixed = None
-        sketch_prompts, photo_prompts = prompts
-        if sketch_prompts is not None and photo_prompts is not None:
-            # A product with a one-hot matrix, not an index: the gradient of an index into few rows is
-            # summed by several threads in no fixed order, and a run could not be repeated.
-            pairs = zip(sketch_prompts, photo_prompts, strict=True)
-            choice = F.one_hot(modality, len(MODALITIES)).to(patches.dtype)
-            mixed = [torch.einsum("bm,mpd->bpd", choice, torch.stack(pair)) for pair in pairs]
-        features = self.backbone.encode_visual(patches, mixed, self.visual_norm)
-        return F.normalize(features, dim=-1), torch.stack(texts)
+        if self.config.prompts.conditioning == "instance":
+            conditions, group = self.condition(modality, patches), torch.arange(len(images), device=images.device)
+        else:
+            mean = self.average(patches, modality)
+            self.remember(mean)
+            conditions, group = self.condition(self._both(), mean), modality
+        return self.encode(patches, group, conditions)[0], conditions.texts
+
+    def _both(self) -> Tensor:
+        return torch.arange(len(MODALITIES), device=self.tokens.device)
 
     # ---- inference ----
 
     def train(self, mode: bool = True) -> "SpLIP":
-        self._constant_prompts = None
+        self._forget()
         super().train(mode)
         return self
 
+    def _forget(self) -> None:
+        self._constants = self._constant_texts = None
+
     @torch.no_grad()
+    def constants(self) -> Conditions:
+        """Texts and prompts of both modalities; computed once, until training goes on."""
+        if self._constants is None:
+            self._constants = self.condition(self._both(), self.patch_mean)
+        return self._constants
+
     def visual_prompts(self) -> list[list[Tensor] | None]:
-        """The constant visual prompts of each modality; computed once, until training goes on."""
-        if self._constant_prompts is None:
-            self._constant_prompts = []
-            for m, name in enumerate(MODALITIES):
-                tokens = getattr(self, f"tokens_{name}")
-                _, hidden = self._encode_classes(tokens, self.patch_mean[m])
-                self._constant_prompts.append(self._visual_prompts(m, tokens, hidden))
-        return self._constant_prompts
+        """The constant visual prompts of each modality, ``[n, d_v]`` a layer."""
+        prompts = self.constants().prompts
+        return [None if prompts is None else [p[m] for p in prompts] for m in range(len(MODALITIES))]
 
     @torch.no_grad()
     def encode_image(self, images: Tensor, modality: int) -> Tensor:
@@ -231,8 +343,14 @@ class SpLIP(nn.Module):
         if self.training:
             raise RuntimeError("call eval() before encode_image")
         patches = self.backbone.embed_patches(images)
-        features = self.backbone.encode_visual(patches, self.visual_prompts()[modality], self.visual_norm)
-        return F.normalize(features, dim=-1).float()
+        prompts: list[Tensor] | None
+        if self.config.prompts.conditioning == "instance" and self.config.method == "splip":
+            group = torch.full((len(images),), modality, device=images.device)
+            prompts = self.condition(group, patches).prompts
+        else:
+            prompts = self.visual_prompts()[modality]
+        features = self.backbone.encode_visual(patches, prompts, self.visual_norm)
+        return F.normalize(features.float(), dim=-1)
 
     def encode_sketch(self, images: Tensor) -> Tensor:
         """Unit-length features ``[B, D]`` of sketches, uint8 ``[B, 3, S, S]``."""
@@ -245,14 +363,32 @@ class SpLIP(nn.Module):
     @torch.no_grad()
     def encode_text(self, names: Sequence[str], modality: int = 1) -> Tensor:
         """Unit-length features ``[C, D]`` of class names, prompted as sketches or photos."""
-        tokens = self._tokens(names, modality).to(self.patch_mean.device)
-        return self._encode_classes(tokens, self.patch_mean[modality])[0].float()
+        tokens = self._tokens(names).to(self.tokens.device)[modality : modality + 1]
+        return self._encode_classes(tokens, _shared(tokens), self.patch_mean[modality : modality + 1])[0][0]
 
     # ---- checkpoints ----
 
+    def plain_backbone(self) -> dict[str, Tensor]:
+        """The backbone as open_clip knows it, to start from as ``--backbone.pretrained FILE``.
+
+        The BatchNorms of ``train_backbone`` are folded into the LayerNorms before them: in inference both
+        are a scale and a shift of each channel.
+        """
+        state = {name: value.detach().cpu().clone() for name, value in self.backbone.clip.state_dict().items()}
+        prefix = "text." if self.backbone.text is not self.backbone.clip else ""
+        for norm, name in ((self.visual_norm, "visual.ln_post"), (self.text_norm, f"{prefix}ln_final")):
+            if isinstance(norm, nn.BatchNorm1d):
+                assert norm.running_mean is not None and norm.running_var is not None
+                scale = (norm.weight * torch.rsqrt(norm.running_var + norm.eps)).detach().cpu()
+                shift = (norm.bias.cpu() - norm.running_mean.cpu() * scale).detach()
+                state[f"{name}.weight"] *= scale
+                state[f"{name}.bias"] = state[f"{name}.bias"] * scale + shift
+        return state
+
     def _kept_buffers(self) -> dict[str, Tensor]:
-        """What training changes besides parameters: the average patch embeddings and BatchNorm statistics."""
-        return {name: b for name, b in self.named_buffers() if not name.startswith(("backbone.", "tokens_", "class_"))}
+        """What a model has learned besides parameters: average patch embeddings, BatchNorm statistics, permutations."""
+        kept = set(self.state_dict(keep_vars=True))
+        return {name: b for name, b in self.named_buffers() if name in kept and not name.startswith("backbone.")}
 
     def checkpoint(self) -> dict[str, Any]:
         """What training changed, and what is needed to build the rest again."""
@@ -287,7 +423,30 @@ class SpLIP(nn.Module):
             self.data = state["data"]
             for name, buffer in self._kept_buffers().items():
                 buffer.copy_(state["buffers"][name])
-        self._constant_prompts = None
+        self._forget()
+
+
+def _check(config: TrainConfig, layers: int) -> None:
+    p = config.prompts
+    if config.method == "splip" and "{modality}" not in p.template:
+        raise UserError(f"prompts.template must contain {{modality}}, got '{p.template}'")
+    # MaPLe's recipe names a depth that smaller towers do not have: there it means all layers.
+    if p.depth is not None and not 0 <= p.depth <= (layers if config.method != "maple" else math.inf):
+        raise UserError(f"prompts.depth must be between 0 and {layers} for {config.backbone.name}, got {p.depth}")
+    for name, least in LIMITS.items():
+        if getattr(p, name) < least:
+            raise UserError(f"prompts.{name} must be at least {least}, got {getattr(p, name)}")
+    if config.loss.jigsaw_width < 32 or config.loss.jigsaw_width % 32:
+        raise UserError(f"loss.jigsaw_width must be a multiple of 32, got {config.loss.jigsaw_width}")
+    most = 23 if config.loss.tiles == 2 else 10_000
+    if config.loss.jigsaw and not 2 <= config.loss.permutations <= most:
+        raise UserError(f"loss.permutations must be between 2 and {most}, got {config.loss.permutations}")
+
+
+def _shared(tokens: Tensor) -> int:
+    """How many first tokens all texts of every group have in common, none of them an [EOS]."""
+    same = (tokens == tokens[:, :1]).all(dim=1).all(dim=0).long().cumprod(dim=0).sum()
+    return min(int(same), int(tokens.argmax(dim=2).min()))
 
 
 def _name(identity: dict[str, Any]) -> str:

@@ -61,3 +61,33 @@ class LayersToVision(nn.Module):
         x = self.expand(torch.nn.functional.gelu(self.reduce(x)))
         out: Tensor = x.unflatten(-1, (self.tokens, -1))
         return out
+
+
+class ModalityTokens(nn.Module):
+    """CLIP-AT's prompts (Sain et al., CVPR 2023): learned tokens at the visual input, a set for each modality."""
+
+    def __init__(self, modalities: int, visual_width: int, tokens: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.empty(modalities, tokens, visual_width))
+        nn.init.normal_(self.tokens, std=0.02)
+
+
+class CoupledPrompts(nn.Module):
+    """MaPLe's prompts (Khattak et al., CVPR 2023): learned text tokens in each of the first layers, and
+    a linear map of each to the visual tokens of that layer.
+
+    Args:
+        depth: layers that get prompts.
+        tokens: m tokens a layer.
+        first: ``[m, d_t]`` where those of the first layer start: embeddings of words.
+    """
+
+    def __init__(self, depth: int, tokens: int, text_width: int, visual_width: int, first: Tensor) -> None:
+        super().__init__()
+        deeper = [torch.randn(tokens, text_width) * 0.02 for _ in range(depth - 1)]
+        self.text = nn.ParameterList([nn.Parameter(t) for t in (first.clone(), *deeper)])
+        self.couple = nn.ModuleList([nn.Linear(text_width, visual_width) for _ in range(depth)])
+
+    def visual(self) -> list[Tensor]:
+        """For each layer ``[m, d_v]``."""
+        return [couple(text) for couple, text in zip(self.couple, self.text, strict=True)]
