@@ -40,9 +40,9 @@ class CMakeBuild(build_ext):
 setup(
     version=VERSION,
     # splip.export lives in export/ at the top level of the repository.
-    # The last four hold data only; setuptools wants them named.
-    packages=["splip", "splip.export"]
-    + ["splip.configs", "splip.configs.models", "splip.sample_data", "splip.sample_data.licenses"],
+    # The last five hold data only; setuptools wants them named.
+    packages=["splip", "splip.export", "splip.configs", "splip.configs.ablations", "splip.configs.models"]
+    + ["splip.sample_data", "splip.sample_data.licenses"],
     package_dir={"splip": "python/splip", "splip.export": "export"},
     ext_modules=[Extension("splip._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

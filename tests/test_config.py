@@ -28,10 +28,24 @@ def test_round_trip(tmp_path):
 
 
 def test_shipped_configurations_load():
-    names = [p.stem for p in config.CONFIGS.glob("*.yaml")]
-    assert "sample" in names
-    for name in names:
+    names = config.shipped()
+    assert {"sample", "sketchy-2", "clip-at", "ablations/full", "ablations/no-b_vt"} <= set(names)
+    for name, file in names.items():
         assert isinstance(config.load(TrainConfig, name), TrainConfig)
+        assert file.read_text().startswith("# ")  # its row in a table
+        # A row of a table is what it changes: everything it says differs from the defaults.
+        if name.startswith("ablations/") and name != "ablations/full":
+            assert config.differences(TrainConfig(), config.load(TrainConfig, name))
+
+
+def test_later_files_win(tmp_path):
+    (tmp_path / "a.yaml").write_text("lr: 1.0\nprompts: {depth: 3, ema: 0.5}\n")
+    (tmp_path / "b.yaml").write_text("prompts: {depth: 5}\nloss: {jigsaw: 0}\n")
+    loaded = config.load(TrainConfig, str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"))
+    assert (loaded.lr, loaded.prompts.depth, loaded.prompts.ema, loaded.loss.jigsaw) == (1.0, 5, 0.5, 0.0)
+    (tmp_path / "b.yaml").write_text("speed: 5\n")
+    with pytest.raises(UserError, match=r"b.yaml: unknown key 'speed'"):
+        config.load(TrainConfig, str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from splip import pictures
-from splip.errors import UnreadablePicture
+from splip.errors import UnreadablePicture, UserError
 
 
 def save(path, array, mode=None, **options):
@@ -116,6 +116,69 @@ def test_a_list_with_damaged_files(tmp_path, memory):
     assert len(lines) == 4 and lines[0] == f"{bad[0]}\tthe file is empty"
     pictures.write_skipped(tmp_path / "skipped.txt", [])
     assert not (tmp_path / "skipped.txt").exists()
+
+
+def test_cache(tmp_path, monkeypatch):
+    """Decoded once; a second list of the same files reads what the first wrote."""
+    good, bad = damaged(tmp_path)
+    paths = [bad[0], good, bad[1], good]
+    first = pictures.Pictures(paths, 16, cache=tmp_path / "cache")
+    plain = pictures.Pictures(paths, 16)
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "decode", None)
+        second = pictures.Pictures(paths, 16, cache=tmp_path / "cache")
+    for cached in (first, second):
+        assert cached.kept == plain.kept == [1, 3] and torch.equal(cached.get([1, 0]), plain.get([1, 0]))
+        assert [(s.path, s.reason) for s in cached.skipped] == [(s.path, s.reason) for s in plain.skipped]
+    # Another size, another fit, a file that changed: other pictures.
+    kept = set((tmp_path / "cache").iterdir())
+    assert pictures.Pictures(paths, 8, cache=tmp_path / "cache").get([0]).shape == (1, 3, 8, 8)
+    Image.new("RGB", (30, 30), "red").save(good)
+    changed = pictures.Pictures(paths, 16, cache=tmp_path / "cache").get([0])
+    assert changed[0, 0].min() > 250 and changed[0, 1].max() < 5
+    assert kept < set((tmp_path / "cache").iterdir())
+
+
+def test_cache_that_was_stopped(tmp_path, monkeypatch):
+    """Goes on after the last whole block, and keeps what it found unreadable before."""
+    good, bad = damaged(tmp_path)
+    paths = [good, bad[0], good, bad[1], good, good]
+    monkeypatch.setattr(pictures, "CACHE_BLOCK", 2)
+    real, calls = pictures.decode, []
+
+    def stop_at_third(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(pictures, "decode", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        pictures.Pictures(paths, 16, cache=tmp_path / "cache")
+    resumed = pictures.Pictures(paths, 16, cache=tmp_path / "cache")
+    assert len(calls) == 4  # the third block only
+    assert resumed.kept == [0, 2, 4, 5] and [s.path for s in resumed.skipped] == [bad[0], bad[1]]
+    assert torch.equal(resumed.get(range(4)), pictures.Pictures(paths, 16).get(range(4)))
+
+
+def test_cache_without_room(tmp_path, monkeypatch):
+    good, _ = damaged(tmp_path)
+    monkeypatch.setattr(pictures.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
+    with pytest.raises(UserError, match=r"data.cache .*cache: needs 0.0 GB, 0.0 GB are free"):
+        pictures.Pictures([good], 16, cache=tmp_path / "cache")
+
+
+def test_pictures_that_are_not_scanned(tmp_path):
+    """Decoded for every use and not looked at before: what cannot be read shows when it is wanted."""
+    good, bad = damaged(tmp_path)
+    lazy = pictures.Pictures([bad[0], good], 16, memory_gb=0.0, scan=False)
+    assert len(lazy) == 2 and not lazy.skipped
+    for _ in range(2):
+        batch, readable = lazy.get_readable([1, 0, 0])
+        assert readable.tolist() == [True, False, False] and (batch[1] == 255).all()
+    assert [s.path for s in lazy.skipped] == [bad[0]]  # listed once
+    with pytest.raises(pictures.UnreadablePicture, match="the file is empty"):
+        lazy.get([0])
 
 
 def test_find(tmp_path):

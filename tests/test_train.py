@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import draw
 
-from splip import config, train
-from splip.data import Items
+from splip import config, losses, train
 from splip.errors import UserError
-from splip.model import read_checkpoint
+from splip.model import SpLIP, load_model, read_checkpoint
+from splip.sampler import Sampler
 
 
 def rows(run):
@@ -33,7 +35,7 @@ def same(a, b):
 @contextlib.contextmanager
 def at_step_two(monkeypatch, happening):
     """Something happens when the batch of step 2 is drawn."""
-    batch = train.Sampler.batch
+    batch = Sampler.batch
 
     def draw(self, step):
         if step == 2:
@@ -41,7 +43,7 @@ def at_step_two(monkeypatch, happening):
         return batch(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Sampler, "batch", draw)
+        patch.setattr(Sampler, "batch", draw)
         yield
 
 
@@ -174,6 +176,11 @@ def test_one_class_to_train_on(settings):
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"lr": -1.0}, "lr must not be negative, got -1.0"),
         ({"seed": -1}, "seed must not be negative"),
+        ({"loss": config.LossConfig(jigsaw=-1)}, "loss.jigsaw must not be negative"),
+        ({"loss": config.LossConfig(0, 0, 0)}, "all weights of the loss are 0"),
+        ({"loss": config.LossConfig(divergence=0.1)}, "set per_class to 2 or more"),
+        ({"loss": config.LossConfig(permutations=1)}, "loss.permutations must be between 2 and"),
+        ({"method": "zero-shot", "train_backbone": True}, "zero-shot trains nothing"),
     ],
     ids=str,
 )
@@ -186,22 +193,194 @@ def test_numbers(settings, changes, message):
 
 
 def test_loss_that_is_not_a_number(settings, monkeypatch):
-    real = train.losses.triplet
+    real = losses.triplet
     calls = []
 
     def broken(*args):
         calls.append(1)
         return real(*args) * (float("nan") if len(calls) == 4 else 1)
 
-    monkeypatch.setattr(train.losses, "triplet", broken)
-    with pytest.raises(UserError, match="the loss became nan at step 3; the last good checkpoint is .*last.pt"):
+    monkeypatch.setattr(losses, "triplet", broken)
+    with pytest.raises(
+        UserError,
+        match="the loss became nan at step 3; its 12 pictures are listed in .*bad_batch.txt; the last good checkpoint is .*last.pt",
+    ):
+        train.train(settings)
+    assert read_checkpoint(settings.out / "last.pt")["step"] == 2
+
+    files = (settings.out / "bad_batch.txt").read_text().splitlines()
+    assert len(files) == 12 and all(Path(f).is_file() for f in files)
+    assert [Path(f).parent.parent.name for f in files] == ["sketch"] * 4 + ["photo"] * 8
+
+
+def test_weights_that_are_not_numbers_are_never_saved(settings, monkeypatch):
+    """A finite loss with a broken gradient: the checkpoint of the step before stays."""
+    step = torch.optim.AdamW.step
+    calls = []
+
+    def broken(self, *args):
+        step(self, *args)
+        calls.append(1)
+        if len(calls) == 4:
+            self.param_groups[0]["params"][0].data.fill_(float("nan"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    with pytest.raises(
+        UserError, match=r"became infinite or not a number before step 4; the last good checkpoint is .*last.pt"
+    ):
         train.train(settings)
     assert read_checkpoint(settings.out / "last.pt")["step"] == 2
 
 
 def test_instance_positives(settings):
-    with pytest.raises(UserError, match="positives: instance, but .* has no photo"):
+    with pytest.raises(UserError, match="positives: instance, but .* has no photo of the same instance, nor have 14"):
         train.train(dataclasses.replace(settings, positives="instance"))
+    with pytest.raises(UserError, match="setting: fine-grained, but .*/0.png has no photo"):
+        train.train(dataclasses.replace(settings, setting="fine-grained"))
+
+
+def pair(root):
+    """instances.csv: sketch i shows what photo i % 2 shows."""
+    lines = ["path,instance"]
+    for folder in sorted((root / "sketch").iterdir()):
+        lines += [f"sketch/{folder.name}/{i}.png,{i % 2}" for i in range(3)]
+        lines += [f"photo/{folder.name}/{i}.jpg,{i}" for i in range(2)]
+    (root / "instances.csv").write_text("\n".join(lines) + "\n")
+
+
+def configured(settings, *names, **changes):
+    """The settings with shipped configurations on top."""
+    values = config.to_dict(settings)
+    for name in names:
+        values = config.merge(values, config.read(name))
+    return config.from_dict(config.TrainConfig, config.merge(values, changes), "test")
+
+
+OVERLAYS = [name for name in config.shipped() if name.startswith("ablations/")]
+METHODS = ["zero-shot", "clip-ln", "clip-at", "clip-at-fg", "maple"]
+
+
+@pytest.mark.parametrize("name", [*OVERLAYS, *METHODS])
+def test_every_shipped_row_trains(settings, name):
+    """Each ablation and baseline: two steps, a checkpoint that loads, other features than before."""
+    pair(settings.data.root)
+    row = configured(settings, name, steps=2, batch_size=4)
+    if name in ("ablations/depth-6", "ablations/depth-9"):  # deeper than the tiny backbone
+        row.backbone.name = "ViT-S-32-alt"
+    best = train.train(row)
+    model = load_model(best)
+    assert model.config.method == row.method
+    side = model.backbone.image_size
+    images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    features = model.encode_sketch(images)
+    assert torch.isfinite(features).all()
+    fresh = SpLIP(row, model.classes).eval()
+    fresh.remember(model.patch_mean)
+    assert torch.equal(fresh.encode_sketch(images), features) == (name == "zero-shot")
+
+
+@pytest.mark.parametrize("name", ["sketchy-1", "sketchy-2", "tuberlin", "quickdraw", "sketchy-fg"])
+def test_shipped_experiments(name):
+    loaded = config.load(config.TrainConfig, name)
+    assert loaded.backbone.pretrained == "openai" and loaded.batch_size == 192 and loaded.epochs == 60
+    assert (loaded.setting == "fine-grained") == (name == "sketchy-fg") == (not loaded.data.extended)
+
+
+def test_fine_grained_run(settings, capsys):
+    pair(settings.data.root)
+    (settings.data.root / "photo" / "ball" / "1.jpg").write_bytes(b"broken")
+    with pytest.raises(UserError, match="photo/ball has photos of one instance: no negative"):
+        train.train(dataclasses.replace(settings, setting="fine-grained"))
+    draw(settings.data.root / "photo" / "ball" / "9.jpg", 0, "red", 3)
+    train.train(dataclasses.replace(settings, setting="fine-grained"))
+    assert "1 sketches left out: their photo is unreadable" in capsys.readouterr().out
+    state = read_checkpoint(settings.out / "best.pt")
+    assert state["validation"] == pytest.approx(max(float(r["val_Acc1"] or 0) for r in rows(settings.out)), abs=1e-5)
+
+
+def test_accumulated_parts_are_the_whole_batch(settings, tmp_path):
+    train.train(settings)
+    parts = dataclasses.replace(settings, accumulate=2, out=tmp_path / "parts")
+    train.train(parts)
+    for a, b in zip(rows(settings.out), rows(parts.out), strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=2e-3)
+    with pytest.raises(UserError, match="batch_size 4 is not a multiple of 3"):
+        train.train(dataclasses.replace(settings, accumulate=3))
+
+
+def test_batches_made_in_advance(settings):
+    made = []
+
+    def make(step):
+        made.append(step)
+        return step
+
+    for depth in (0, 1, 2, 5):
+        made.clear()
+        assert list(train._ahead(make, 3, 9, depth)) == list(range(3, 9)) == sorted(made)
+
+
+def test_share_of_the_data(settings, capsys):
+    pair(settings.data.root)
+    for i in range(3, 9):
+        draw(settings.data.root / "sketch" / "ball" / f"{i}.png", 0, "black", i)
+    half = configured(settings, data={"sample_fraction": 0.5, "class_fraction": 0.6}, batch_size=2)
+    train.train(half)
+    assert "3 seen classes" in capsys.readouterr().out
+    assert len(read_checkpoint(settings.out / "best.pt")["classes"]) == 3
+
+
+def test_tensorboard(settings):
+    train.train(dataclasses.replace(settings, tensorboard=True))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(settings.out)).Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert [e.step for e in events.Scalars("validation/val_mAP")] == [2, 4]
+
+
+def test_cache_gives_the_same_run(settings, tmp_path):
+    (settings.data.root / "sketch" / "ball" / "0.png").write_bytes(b"broken")
+    train.train(settings)
+    for out in ("first", "second"):  # written, then read
+        cached = configured(settings, data={"cache": str(tmp_path / "cache")}, out=str(tmp_path / out))
+        train.train(cached)
+        same(read_checkpoint(cached.out / "last.pt"), read_checkpoint(settings.out / "last.pt"))
+        assert "sketch/ball/0.png" in (cached.out / "skipped.txt").read_text()
+
+
+def test_picture_that_breaks_in_the_middle_of_an_epoch(settings, capsys):
+    """Decoded for every use: what cannot be read is replaced in its batch, counted and listed."""
+    data = dataclasses.replace(settings.data, memory_gb=0.0)
+    (settings.data.root / "photo" / "ball" / "0.jpg").write_bytes(b"broken")
+    (settings.data.root / "sketch" / "dash" / "1.png").write_bytes(b"")
+    train.train(dataclasses.replace(settings, data=data, steps=6, batch_size=8))
+    assert "left out 2 unreadable pictures, listed in" in capsys.readouterr().out
+    listed = (settings.out / "skipped.txt").read_text()
+    assert "photo/ball/0.jpg\tnot a picture" in listed and "sketch/dash/1.png\tthe file is empty" in listed
+
+
+def test_two_processes_are_one(settings, tmp_path):
+    """torchrun with two processes: the same losses as one process with the same global batch."""
+    curves = {}
+    for count in (1, 2):
+        out = tmp_path / f"of-{count}"
+        command = [sys.executable, "-m"]
+        if count > 1:
+            command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
+        command += ["splip.train", "--data.root", settings.data.root, "--data.unseen", "box", "cone", "--out", out]
+        command += ["--data.validation", "pole", "--backbone.name", "splip-tiny", "--device", "cpu"]
+        command += ["--batch-size", "4", "--steps", "6", "--eval-every", "3", "--lr", "1e-3", "--warmup", "0"]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=env)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("best validation") == 1  # only the first process speaks
+        curves[count] = [[float(r[c]) for c in ("loss", "triplet", "classification", "jigsaw")] for r in rows(out)]
+    assert curves[1][0] != curves[1][-1]
+    np.testing.assert_allclose(curves[1], curves[2], rtol=2e-3, atol=2e-4)
+    a, b = (read_checkpoint(tmp_path / f"of-{n}" / "last.pt") for n in (1, 2))
+    for name, value in a["buffers"].items():
+        torch.testing.assert_close(value, b["buffers"][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
@@ -220,39 +399,3 @@ def test_signal_saves_and_resumes(settings, signal_number):
     assert process.returncode == 130 and "go on with --resume" in error and "Traceback" not in error
     step = read_checkpoint(settings.out / "last.pt")["step"]
     assert step == int(rows(settings.out)[-1]["step"]) >= 3
-
-
-# ---- the sampler ----
-
-
-def items(labels, instances):
-    return Items([f"{i}.png" for i in range(len(labels))], labels, instances)
-
-
-def sampler(positives="class", batch_size=6):
-    sketches = items([0] * 6 + [1] * 6 + [2] * 6, [*range(18)])
-    photos = items([0] * 4 + [1] * 1 + [2] * 5 + [0] * 2, [0, 1, 2, 3, 6, 12, 13, 14, 15, 16, 4, 5])
-    if positives == "instance":
-        sketches = sketches.take([0, 1, 2, 3, 6, 12, 13, 14])
-    return train.Sampler(sketches, photos, batch_size, positives, seed=0), sketches, photos
-
-
-def test_batches_are_right_and_repeatable():
-    drawn, sketches, photos = sampler()
-    seen = []
-    for step in range(drawn.steps_per_epoch):
-        sketch, positive, negative = drawn.batch(step)
-        for s, p, n in zip(sketch, positive, negative, strict=True):
-            assert photos.labels[p] == sketches.labels[s] != photos.labels[n]
-        seen += sketch.tolist()
-        assert all(np.array_equal(a, b) for a, b in zip(drawn.batch(step), (sketch, positive, negative), strict=True))
-    assert sorted(seen) == list(range(18))  # an epoch visits every sketch once
-    assert not np.array_equal(drawn.batch(0)[0], drawn.batch(3)[0])
-
-
-def test_instance_batches():
-    drawn, sketches, photos = sampler("instance", 4)
-    for step in range(4):
-        sketch, positive, _ = drawn.batch(step)
-        for s, p in zip(sketch, positive, strict=True):
-            assert photos.instances[p] == sketches.instances[s]

@@ -14,16 +14,28 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "train": (
         "TrainConfig",
         "splip.train:train",
-        "train SpLIP on a tree of sketches and photos",
+        "train SpLIP, or a baseline, on sketches and photos",
         "splip train --config sample --data.root sample --out runs/sample\n"
         "  splip train --backbone.name ViT-B-32 --backbone.pretrained openai --data.root my-tree --out runs/mine\n"
+        "  splip train --config sketchy-2 --config clip-at --data.root Sketchy --out runs/clip-at\n"
+        "  torchrun --nproc-per-node 4 -m splip.train --config sketchy-2 --data.root Sketchy --out runs/four\n"
         "  splip train --config runs/mine/config.yaml --resume",
     ),
     "eval": (
         "EvalConfig",
         "splip.evaluate:evaluate",
         "measure zero-shot retrieval on the unseen classes",
-        "splip eval --checkpoint runs/sample/best.pt --baselines --json results.json",
+        "splip eval --checkpoint runs/sample/best.pt --baselines --out results\n"
+        "  splip eval --checkpoint runs/sample/best.pt --protocol gzs --gallery sempcyc all --k 10 100 --metrics all\n"
+        "  splip eval --checkpoint runs/sample/best.pt --protocol fg --json fine-grained.json\n"
+        "  splip eval --checkpoint runs/sketchy/best.pt --dataset tuberlin --root TUBerlin --out elsewhere",
+    ),
+    "sweep": (
+        "SweepConfig",
+        "splip.sweep:sweep",
+        "train and measure a row of configurations over seeds",
+        "splip sweep --config sketchy-2 --rows 'ablations/*' --set data.root=Sketchy --out runs/ablation\n"
+        "  splip sweep --config sketchy-2 --rows zero-shot clip-ln clip-at maple --set data.root=Sketchy --seeds 0",
     ),
     "index": (
         "IndexConfig",
@@ -46,8 +58,10 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "data check": (
         "CheckConfig",
         "splip.data:check",
-        "say what a tree of sketches and photos holds",
-        "splip data check --root sample --decode",
+        "say what a data set holds, and what is missing",
+        "splip data check --root sample --decode\n"
+        "  splip data check --root data --dataset sketchy --split 2\n"
+        "  splip data check --root data/TUBerlin --dataset tuberlin --decode",
     ),
     "demo": (
         "DemoConfig",
@@ -96,12 +110,15 @@ def parse(verb: str, args: list[str]) -> Any:
     args = [aliases.get(a, a) for a in args]
     defaults: dict[str, Any] = {}
     if verb == "train":
-        file, args = _take_option(args, "--config")
-        defaults = {} if file is None else {"default": config.load(cls, file)}
+        files, args = _take_options(args, "--config")
+        defaults = {"default": config.load(cls, *files)} if files else {}
     description = f"{(cls.__doc__ or summary).strip()}\n\nexamples:\n  {examples}"
     if verb == "train":
-        shipped = ", ".join(sorted(p.stem for p in config.CONFIGS.glob("*.yaml")))
-        description += f"\n\n--config FILE.yaml (or a shipped one: {shipped}) sets the defaults of all options."
+        names = ", ".join(name for name in config.shipped() if "/" not in name)
+        description += (
+            f"\n\n--config FILE.yaml (or a shipped one: {names}, ablations/*) sets the defaults of all options; "
+            "given several times, the later win."
+        )
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
@@ -114,15 +131,21 @@ def parse(verb: str, args: list[str]) -> Any:
     return parsed
 
 
-def _take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
-    for i, arg in enumerate(args):
+def _take_options(args: list[str], name: str) -> tuple[list[str], list[str]]:
+    """The values of an option that may be given several times, and the other arguments."""
+    values, rest = [], []
+    waiting = iter(args)
+    for arg in waiting:
         if arg == name:
-            if i + 1 == len(args):
+            value = next(waiting, None)
+            if value is None:
                 raise UserError(f"{name} needs a value")
-            return args[i + 1], args[:i] + args[i + 2 :]
-        if arg.startswith(name + "="):
-            return arg.split("=", 1)[1], args[:i] + args[i + 1 :]
-    return None, args
+            values.append(value)
+        elif arg.startswith(name + "="):
+            values.append(arg.split("=", 1)[1])
+        else:
+            rest.append(arg)
+    return values, rest
 
 
 def _one_line(box: str) -> str:

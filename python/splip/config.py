@@ -33,12 +33,24 @@ class BackboneConfig:
 
 @dataclass
 class DataConfig:
-    """Pictures as a tree {sketch,photo}/<class>/*."""
+    """Which pictures, and their split into seen and unseen classes."""
 
     root: Path | None = None
-    """Folder that holds sketch/ and photo/."""
+    """Folder of the data set or its parent; for a tree, the one that holds sketch/ and photo/."""
+    dataset: Literal["tree", "sketchy", "tuberlin", "quickdraw"] = "tree"
+    """tree: {sketch,photo}/<class>/*; the others in any of the layouts they are passed around in."""
+    split: str | None = None
+    """Named split of the data set: sketchy-2 (or just 2), sketchy-1, sketchy-1-sempcyc, tuberlin, tuberlin-sempcyc,
+    tuberlin-kdsbir, quickdraw, quickdraw-kdsbir; none: sketchy-2, tuberlin, quickdraw."""
+    extended: bool = True
+    """Sketchy: all 73,002 photos, or only the 12,500 that were drawn from (fine-grained)."""
+    dedup: bool = True
+    """Sketchy: count a photo once that both the basic and the extended folder hold."""
+    captions: Path | None = None
+    """Text file, one `class<TAB>words` a line: how classes are written in prompts."""
     unseen: tuple[str, ...] = ()
-    """Test classes, never trained on. Default: dataset.json of the tree, else a seeded choice."""
+    """Test classes, never trained on. Default: those of split; of a tree, its dataset.json or val/, else a seeded
+    choice."""
     unseen_fraction: float = 0.2
     """Share of the classes that become unseen when neither this file nor the tree names them."""
     validation: tuple[str, ...] = ()
@@ -51,8 +63,14 @@ class DataConfig:
     """Crop every sketch to its ink plus a small border before it becomes square."""
     augment: Literal["none", "light", "strong"] = "light"
     """Random flips, affine maps, colours, stroke widths and cut-outs in training."""
+    sample_fraction: float = 1.0
+    """Share of each seen class's sketches and photos to train on, chosen by split_seed."""
+    class_fraction: float = 1.0
+    """Share of the seen classes to train on, chosen by split_seed."""
     memory_gb: float = 2.0
     """Pictures are decoded once and kept when they fit in this many GB, else decoded for every use."""
+    cache: Path | None = None
+    """Folder for decoded pictures: memory-mapped, made once, used by later runs, may be larger than memory."""
 
 
 @dataclass
@@ -60,43 +78,65 @@ class PromptConfig:
     """Prompt tokens of both towers (paper, section 3)."""
 
     text_tokens: int = 4
-    """m: tokens that B_t makes of the patch embeddings, for every text layer; 0 turns B_t off."""
+    """m: tokens that B_t makes of the patch embeddings, for every text layer; 0 turns B_t off. MaPLe: its tokens."""
     words: bool = True
     """B_v: the template's words as visual prompt tokens, the same in every layer."""
     layer_tokens: int = 2
     """n: tokens that B_vt makes of each text layer's states; 0 turns B_vt off."""
+    visual_tokens: int = 3
+    """CLIP-AT: learned tokens of each modality at the visual input."""
     depth: int | None = None
     """Layers that get prompts, counted from the input; none: all."""
     template: str = "{modality} of a"
     """Words before the class name; {modality} is sketch or photo."""
+    conditioning: Literal["modality", "instance"] = "modality"
+    """What B_t sees: the mean patch embedding of a modality (constants after training), or each image's own (slow)."""
     ema: float = 0.99
     """Decay of the average patch embedding that stands for a modality after training."""
 
 
 @dataclass
 class LossConfig:
-    """L = triplet * L_triplet + classification * L_class."""
+    """L = triplet * L_triplet + classification * L_class + jigsaw * L_cjs (+ divergence * L_delta)."""
 
     triplet: float = 1.0
     """Weight of the triplet loss."""
     classification: float = 1.0
     """Weight of the cross-entropy against the prompted class texts (alpha)."""
+    jigsaw: float = 0.1
+    """Weight of the jigsaw loss (beta)."""
+    divergence: float = 0.0
+    """Weight of CLIP-AT's f-divergence between the classes' relative distances; needs per_class of 2 or more."""
     logit_scale: float | None = None
     """Inverse temperature of the cross-entropy; none: the backbone's own."""
     margin: Literal["adaptive", "fixed"] = "adaptive"
-    """adaptive: cosine of the two classes' frozen texts; fixed: fixed_margin."""
+    """adaptive: cosine of the two classes' frozen texts (1 for the same class); fixed: fixed_margin."""
     fixed_margin: float = 0.2
-    """Margin of the triplet loss when it is fixed."""
+    """Margin of the triplet loss when it is fixed, and of the permuted triplet."""
+    negatives: Literal["random", "semi-hard"] = "random"
+    """The negative photo: the one drawn, or the nearest of the batch that is further away than the positive."""
+    jigsaw_form: Literal["conditional", "permuted-triplet"] = "conditional"
+    """SpLIP's conditional cross-modal jigsaw, or CLIP-AT's triplet of shuffled pictures."""
+    permutations: int = 100
+    """|Y|: tile permutations in the bank, chosen to differ in as many places as possible."""
+    tiles: Literal[2, 3] = 3
+    """Tiles per side of the jigsaw."""
+    jigsaw_width: int = 256
+    """Width of F_js; 32 a head."""
 
 
 @dataclass
 class TrainConfig:
-    """Train SpLIP on the seen classes of a tree of sketches and photos."""
+    """Train SpLIP, or a baseline, on the seen classes of a data set."""
 
     out: Path = Path("runs/splip")
     """Folder of the run: config.yaml, best.pt, last.pt, log.csv, skipped.txt."""
     resume: bool = False
     """Continue the run in --out from last.pt."""
+    method: Literal["splip", "zero-shot", "clip-ln", "clip-at", "maple"] = "splip"
+    """zero-shot trains nothing, clip-ln LayerNorms only; `--config clip-at` and `--config maple` set their recipes."""
+    setting: Literal["category", "fine-grained"] = "category"
+    """What a sketch is to find: photos of its class, or the photo it was drawn from."""
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
@@ -108,13 +148,21 @@ class TrainConfig:
     train_backbone: bool = False
     """Train all weights but the word embeddings, and a BatchNorm after each tower: for random weights."""
     positives: Literal["class", "instance"] = "class"
-    """The positive photo: any of the sketch's class, or one of the same instance."""
+    """The positive photo: any of the sketch's class, or one of the same instance (always so when fine-grained)."""
+    sampling: Literal["uniform", "class", "instance"] = "uniform"
+    """Every sketch once an epoch, or classes or instances drawn with equal chances."""
+    per_class: int = 1
+    """Sketches of a class in a batch come in groups of this size."""
     epochs: int = 60
     """Passes over the sketches."""
     steps: int | None = None
     """Optimiser steps; overrides epochs."""
     batch_size: int = 64
-    """Sketches per step; each brings one positive and one negative photo."""
+    """Sketches per step, over all processes; each brings one positive and one negative photo."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other, to save memory."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: matrix products in bfloat16 (autocast), weights and losses in float32."""
     lr: float = 1e-3
     """Peak learning rate of Adam."""
     weight_decay: float = 0.0
@@ -123,6 +171,8 @@ class TrainConfig:
     """Steps of linear warm-up, then the rate follows a cosine down to a hundredth."""
     eval_every: int = 100
     """Steps between measurements on the validation classes; the best checkpoint is kept."""
+    tensorboard: bool = False
+    """Also log to TensorBoard in --out."""
     seed: int = 0
     """Seed of the new weights, the batches and the augmentation."""
     device: str = "auto"
@@ -131,18 +181,34 @@ class TrainConfig:
 
 @dataclass
 class EvalConfig:
-    """Measure zero-shot retrieval on the unseen classes and print a table."""
+    """Measure retrieval on classes that training never saw; print a table, write results and pictures."""
 
     checkpoint: Path
     """best.pt of a run."""
     root: Path | None = None
-    """Tree of pictures; default: the one the checkpoint was trained on."""
+    """Folder of the data set; default: the one the checkpoint was trained on."""
+    dataset: Literal["tree", "sketchy", "tuberlin", "quickdraw"] | None = None
+    """Test on another data set, with its own split; default: the kind the checkpoint was trained on."""
+    split: str | None = None
+    """Named split of the data set; default: the checkpoint's, or the usual one of another data set."""
     classes: Literal["unseen", "validation"] = "unseen"
     """Which of the held-out classes to measure."""
+    protocol: Literal["zs", "gzs", "fg"] = "zs"
+    """zs: photos of the same classes; gzs: photos of seen classes among them; fg: find the very photo."""
+    gallery: tuple[Literal["sempcyc", "per-class-20", "all", "per-class"], ...] = ()
+    """gzs: sempcyc (default), per-class-20, all; fg: per-class, all (default: both). See the README."""
+    k: tuple[int, ...] = ()
+    """Ranks of mAP@k and P@k (fg: Acc@k). Default: P@10 for a tree, 100 200 for the benchmarks; fg: 1 5 10."""
+    metrics: Literal["standard", "all"] = "standard"
+    """all: mAP@k with each denominator and interpolated, P@k with both."""
+    seed: int = 0
+    """Seed of the seen photos of gzs, and of ties in the choice of queries for pictures."""
     baselines: bool = False
     """Also measure chance, raw pixels, HOG (needs scikit-image) and the plain backbone."""
+    out: Path | None = None
+    """Folder for results.json, per_class.csv, gallery.txt, confusion.png and best, median and worst.png."""
     json: Path | None = None
-    """Write the table to this file."""
+    """Write the results to this file."""
     grid: Path | None = None
     """Write a picture of some queries and what they find to this file."""
     device: str = "auto"
@@ -195,10 +261,16 @@ class SampleConfig:
 
 @dataclass
 class CheckConfig:
-    """Read a tree of sketches and photos and say what is in it."""
+    """Say what a data set holds; of Sketchy, TU-Berlin and QuickDraw also what it should hold."""
 
     root: Path
-    """Folder that holds sketch/ and photo/."""
+    """Folder of the data set or its parent; for a tree, the one that holds sketch/ and photo/."""
+    dataset: Literal["tree", "sketchy", "tuberlin", "quickdraw"] = "tree"
+    """tree: {sketch,photo}/<class>/*; the others in any layout that data.dataset reads."""
+    split: str | None = None
+    """Named split to count for, e.g. sketchy-2 or 2; none: the usual one."""
+    extended: bool = True
+    """Sketchy: expect the extended photos too, or only the 12,500 that were drawn from."""
     decode: bool = False
     """Decode every picture and list those that cannot be read."""
 
@@ -213,6 +285,28 @@ class DemoConfig:
     """Training steps; default: those of the configuration `sample`."""
     device: str = "auto"
     """cpu, cuda, ...; auto takes a GPU if there is one."""
+
+
+@dataclass
+class SweepConfig:
+    """Train and measure a row of configurations, each over several seeds, and make a table and a plot of it."""
+
+    rows: tuple[str, ...]
+    """Configurations that each change something: shipped names (ablations/* for all of a folder) or files."""
+    config: tuple[str, ...] = ()
+    """Configurations that all rows start from."""
+    set: tuple[str, ...] = ()
+    """Settings of all rows, e.g. data.root=sample steps=300; they win over the files."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of every row; the seed changes new weights, batches and augmentation."""
+    out: Path = Path("runs/sweep")
+    """Folder of the runs, table.md, results.json and plot.png; finished runs in it are used again."""
+    protocol: Literal["zs", "gzs", "fg"] = "zs"
+    """What is measured on the unseen classes, see `splip eval`."""
+    metric: str = "mAP@all"
+    """The metric that the plot shows."""
+    jobs: int = 1
+    """Runs at the same time, each with its share of the CPU's cores."""
 
 
 @dataclass
@@ -279,17 +373,52 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
     raise UserError(f"{source}: {key} must be {name}, got {value!r}")
 
 
-def load(cls: type[T], path: str) -> T:
-    """Read a YAML file, or a shipped configuration by its name."""
-    shipped = {p.stem: p for p in sorted(CONFIGS.glob("*.yaml"))}
-    file = shipped.get(path, Path(path))
+def shipped() -> dict[str, Path]:
+    """The configurations in the package by name, e.g. ``sample``, ``ablations/no-b_t``."""
+    return {p.relative_to(CONFIGS).with_suffix("").as_posix(): p for p in sorted(CONFIGS.rglob("*.yaml"))}
+
+
+def find(path: str) -> Path:
+    """A YAML file, or a shipped configuration by its name.
+
+    Raises:
+        UserError: neither.
+    """
+    file = shipped().get(path, Path(path))
     if not file.is_file():
-        raise UserError(f"no configuration {path}: not a file, and the shipped ones are {', '.join(shipped)}")
+        names = ", ".join(name for name in shipped() if "/" not in name)
+        raise UserError(f"no configuration {path}: not a file, and the shipped ones are {names}, ablations/*")
+    return file
+
+
+def read(path: str) -> dict[str, Any]:
+    """The settings of a YAML file, or of a shipped configuration, as they stand there."""
+    file = find(path)
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
-    return from_dict(cls, values or {}, str(file))
+    if values is not None and not isinstance(values, dict):
+        raise UserError(f"{file}: the file must be a mapping, got {values!r}")
+    return values or {}
+
+
+def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    """Both, and where they disagree what ``high`` says."""
+    out = dict(low)
+    for key, value in high.items():
+        before = out.get(key)
+        out[key] = merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return out
+
+
+def load(cls: type[T], *paths: str) -> T:
+    """Read YAML files, or shipped configurations by their names; the later win."""
+    values: dict[str, Any] = {}
+    for path in paths:
+        from_dict(cls, read(path), str(find(path)))  # an error names its own file
+        values = merge(values, read(path))
+    return from_dict(cls, values, ", ".join(paths))
 
 
 def save(config: Any, path: Path) -> None:

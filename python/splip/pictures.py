@@ -1,5 +1,9 @@
 """From picture files to square uint8 tensors: one definition for training, evaluation and search."""
 
+import hashlib
+import math
+import os
+import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +14,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from splip.errors import UnreadablePicture
+from splip import distributed
+from splip.errors import UnreadablePicture, UserError
 from splip.progress import bars
 
 Fit = Literal["pad", "stretch", "crop"]
@@ -19,6 +24,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 INK_MARGIN = 0.06  # border that crop_to_ink leaves, as a share of the side
 INK_THRESHOLD = 8  # grey levels below white
 BLOCK = 256  # pictures decoded between two steps of a progress bar
+CACHE_BLOCK = 4096  # pictures decoded into a cache between two notes of how far it is
 
 
 def read(path: Path) -> Image.Image:
@@ -125,8 +131,20 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 class Pictures:
     """A list of pictures that can be asked for batches of tensors.
 
-    All are decoded once at the start: those that cannot be read are left out and listed in
-    ``skipped``. If the rest fit in ``memory_gb`` they are kept, else decoded again for every use.
+    Decoded once at the start and kept in memory if they fit in ``memory_gb``, or in a file of ``cache``
+    that later runs use again; else decoded for every use. What cannot be read is left out and listed
+    in ``skipped``; ``kept`` holds the positions of the others in the list given.
+
+    Args:
+        paths: of the pictures.
+        side: S, pixels.
+        fit: how a picture becomes square.
+        crop_ink: crop to what is drawn.
+        memory_gb: see above.
+        label: of the progress bar.
+        cache: folder of decoded pictures.
+        scan: read everything at the start even if nothing is kept, so that ``kept`` is complete. Without,
+            what cannot be read comes to light in :meth:`get_readable`.
     """
 
     def __init__(
@@ -137,26 +155,96 @@ class Pictures:
         crop_ink: bool = False,
         memory_gb: float = 2.0,
         label: str = "Decoding",
+        cache: Path | None = None,
+        scan: bool = True,
     ) -> None:
         self.side, self.fit, self.crop_ink = side, fit, crop_ink
         self.skipped: list[UnreadablePicture] = []
-        self.kept: list[int] = []  # positions of the readable ones in the list given
-        keep = len(paths) * side * side * 3 <= memory_gb * 1e9
-        pixels = np.empty((len(paths) if keep else 0, side, side, 3), dtype=np.uint8)
+        self._pixels: np.ndarray | None = None
+        fits = len(paths) * side * side * 3 <= memory_gb * 1e9
+        if cache is not None:
+            self._pixels, readable = self._open_cache(paths, cache, label)
+        elif fits:
+            self._pixels = np.empty((len(paths), side, side, 3), dtype=np.uint8)
+            readable = self._decode(paths, range(len(paths)), self._pixels, label)
+        elif scan:
+            readable = self._decode(paths, range(len(paths)), None, label)
+        else:
+            readable = np.ones(len(paths), dtype=bool)
+        self.kept: list[int] = np.flatnonzero(readable).tolist()
+        self.paths = [paths[i] for i in self.kept]
+        self._broken: set[object] = set()
+
+    def _decode(
+        self, paths: Sequence[Path], positions: Sequence[int], pixels: np.ndarray | None, label: str
+    ) -> np.ndarray:
+        """Decode into ``pixels``; returns which can be read, ``[N]`` bool, and lists the others."""
+        readable = np.zeros(len(paths), dtype=bool)
         with bars() as progress:
-            task = progress.add_task(label, total=len(paths))
-            for start in range(0, len(paths), BLOCK):
-                block = paths[start : start + BLOCK]
-                for i, result in enumerate(decode(block, side, fit, crop_ink), start):
+            task = progress.add_task(label, total=len(positions))
+            for start in range(0, len(positions), BLOCK):
+                block = positions[start : start + BLOCK]
+                results = decode([paths[i] for i in block], self.side, self.fit, self.crop_ink)
+                for i, result in zip(block, results, strict=True):
                     if isinstance(result, UnreadablePicture):
                         self.skipped.append(result)
                         continue
-                    if keep:
-                        pixels[len(self.kept)] = result
-                    self.kept.append(i)
+                    readable[i] = True
+                    if pixels is not None:
+                        pixels[i] = result
                 progress.advance(task, len(block))
-        self.paths = [paths[i] for i in self.kept]
-        self._pixels = pixels[: len(self.kept)] if keep else None
+        return readable
+
+    def _open_cache(self, paths: Sequence[Path], folder: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
+        """The decoded pictures, memory-mapped; decodes what is not there yet, in a first process only."""
+        digest = hashlib.sha256(f"{self.side} {self.fit} {self.crop_ink}\n".encode())
+        for path in paths:
+            try:
+                stat = path.stat()
+                facts = f" {stat.st_size} {stat.st_mtime_ns}"
+            except OSError:
+                facts = " missing"
+            digest.update(os.fsencode(path.absolute()) + facts.encode() + b"\n")
+        name = digest.hexdigest()[:32]
+        pixels_file, done_file, bad_file = (folder / f"{name}.{suffix}" for suffix in ("pixels", "done", "bad"))
+        shape = (len(paths), self.side, self.side, 3)
+        if distributed.rank() == 0 and not done_file.is_file():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                missing = math.prod(shape) - (pixels_file.stat().st_blocks * 512 if pixels_file.is_file() else 0)
+                room = shutil.disk_usage(folder).free
+                if missing > room:
+                    raise UserError(f"data.cache {folder}: needs {missing / 1e9:.1f} GB, {room / 1e9:.1f} GB are free")
+                self._fill_cache(paths, pixels_file, bad_file, shape, label)
+                done_file.touch()
+            except OSError as error:
+                raise UserError(f"data.cache {folder}: {error}") from None
+        distributed.barrier()
+        readable = np.ones(len(paths), dtype=bool)
+        for line in bad_file.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            number, _, reason = line.partition("\t")
+            readable[int(number)] = False
+            self.skipped.append(UnreadablePicture(paths[int(number)], reason))
+        return np.memmap(pixels_file, dtype=np.uint8, mode="r", shape=shape), readable
+
+    def _fill_cache(
+        self, paths: Sequence[Path], pixels_file: Path, bad_file: Path, shape: tuple[int, ...], label: str
+    ) -> None:
+        # A stopped run goes on where it was: the position is noted after every block.
+        start_file = bad_file.with_suffix(".start")
+        start = int(start_file.read_text()) if start_file.is_file() and pixels_file.is_file() else 0
+        pixels = np.memmap(pixels_file, dtype=np.uint8, mode="r+" if start else "w+", shape=shape)
+        with open(bad_file, "a" if start else "w", encoding="utf-8", errors="surrogateescape") as bad:
+            for first in range(start, len(paths), CACHE_BLOCK):
+                block = range(first, min(first + CACHE_BLOCK, len(paths)))
+                readable = self._decode(paths, block, pixels, f"{label} {first:,} of {len(paths):,}")
+                reasons = {error.path: error.reason for error in self.skipped}
+                bad.writelines(f"{i}\t{reasons[paths[i]]}\n" for i in block if not readable[i])
+                bad.flush()
+                pixels.flush()
+                start_file.write_text(str(block.stop))
+        self.skipped.clear()  # read back from the file, as every process does
+        start_file.unlink(missing_ok=True)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -165,18 +253,37 @@ class Pictures:
         """Pictures as uint8 ``[B, 3, S, S]`` (channels last in memory).
 
         Raises:
-            UnreadablePicture: one was readable at the start and is not now.
+            UnreadablePicture: one cannot be read, or not any more.
         """
+        pixels, errors = self._get(indices)
+        if errors:
+            raise next(iter(errors.values()))
+        return pixels
+
+    def get_readable(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """As :meth:`get`, with white pictures for what cannot be read, and which could be, ``[B]`` bool."""
+        pixels, errors = self._get(indices)
+        readable = np.ones(len(indices), dtype=bool)
+        for place, error in errors.items():
+            readable[place] = False
+            if error.path not in self._broken:
+                self._broken.add(error.path)
+                self.skipped.append(error)
+        return pixels, readable
+
+    def _get(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, dict[int, UnreadablePicture]]:
+        errors: dict[int, UnreadablePicture] = {}
         if self._pixels is not None:
-            pixels = self._pixels[np.asarray(indices, dtype=np.int64)]
-        else:
-            decoded = []
-            for result in decode([self.paths[i] for i in indices], self.side, self.fit, self.crop_ink):
-                if isinstance(result, UnreadablePicture):
-                    raise result
-                decoded.append(result)
-            pixels = np.stack(decoded)
-        return to_tensor(pixels)
+            rows = np.asarray(self.kept, dtype=np.int64)[np.asarray(indices, dtype=np.int64)]
+            return to_tensor(self._pixels[rows]), errors
+        decoded = decode([self.paths[i] for i in indices], self.side, self.fit, self.crop_ink)
+        pixels = np.full((len(decoded), self.side, self.side, 3), 255, dtype=np.uint8)
+        for place, result in enumerate(decoded):
+            if isinstance(result, UnreadablePicture):
+                errors[place] = result
+            else:
+                pixels[place] = result
+        return to_tensor(pixels), errors
 
 
 def write_skipped(path: Path, skipped: Sequence[UnreadablePicture]) -> None:

@@ -1,9 +1,10 @@
 """``splip train``: the loop, its checkpoints, and how it goes on after a stop.
 
 Every batch and every random number of a step come from (seed, step) alone, so a resumed run sees
-what an uninterrupted one would have seen.
+what an uninterrupted one would have seen, and several processes see what one would.
 """
 
+import contextlib
 import csv
 import hashlib
 import math
@@ -11,123 +12,103 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from splip import config as configuration
-from splip import losses
+from splip import distributed
+from splip.augment import augment
 from splip.config import TrainConfig
-from splip.data import Items, Tree, augment, load_tree
+from splip.data import Items, Tree, load_tree, unpaired
 from splip.errors import UserError
 from splip.evaluate import TestSet
 from splip.model import SpLIP, pick_device, read_checkpoint
+from splip.objective import TERMS, Objective
 from splip.pictures import Pictures, write_skipped
 from splip.progress import bars, is_terminal
+from splip.sampler import Batch, Sampler
 
-COLUMNS = ["step", "loss", "triplet", "classification", "lr", "seconds", "val_mAP", "val_Acc1"]
-
-
-class Sampler:
-    """Batches of sketches with a positive and a negative photo each.
-
-    Args:
-        sketches: of the seen classes.
-        photos: of the seen classes.
-        batch_size: sketches per batch.
-        positives: class or instance.
-        seed: of all choices.
-    """
-
-    def __init__(self, sketches: Items, photos: Items, batch_size: int, positives: str, seed: int) -> None:
-        self.batch_size, self.seed, self.positives = batch_size, seed, positives
-        self.labels = np.asarray(sketches.labels)
-        self.photo_labels = np.asarray(photos.labels)
-        self.classes = np.unique(self.photo_labels)
-        self.of_class = {c: np.flatnonzero(self.photo_labels == c) for c in self.classes.tolist()}
-        by_instance: dict[int, list[int]] = {}
-        for i, instance in enumerate(photos.instances):
-            by_instance.setdefault(instance, []).append(i)
-        self.own = [np.asarray(by_instance.get(i, []), dtype=np.int64) for i in sketches.instances]
-        if positives == "instance" and not all(len(own) for own in self.own):
-            lacking = next(i for i, own in enumerate(self.own) if not len(own))
-            raise UserError(f"positives: instance, but {sketches.paths[lacking]} has no photo (see instances.csv)")
-        self.steps_per_epoch = max(1, len(self.labels) // batch_size)
-
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Positions of the sketches, positive photos and negative photos of a step; each ``[B]``."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.labels))
-        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-        rng = np.random.default_rng([self.seed, 2, step])
-        positive, negative = np.empty_like(chosen), np.empty_like(chosen)
-        for i, sketch in enumerate(chosen):
-            label = self.labels[sketch]
-            pool = self.own[sketch] if self.positives == "instance" else self.of_class[int(label)]
-            positive[i] = rng.choice(pool)
-            other = rng.choice(self.classes[self.classes != label])
-            negative[i] = rng.choice(self.of_class[int(other)])
-        return chosen, positive, negative
+COLUMNS = ["step", "loss", *TERMS, "lr", "seconds", "val_mAP", "val_Acc1"]
 
 
 def train(config: TrainConfig) -> Path:
     """Train, and return the path of the best checkpoint.
 
+    Started by torchrun, the processes share each batch.
+
     Raises:
         UserError: the data, the configuration or the run's folder do not allow it.
     """
-    _check_numbers(config)
-    out = config.out
+    _check_settings(config)
+    device = pick_device(config.device)
+    if not distributed.is_launched():
+        return _train(config, device)
+    device = distributed.start(device)
+    try:
+        return _train(config, device)
+    finally:
+        distributed.stop()
+
+
+def _train(config: TrainConfig, device: torch.device) -> Path:
+    out, first = config.out, distributed.rank() == 0
     last = out / "last.pt"
     if not config.resume and (last.exists() or (out / "best.pt").exists()):
         raise UserError(f"{out} holds a run already: add --resume to go on with it, or choose another --out")
     if config.resume and not last.is_file():
         raise UserError(f"--resume: there is no {last}")
-    device = pick_device(config.device)
     tree = load_tree(config.data.root, config.data)
+    tree.seen = _share_of_classes(tree.seen, config)
     if len(tree.seen) < 2:
         raise UserError(f"{tree.root}: only one class to train on ({tree.seen[0]}): a negative photo needs another")
     state = read_checkpoint(last) if config.resume else None
     if state is not None:
         _same_config(state, config, last)
 
-    texts = [tree.texts[tree.classes.index(name)] for name in tree.seen]
-    model = SpLIP(config, texts).to(device)
+    model = SpLIP(config, [tree.texts[tree.classes.index(name)] for name in tree.seen]).to(device)
     model.data = _data_facts(tree)
     if state is not None and state["data"] != model.data:
         changed = ", ".join(key for key, value in model.data.items() if state["data"].get(key) != value)
         raise UserError(f"--resume: the data in {tree.root} are not those of {last} any more: {changed} changed")
-    sketches, photos, pictures, skipped = _load_pictures(tree, config, model.backbone.image_size)
+    feed = Feed(tree, config, model.backbone.image_size, device)
     validation = TestSet(tree, tree.validation, config.data, model.backbone.image_size) if tree.validation else None
-    skipped += validation.skipped if validation else []
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        configuration.save(config, out / "config.yaml")
-    except OSError as error:
-        raise UserError(f"cannot write the run's folder {out}: {error}") from None
-    write_skipped(out / "skipped.txt", skipped)
-    sampler = Sampler(sketches, photos, config.batch_size, config.positives, config.seed)
-    steps = config.epochs * sampler.steps_per_epoch if config.steps is None else config.steps
+    distributed.barrier()  # nobody writes before everybody has checked
+    writer = None
+    if first:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            configuration.save(config, out / "config.yaml")
+        except OSError as error:
+            raise UserError(f"cannot write the run's folder {out}: {error}") from None
+        writer = _tensorboard(out) if config.tensorboard else None
+    skipped = [*feed.skipped, *(validation.skipped if validation else [])]
 
     trainable = model.trainable()
-    print(
-        f"{len(texts)} seen classes, {len(sketches)} sketches, {len(photos)} photos; "
-        f"{len(tree.validation)} validation and {len(tree.unseen)} unseen classes"
-    )
-    print(
-        f"{sum(p.numel() for p in trainable.values()):,} trainable of {sum(p.numel() for p in model.parameters()):,} "
-        f"parameters; {steps} steps of {config.batch_size} sketches on {device}"
-    )
-    for note in tree.notes:
-        print(f"note: {note}")
-    if skipped:
-        print(f"left out {len(skipped)} unreadable pictures, listed in {out / 'skipped.txt'}")
+    steps = config.epochs * feed.sampler.steps_per_epoch if config.steps is None else config.steps
+    steps = steps if trainable else 0
+    if first:
+        write_skipped(out / "skipped.txt", skipped)
+        _announce(config, tree, feed, model, steps, device, len(skipped))
 
+    objective = Objective(model)
+    parallel: Any = objective
+    if distributed.size() > 1 and trainable:
+        parallel = DistributedDataParallel(
+            objective,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # they follow from averages over all processes
+            find_unused_parameters=not config.loss.classification or config.prompts.depth == 0,
+        )
     optimiser = torch.optim.AdamW(
         [
             {"params": [p for p in trainable.values() if p.dim() > 1], "weight_decay": config.weight_decay},
@@ -135,101 +116,348 @@ def train(config: TrainConfig) -> Path:
         ],
         lr=config.lr,
         fused=True,
-    )
-    start, best, seconds = 0, -1.0, 0.0
+    ) if trainable else None  # fmt: skip
+    start, best, seconds = 0, -math.inf, 0.0
     if state is not None:
         model.restore(state, last)
-        optimiser.load_state_dict(state["optimiser"])
+        if optimiser is not None:
+            optimiser.load_state_dict(state["optimiser"])
         start, best, seconds = state["step"], state["best"], state["seconds"]
-        print(f"going on after step {start}")
-    if start >= steps:
-        print(f"{out}: all {steps} steps are done")
-        return out / "best.pt"
+        _say(f"going on after step {start}")
+        if start >= steps:
+            _say(f"{out}: all {steps} steps are done")
+            return out / "best.pt"
     _trim_log(out / "log.csv", start)
+    began, step = time.monotonic(), start
 
-    def save(step: int) -> None:
-        _write({**model.checkpoint(), "optimiser": optimiser.state_dict(), "step": step, "best": best,
+    def save(quality: float | None = None) -> None:
+        """last.pt, and best.pt if ``quality`` is given and the best so far."""
+        nonlocal best
+        better = quality is not None and quality > best
+        best = quality if better and quality is not None else best
+        if not first:
+            return
+        weights = model.checkpoint()
+        if better:
+            _write({**weights, "step": step, "validation": best}, out / "best.pt")
+        _write({**weights, "optimiser": optimiser.state_dict() if optimiser else {}, "step": step, "best": best,
                 "seconds": seconds + time.monotonic() - began}, last)  # fmt: skip
 
-    labels_of = {tree.classes.index(name): i for i, name in enumerate(tree.seen)}
-    modality = torch.tensor([0] * config.batch_size + [1] * 2 * config.batch_size, device=device)
-    scale = model.backbone.clip.logit_scale.exp().detach()
-    if config.loss.logit_scale is not None:
-        scale = torch.full_like(scale, config.loss.logit_scale)
+    def measure(row: dict[str, Any]) -> float | None:
+        """Quality on the validation classes, in the first process; without any, the newest is the best."""
+        _check_weights(trainable, step, last)
+        if validation is None:
+            return float(step)
+        quality = None
+        if first:
+            result = validation.measure_model(model.eval(), device).query_mean
+            if config.setting == "fine-grained" and "Acc@1" not in result:
+                raise UserError(f"setting: fine-grained, but no validation sketch of {tree.root} has its photo")
+            quality = result["Acc@1" if config.setting == "fine-grained" else "mAP@all"]
+            row |= {"val_mAP": f"{result['mAP@all']:.5f}"}
+            row |= {"val_Acc1": f"{result['Acc@1']:.5f}"} if "Acc@1" in result else {}
+            model.train()
+        distributed.barrier()
+        return quality
 
-    def batch(step: int) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], torch.Tensor]:
-        positions = sampler.batch(step)
-        which = (pictures[0], pictures[1], pictures[1])
-        images = torch.cat([source.get(chosen) for source, chosen in zip(which, positions, strict=True)])
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        return positions, augment(images, modality.cpu() == 0, config.data.augment, generator).to(device)
+    if not trainable:  # zero-shot
+        row: dict[str, Any] = {}
+        save(measure(row))
+        _say(
+            f"{out / 'best.pt'}: {config.method} has nothing to train; validation mAP@all {row.get('val_mAP', 'none')}"
+        )
+        return out / "best.pt"
 
-    began, step = time.monotonic(), start
     model.train()
-    with _log(out / "log.csv") as log, _stop_signals() as stopped, _progress() as progress:
+    with _log(out / "log.csv", writer) as log, _stop_signals() as caught, _progress() as progress:
         bar = progress.add_task("Training", total=steps, completed=start, loss=math.nan, val=math.nan)
-        while step < steps and not stopped:
+        stopped = False
+        for part in feed.batches(start, steps, objective):
             lr = _learning_rate(config, step, steps)
-            for group in optimiser.param_groups:
+            for group in optimiser.param_groups if optimiser else ():
                 group["lr"] = lr
-            (chosen, positive, negative), images = batch(step)
-            class_numbers = [sketches.labels[i] for i in chosen]
-            class_numbers += [photos.labels[i] for i in (*positive, *negative)]
-            labels = torch.tensor([labels_of[c] for c in class_numbers], device=device)
-
-            features, class_texts = model(images, modality)
-            sketch, near, far = features.chunk(3)
-            margin: Any = config.loss.fixed_margin
-            if config.loss.margin == "adaptive":
-                own, other = labels[: len(chosen)], labels[2 * len(chosen) :]
-                margin = model.class_similarity[own, other]
-            triplet = losses.triplet(sketch, near, far, margin)
-            classification = losses.classification(features, class_texts, labels, modality, scale)
-            loss = config.loss.triplet * triplet + config.loss.classification * classification
-            if not torch.isfinite(loss):
+            terms = _forward_backward(parallel, objective, part, config.accumulate)
+            values = distributed.mean(torch.stack([*terms.values(), torch.tensor(float(bool(caught)), device=device)]))
+            numbers = dict(zip([*terms, "stop"], values.tolist(), strict=True))
+            if not math.isfinite(numbers["loss"]):
+                files = [str(path) for each in distributed.gather(feed.files(part)) for path in each]
+                if first:
+                    (out / "bad_batch.txt").write_text("".join(f"{f}\n" for f in files), encoding="utf-8")
                 raise UserError(
-                    f"the loss became {loss.item()} at step {step}; the last good checkpoint is "
-                    f"{last if last.is_file() else 'none'}; try a lower --lr"
+                    f"the loss became {numbers['loss']} at step {step}; its {len(files)} pictures are listed in "
+                    f"{out / 'bad_batch.txt'}; {_last_good(last)}; try a lower --lr"
                 )
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            assert optimiser is not None
             optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
             step += 1
 
-            row: dict[str, Any] = {"step": step, "loss": f"{loss.item():.5f}", "triplet": f"{triplet.item():.5f}",
-                                   "classification": f"{classification.item():.5f}", "lr": f"{lr:.3g}",
-                                   "seconds": f"{seconds + time.monotonic() - began:.1f}"}  # fmt: skip
-            progress.update(bar, completed=step, loss=loss.item())
+            row = {"step": step, **{name: f"{numbers[name]:.5f}" for name in terms}, "lr": f"{lr:.3g}",
+                   "seconds": f"{seconds + time.monotonic() - began:.1f}"}  # fmt: skip
+            progress.update(bar, completed=step, loss=numbers["loss"])
             if step % config.eval_every == 0 or step == steps:
-                quality = -loss.item()  # without validation classes the newest checkpoint is the best
-                if validation is not None:
-                    result = validation.measure_model(model.eval(), device).query_mean
-                    quality = result["mAP@all"]
-                    row |= {"val_mAP": f"{quality:.5f}"}
-                    if "Acc@1" in result:
-                        row |= {"val_Acc1": f"{result['Acc@1']:.5f}"}
-                    progress.update(bar, val=100 * quality)
-                    model.train()
-                if quality > best or validation is None:
-                    best = quality
-                    _write({**model.checkpoint(), "step": step, "validation_mAP": best}, out / "best.pt")
-                save(step)
-                if not is_terminal():
+                save(measure(row))
+                if "val_mAP" in row:
+                    progress.update(bar, val=100 * float(row["val_mAP"]))
+                if first and not is_terminal():
                     print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-            log(row)
-        if stopped:
-            save(step)
+            if first:
+                log(row)
+                if feed.news():
+                    write_skipped(out / "skipped.txt", [*feed.skipped, *(validation.skipped if validation else [])])
+            if numbers["stop"]:
+                stopped = step < steps
+                break
+        if stopped and step % config.eval_every:
+            _check_weights(trainable, step, last)
+            save()
     if stopped:
-        print(f"stopped at step {step} of {steps}; go on with --resume", file=sys.stderr)
+        if first:
+            print(f"stopped at step {step} of {steps}; go on with --resume", file=sys.stderr)
         raise KeyboardInterrupt
     took = seconds + time.monotonic() - began
-    what = f"best validation mAP@all {100 * best:.1f}%" if validation else "no validation classes: the last step"
-    print(f"{out / 'best.pt'}: {what}; {took / 60:.1f} minutes")
+    metric = "Acc@1" if config.setting == "fine-grained" else "mAP@all"
+    what = f"best validation {metric} {100 * best:.1f}%" if validation else "no validation classes: the last step"
+    _say(f"{out / 'best.pt'}: {what}; {took / 60:.1f} minutes")
+    if feed.skipped and first:
+        print(f"left out {len(feed.skipped)} unreadable pictures, listed in {out / 'skipped.txt'}")
     return out / "best.pt"
 
 
-def _check_numbers(config: TrainConfig) -> None:
-    for name in ("batch_size", "eval_every", "epochs", "steps"):
+def _say(text: str) -> None:
+    if distributed.rank() == 0:
+        print(text)
+
+
+def _announce(
+    config: TrainConfig, tree: Tree, feed: "Feed", model: SpLIP, steps: int, device: torch.device, skipped: int
+) -> None:
+    print(
+        f"{config.method}, {config.setting}: {len(tree.seen)} seen classes, {len(feed.sketches)} sketches, "
+        f"{len(feed.photos)} photos; {len(tree.validation)} validation and {len(tree.unseen)} unseen classes"
+    )
+    processes = f" in {distributed.size()} processes" if distributed.size() > 1 else ""
+    print(
+        f"{sum(p.numel() for p in model.trainable().values()):,} trainable of "
+        f"{sum(p.numel() for p in model.parameters()):,} parameters; {steps} steps of {config.batch_size} sketches "
+        f"on {device}{processes}"
+    )
+    for note in (*tree.notes, *feed.notes):
+        print(f"note: {note}")
+    if skipped:
+        print(f"left out {skipped} unreadable pictures, listed in {config.out / 'skipped.txt'}")
+
+
+def _check_weights(weights: dict[str, torch.nn.Parameter], step: int, last: Path) -> None:
+    """A finite loss can have a gradient that is not; what it broke must not be saved."""
+    for name, weight in weights.items():
+        if not bool(torch.isfinite(weight).all()):
+            raise UserError(f"{name} became infinite or not a number before step {step}; {_last_good(last)}")
+
+
+def _last_good(last: Path) -> str:
+    return f"the last good checkpoint is {last if last.is_file() else 'none'}"
+
+
+def _forward_backward(parallel: Any, objective: Objective, part: "Part", accumulate: int) -> dict[str, Tensor]:
+    """Gradients of one step, computed in ``accumulate`` parts; returns the mean of the terms, detached."""
+    B = len(part.pieces)
+    mean = objective.average(part.images) if accumulate > 1 else None
+    total: dict[str, Tensor] = {}
+    for number in range(accumulate):
+        rows = torch.arange(number, B, accumulate, device=part.images.device)
+        triplets = torch.cat([rows, rows + B, rows + 2 * B]) if accumulate > 1 else slice(None)
+        # Gradients are exchanged once, with the last part.
+        last = number == accumulate - 1
+        wait = contextlib.nullcontext() if last or parallel is objective else parallel.no_sync()
+        with wait:
+            terms = parallel(
+                part.images[triplets], part.labels[triplets], part.instances[triplets],
+                part.pieces[rows] if accumulate > 1 else part.pieces, mean,
+            )  # fmt: skip
+            (terms["loss"] / accumulate).backward()
+        for name, value in terms.items():
+            total[name] = total.get(name, 0) + value.detach() / accumulate
+    return total
+
+
+# ---- batches ----
+
+
+@dataclass
+class Part:
+    """This process's part of a step's batch: B sketches, B positives, B negatives."""
+
+    images: Tensor  # [3 * B, 3, S, S] uint8
+    labels: Tensor  # [3 * B], position among the seen classes
+    instances: Tensor  # [3 * B]
+    pieces: Tensor  # [B, 2] permutations
+    batch: Batch
+
+
+class Feed:
+    """The pictures of the seen classes, and batches of them on the device."""
+
+    def __init__(self, tree: Tree, config: TrainConfig, side: int, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.notes: list[str] = []
+        sketches, photos = _share_of_pictures(*tree.items(tree.seen), config)
+        by_instance = config.setting == "fine-grained" or config.positives == "instance"
+        lacking = unpaired(sketches, photos) if by_instance else []
+        if lacking:
+            what = "setting: fine-grained" if config.setting == "fine-grained" else "positives: instance"
+            more = f", nor have {len(lacking) - 1} more sketches" if len(lacking) > 1 else ""
+            raise UserError(f"{what}, but {lacking[0]} has no photo of the same instance{more}")
+        data = config.data
+        options: dict[str, Any] = {"memory_gb": data.memory_gb, "cache": data.cache, "scan": False}
+        self.pictures = (
+            Pictures(sketches.paths, side, data.fit, data.crop_sketches, label="Decoding sketches", **options),
+            Pictures(photos.paths, side, data.fit, False, label="Decoding photos", **options),
+        )
+        self.sketches, self.photos = (
+            items.take(source.kept) for items, source in zip((sketches, photos), self.pictures, strict=True)
+        )
+        without = sorted(
+            {tree.classes.index(n) for n in tree.seen} - (set(self.sketches.labels) & set(self.photos.labels))
+        )
+        if without:
+            name = tree.classes[without[0]]
+            raise UserError(
+                f"{tree.root}: class {name} has no readable sketch or no readable photo; remove its folders"
+            )
+        self.rows = np.arange(len(self.sketches))  # of the sketches' pictures
+        if by_instance:
+            things = set(self.photos.instances)
+            self.rows = np.array([i for i, thing in enumerate(self.sketches.instances) if thing in things], dtype=int)
+            if len(self.rows) < len(self.sketches):
+                self.notes.append(f"{len(self.sketches) - len(self.rows)} sketches left out: their photo is unreadable")
+        self.sketches = self.sketches.take(self.rows.tolist())
+        if len(self.sketches) < config.batch_size:
+            raise UserError(
+                f"batch_size {config.batch_size} is larger than the {len(self.sketches)} sketches to train on"
+            )
+        self.sampler = Sampler(self.sketches, self.photos, config)
+        number = {tree.classes.index(name): i for i, name in enumerate(tree.seen)}
+        self.sketch_labels = np.array([number[label] for label in self.sketches.labels])
+        self.photo_labels = np.array([number[label] for label in self.photos.labels])
+        self._told = len(self.skipped)
+
+    @property
+    def skipped(self) -> list[Any]:
+        """Pictures that cannot be read, those found on the way too."""
+        return [*self.pictures[0].skipped, *self.pictures[1].skipped]
+
+    def news(self) -> bool:
+        """True once after more unreadable pictures were found."""
+        told, self._told = self._told, len(self.skipped)
+        return told != self._told
+
+    def files(self, part: Part) -> list[Path]:
+        """The pictures of a batch, as its rows."""
+        b = part.batch
+        return [self.sketches.paths[i] for i in b.sketches] + [
+            self.photos.paths[i] for i in (*b.positives, *b.negatives)
+        ]
+
+    def batches(self, start: int, stop: int, objective: Objective) -> Iterator[Part]:
+        """The batches of these steps; for a GPU they are made while it computes."""
+
+        def make(step: int) -> Part:
+            return self.part(step, objective)
+
+        yield from _ahead(make, start, stop, 2 if self.device.type == "cuda" else 0)
+
+    def part(self, step: int, objective: Objective) -> Part:
+        """This process's part of the batch of a step."""
+        config = self.config
+        whole = self.sampler.batch(step)
+        B = config.batch_size // distributed.size()
+        mine = np.arange(distributed.rank() * B, (distributed.rank() + 1) * B)
+        batch = whole.take(mine)
+        which = (self.pictures[0], self.pictures[1], self.pictures[1])
+        positions = (self.rows[batch.sketches], batch.positives, batch.negatives)
+        found = [source.get_readable(p) for source, p in zip(which, positions, strict=True)]
+        images = torch.cat([pixels for pixels, _ in found])
+        readable = np.logical_and.reduce([ok for _, ok in found])
+        if not readable.all():
+            # Another triplet of the batch stands in for one with a picture that turned out unreadable.
+            good = np.flatnonzero(readable)
+            if not len(good):
+                raise UserError(f"step {step}: no triplet of the batch has three readable pictures: {self.skipped[-1]}")
+            rows = np.where(readable, np.arange(B), good[np.arange(B) % len(good)])
+            batch = batch.take(rows)
+            images = images[torch.from_numpy(np.concatenate([rows, rows + B, rows + 2 * B]))]
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        places = torch.from_numpy(np.concatenate([mine + i * config.batch_size for i in range(3)]))
+        images = augment(
+            images, torch.arange(3 * B) < B, config.data.augment, generator, places, 3 * config.batch_size,
+            pairs=config.setting == "fine-grained",
+        )  # fmt: skip
+        generator.manual_seed(config.seed * 1_000_003 + step + 500_000)
+        pieces = objective.pieces(config.batch_size, generator)[torch.from_numpy(mine)]
+        labels = [self.sketch_labels[batch.sketches], *(self.photo_labels[p] for p in batch[1:])]
+        things = [np.asarray(self.sketches.instances)[batch.sketches]]
+        things += [np.asarray(self.photos.instances)[p] for p in batch[1:]]
+        device = self.device
+        return Part(
+            images.to(device, non_blocking=True),
+            torch.from_numpy(np.concatenate(labels)).to(device),
+            torch.from_numpy(np.concatenate(things)).to(device),
+            pieces.to(device),
+            batch,
+        )
+
+
+def _ahead(make: Callable[[int], Part], start: int, stop: int, depth: int) -> Iterator[Part]:
+    """``make(start) ... make(stop - 1)``, up to ``depth`` of them made in advance by another thread."""
+    if depth == 0:
+        yield from map(make, range(start, stop))
+        return
+    with ThreadPoolExecutor(1) as pool:
+        waiting = [pool.submit(make, step) for step in range(start, min(start + depth, stop))]
+        for step in range(start + depth, stop + depth):
+            part = waiting.pop(0).result()
+            if step < stop:
+                waiting.append(pool.submit(make, step))
+            yield part
+
+
+def _share_of_classes(seen: list[str], config: TrainConfig) -> list[str]:
+    """A seeded share of the seen classes; at least two."""
+    if config.data.class_fraction == 1:
+        return seen
+    rng = np.random.default_rng([config.data.split_seed, 3])
+    count = min(len(seen), max(2, round(config.data.class_fraction * len(seen))))
+    return sorted(rng.choice(seen, count, replace=False).tolist())
+
+
+def _share_of_pictures(sketches: Items, photos: Items, config: TrainConfig) -> tuple[Items, Items]:
+    """A seeded share of each class's pictures; sketches and photos of an instance stay together."""
+    if config.data.sample_fraction == 1:
+        return sketches, photos
+    rng = np.random.default_rng([config.data.split_seed, 4])
+    paired = set(sketches.instances) & set(photos.instances)
+    pools: dict[tuple[int, str], list[int]] = {}
+    for kind, items in (("sketch", sketches), ("photo", photos)):
+        for label, thing in zip(items.labels, items.instances, strict=True):
+            pools.setdefault((label, "both" if thing in paired else kind), []).append(thing)
+    kept: set[int] = set()
+    for key in sorted(pools):
+        things = sorted(set(pools[key]))
+        count = max(2 if key[1] == "both" else 1, round(config.data.sample_fraction * len(things)))
+        kept.update(rng.choice(things, min(count, len(things)), replace=False).tolist())
+
+    def keep(items: Items) -> Items:
+        return items.take([i for i, thing in enumerate(items.instances) if thing in kept])
+
+    return keep(sketches), keep(photos)
+
+
+# ---- settings ----
+
+
+def _check_settings(config: TrainConfig) -> None:
+    for name in ("batch_size", "eval_every", "epochs", "steps", "accumulate", "per_class"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
@@ -237,6 +465,32 @@ def _check_numbers(config: TrainConfig) -> None:
         value = getattr(config, name)
         if not 0 <= value < math.inf:
             raise UserError(f"{name} must not be negative, got {value}")
+    for name in TERMS:
+        if not 0 <= getattr(config.loss, name) < math.inf:
+            raise UserError(f"loss.{name} must not be negative, got {getattr(config.loss, name)}")
+    for name in ("sample_fraction", "class_fraction"):
+        if not 0 < getattr(config.data, name) <= 1:
+            raise UserError(f"data.{name} must be between 0 and 1, got {getattr(config.data, name)}")
+    if config.method == "zero-shot" and config.train_backbone:
+        raise UserError("method zero-shot trains nothing: leave out --train-backbone")
+    if config.method != "zero-shot" and not any(getattr(config.loss, name) for name in TERMS):
+        raise UserError("all weights of the loss are 0: nothing to train for")
+    if config.loss.divergence and config.per_class < 2:
+        raise UserError("loss.divergence compares the triplets of a class: set per_class to 2 or more")
+    parts = config.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
+    if config.batch_size % parts:
+        raise UserError(f"batch_size {config.batch_size} is not a multiple of {parts} (processes x accumulate)")
+    if config.tensorboard:
+        _tensorboard(None)
+
+
+def _tensorboard(folder: Path | None) -> Any:
+    """A TensorBoard writer; without a folder, only whether there can be one."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError('--tensorboard needs TensorBoard: pip install "splip[tensorboard]"') from None
+    return None if folder is None else SummaryWriter(str(folder))
 
 
 def _data_facts(tree: Tree) -> dict[str, Any]:
@@ -246,31 +500,13 @@ def _data_facts(tree: Tree) -> dict[str, Any]:
     for path in (*tree.sketches.paths, *tree.photos.paths):
         digest.update(os.fsencode(path.relative_to(tree.root)) + b"\0")
     return {
+        "dataset": tree.dataset,
+        "split": tree.split,
         "seen": [words[name] for name in tree.seen],
         "validation": [words[name] for name in tree.validation],
         "unseen": [words[name] for name in tree.unseen],
         "pictures": digest.hexdigest(),
     }
-
-
-def _load_pictures(
-    tree: Tree, config: TrainConfig, side: int
-) -> tuple[Items, Items, tuple[Pictures, Pictures], list[Any]]:
-    sketches, photos = tree.items(tree.seen)
-    data = config.data
-    loaded = (
-        Pictures(sketches.paths, side, data.fit, data.crop_sketches, data.memory_gb, "Decoding sketches"),
-        Pictures(photos.paths, side, data.fit, False, data.memory_gb, "Decoding photos"),
-    )
-    skipped = [*loaded[0].skipped, *loaded[1].skipped]
-    sketches, photos = sketches.take(loaded[0].kept), photos.take(loaded[1].kept)
-    without = sorted({tree.classes.index(n) for n in tree.seen} - (set(sketches.labels) & set(photos.labels)))
-    if without:
-        name = tree.classes[without[0]]
-        raise UserError(f"{tree.root}: class {name} has no readable sketch or no readable photo; remove its folders")
-    if len(sketches) < config.batch_size:
-        raise UserError(f"batch_size {config.batch_size} is larger than the {len(sketches)} sketches to train on")
-    return sketches, photos, loaded, skipped
 
 
 def _learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -284,7 +520,7 @@ def _learning_rate(config: TrainConfig, step: int, steps: int) -> float:
 
 def _same_config(state: dict[str, Any], config: TrainConfig, last: Path) -> None:
     old = configuration.from_dict(TrainConfig, state["config"], str(last))
-    free = ("out:", "resume:", "device:", "data.root:", "data.memory_gb:")
+    free = ("out:", "resume:", "device:", "data.root:", "data.memory_gb:", "data.cache:", "tensorboard:")
     changed = [d for d in configuration.differences(old, config) if not d.startswith(free)]
     if changed:
         raise UserError(f"--resume: the settings differ from those of {last}: {'; '.join(changed)}")
@@ -303,7 +539,7 @@ def _write(state: dict[str, Any], path: Path) -> None:
 
 def _trim_log(path: Path, step: int) -> None:
     """Drop rows after the checkpoint that training goes on from."""
-    if not path.is_file():
+    if not path.is_file() or distributed.rank() != 0:
         return
     with open(path, newline="") as file:
         rows = [r for r in csv.DictReader(file) if int(r["step"]) <= step]
@@ -314,18 +550,31 @@ def _trim_log(path: Path, step: int) -> None:
 
 
 @contextmanager
-def _log(path: Path) -> Iterator[Any]:
+def _log(path: Path, writer: Any) -> Iterator[Any]:
+    """A function that writes a row to log.csv, and to TensorBoard if there is a writer."""
+    if distributed.rank() != 0:
+        yield None
+        return
     new = not path.is_file()
     with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if new:
-            writer.writeheader()
+            table.writeheader()
 
         def write(row: dict[str, Any]) -> None:
-            writer.writerow(row)
+            table.writerow(row)
             file.flush()
+            for name, value in row.items() if writer is not None else ():
+                if name not in ("step", "seconds"):
+                    writer.add_scalar(
+                        ("validation/" if name.startswith("val") else "train/") + name, float(value), row["step"]
+                    )
 
-        yield write
+        try:
+            yield write
+        finally:
+            if writer is not None:
+                writer.close()
 
 
 @contextmanager

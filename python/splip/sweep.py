@@ -1,0 +1,191 @@
+"""``splip sweep``: a row of configurations, each trained and measured over seeds, as a table and a plot."""
+
+import contextlib
+import json
+import os
+import statistics
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from splip import __version__, plots
+from splip import config as configuration
+from splip.config import SweepConfig, TrainConfig
+from splip.errors import UserError
+from splip.progress import bars
+
+
+@dataclass
+class Row:
+    """One configuration of a sweep."""
+
+    name: str  # of the folder
+    label: str  # in the table: the first comment of its file
+    settings: dict[str, Any]
+
+
+def sweep(config: SweepConfig) -> Path:
+    """Train what is not there yet, measure it, and write the table; returns its path.
+
+    Raises:
+        UserError: a configuration is wrong, or every run of a row failed.
+    """
+    plots.need()
+    if not config.seeds or config.jobs < 1:
+        raise UserError("a sweep needs at least one seed and one job")
+    rows = _rows(config)
+    tasks = []
+    for row in rows:
+        for seed in config.seeds:
+            out = config.out / row.name / f"seed-{seed}"
+            values = configuration.merge(row.settings, {"seed": seed, "out": str(out)})
+            tasks.append((configuration.from_dict(TrainConfig, values, row.name), config.protocol))
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write the sweep's folder {config.out}: {error}") from None
+    print(f"{len(rows)} configurations x {len(config.seeds)} seeds, {config.jobs} at a time; logs in {config.out}")
+    threads = max(1, (os.cpu_count() or 1) // config.jobs)
+    failed: dict[str, str] = {}
+    # A process of its own for the runs: what one leaves behind does not reach the next.
+    with ProcessPoolExecutor(config.jobs, get_context("spawn"), _start, (threads,)) as pool, bars() as progress:
+        bar = progress.add_task("Sweep", total=len(tasks))
+        for (task, _), reason in zip(tasks, pool.map(_run, tasks), strict=True):
+            progress.advance(bar)
+            if reason:
+                failed[str(task.out)] = reason
+                print(f"{task.out}: {reason}")
+    report = _collect(config, rows, failed)
+    table = config.out / "table.md"
+    table.write_text(markdown(report), encoding="utf-8")
+    (config.out / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    metric = (
+        config.metric if config.metric in report["rows"][0]["metrics"] else next(iter(report["rows"][0]["metrics"]))
+    )
+    shown = [(row["label"], row["metrics"][metric]) for row in report["rows"]]
+    title = f"{report['queries']:,} sketches in {report['gallery']:,} photos, {len(config.seeds)} seeds"
+    plots.sweep(config.out / "plot.png", shown, metric, title)
+    print(table.read_text(encoding="utf-8"))
+    return table
+
+
+def _rows(config: SweepConfig) -> list[Row]:
+    names = []
+    for pattern in config.rows:
+        matching = [name for name in configuration.shipped() if fnmatch(name, pattern)]
+        names += matching if matching else [pattern]
+    base: dict[str, Any] = {}
+    for name in config.config:
+        base = configuration.merge(base, configuration.read(name))
+    last = _settings(config.set)
+    rows: dict[str, Row] = {}
+    for name in names:
+        file = configuration.find(name)
+        short = file.stem
+        values = configuration.merge(configuration.merge(base, configuration.read(name)), last)
+        configuration.from_dict(TrainConfig, values, str(file))
+        if short in rows:
+            raise UserError(f"--rows: two configurations are called {short}")
+        comment = file.read_text(encoding="utf-8").splitlines()[0]
+        rows[short] = Row(short, comment[2:] if comment.startswith("# ") else short, values)
+    if not rows:
+        raise UserError("--rows names no configuration")
+    return list(rows.values())
+
+
+def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """``a.b=1`` as ``{"a": {"b": 1}}``."""
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set takes KEY=VALUE, got '{pair}'")
+        try:
+            nested: Any = yaml.safe_load(value)
+        except yaml.YAMLError:
+            nested = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        out = configuration.merge(out, nested)
+    return out
+
+
+def _start(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _run(task: tuple[TrainConfig, str]) -> str:
+    """Train and measure one run in this process; returns what went wrong, or nothing."""
+    from splip.config import EvalConfig
+    from splip.evaluate import evaluate
+    from splip.train import train
+
+    config, protocol = task
+    done = config.out / f"eval-{protocol}.json"
+    if done.is_file():
+        return ""
+    config.out.mkdir(parents=True, exist_ok=True)
+    with open(config.out / "output.txt", "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        try:
+            config.resume = (config.out / "last.pt").is_file()
+            best = train(config)
+            unfinished = done.with_suffix(".tmp")
+            evaluate(EvalConfig(best, device=config.device, protocol=protocol, json=unfinished))  # type: ignore[arg-type]
+            unfinished.replace(done)
+        except UserError as error:
+            return str(error)
+        except Exception:
+            traceback.print_exc(file=file)
+            return f"failed, see {config.out / 'output.txt'}"
+    return ""
+
+
+def _collect(config: SweepConfig, rows: list[Row], failed: dict[str, str]) -> dict[str, Any]:
+    report: dict[str, Any] = {
+        "splip": __version__,
+        "protocol": config.protocol,
+        "seeds": list(config.seeds),
+        "rows": [],
+    }
+    for row in rows:
+        results = []
+        for seed in config.seeds:
+            file = config.out / row.name / f"seed-{seed}" / f"eval-{config.protocol}.json"
+            if file.is_file():
+                results.append(json.loads(file.read_text(encoding="utf-8")))
+        if not results:
+            first = next(reason for out, reason in failed.items() if Path(out).parent.name == row.name)
+            raise UserError(f"every run of {row.name} failed: {first}")
+        values = [list(r["query_mean"].values())[-1] for r in results]
+        report |= {key: results[0][key] for key in ("queries", "gallery")}
+        report["rows"].append(
+            {"name": row.name, "label": row.label, "metrics": {m: [v[m] for v in values] for m in values[0]}}
+        )
+    return report
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """A table of means, and the standard deviation over seeds."""
+    columns = list(report["rows"][0]["metrics"])
+    lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for row in report["rows"]:
+        cells = []
+        for values in row["metrics"].values():
+            spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{100 * statistics.mean(values):.1f}{spread}")
+        lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
+    seeds = len(report["seeds"])
+    lines.append("")
+    lines.append(
+        f"Percent, {report['queries']:,} sketches in {report['gallery']:,} photos, protocol {report['protocol']}; "
+        f"mean and standard deviation of {seeds} seed{'s' * (seeds != 1)}."
+    )
+    return "\n".join(lines) + "\n"
