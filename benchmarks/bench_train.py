@@ -143,9 +143,9 @@ def where(objective: Objective, batch: tuple[Tensor, ...]) -> dict[str, float]:
         model.backbone.embed_patches(images), model.backbone.embed_patches(images[:B], model.permutations[pieces[:, 0]], 3)
     ]))  # fmt: skip
     mean = model.average(patches[: 3 * B], modality)
-    conditions = timed("text tower and prompts", lambda: model.condition(torch.arange(2), mean))
-    group = torch.cat([modality, modality[:B]])
-    _, tokens = timed("visual tower", lambda: model.encode(patches, group, conditions))
+    conditions = timed("text tower and prompts", lambda: model.condition_modalities(mean))
+    kinds = torch.cat([modality, modality[:B]])
+    _, tokens = timed("visual tower", lambda: model.encode(patches, kinds, conditions))
     timed("F_js", lambda: model.jigsaw(tokens[: 3 * B], tokens[3 * B :].repeat(3, 1, 1)))  # type: ignore[misc]
     terms = timed("whole forward pass", lambda: objective(*batch))
     timed("backward pass", lambda: terms["loss"].backward())

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from splip.sweep import markdown
+
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 
@@ -54,7 +56,52 @@ def kernels() -> str:
     )
 
 
-TABLES = {"demo": demo, "kernels": kernels}
+def ablation() -> str:
+    """The sweep over the sample data: means and spreads over seeds."""
+    return markdown(load("ablation-sample")).strip()
+
+
+def train() -> str:
+    """A training step: ours, the straightforward one, and what lies between."""
+    report = load("train-cpu")
+    row, m = report["rows"][0], report["machine"]
+    ours = row["median_ms"]["splip"]
+    rows = [[name, f"{ms / 1e3:.2f}", f"{ms / ours:.1f}"] for name, ms in row["median_ms"].items()]
+    where = ", ".join(f"{name} {ms / 1e3:.2f} s" for name, ms in row["where_ms"].items())
+    title = f"{row['backbone']}, {row['batch']} sketches, {row['classes']} classes, CPU"
+    return (
+        table([f"one step: {title}", "seconds", "/ splip"], rows)
+        + f"\n\nThe same loss ({row['error']:.0e} relative) and gradients ({row['gradient_error']:.0e}). A step of splip:"
+        + f" {where}.\n{_machine(m)} `python benchmarks/bench_train.py --save cpu`"
+    )
+
+
+def evaluation() -> str:
+    """All metrics of a gallery of Sketchy's size: ours, a loop over the queries, torchmetrics."""
+    report = load("eval-cpu")
+    first = report["rows"][0]
+    names = {"splip": "splip", "loop": "a loop over the queries", "torchmetrics": "torchmetrics"}
+    rows = [
+        [
+            names[r["candidate"]] + (f" ({r['timed_queries']} queries, multiplied up)" if r["extrapolated"] else ""),
+            str(r["columns"]), f"{r['seconds']:.1f}", f"{r.get('ratio', 1):.1f}",
+            f"{r['difference']:.0e}" if "difference" in r else "",
+        ]
+        for r in report["rows"]
+    ]  # fmt: skip
+    title = f"all metrics of {first['Q']:,} sketches in {first['N']:,} photos, D={first['D']}"
+    return (
+        table([title, "metrics", "seconds", "/ splip", "largest difference"], rows)
+        + f"\n\nPeak memory {first['peak_GB']:.2f} GB, of which {first['data_GB']:.2f} GB are libraries and the embeddings."
+        + f" {_machine(report['machine'])}\n`python benchmarks/bench_eval.py --save cpu`"
+    )
+
+
+def _machine(m: dict[str, Any]) -> str:
+    return f"Measured on {m['cpu']}, {m['threads']} threads, torch {m['torch']}:"
+
+
+TABLES = {"demo": demo, "ablation": ablation, "train": train, "evaluation": evaluation, "kernels": kernels}
 
 
 def updated(text: str) -> str:

@@ -49,12 +49,31 @@ def test_class_of_one_modality_is_left_out(tree):
     [
         (DataConfig(unseen=("box", "zebra")), "no pictures for the unseen classes zebra"),
         (DataConfig(validation=("zebra",)), "no pictures for the validation classes zebra"),
-        (DataConfig(unseen=("box",), validation=("box",)), "no pictures for the validation classes box"),
+        (DataConfig(unseen=("box",), validation=("box",)), "classes both validation and unseen: box"),
     ],
 )
 def test_unknown_classes(tree, config, message):
     with pytest.raises(UserError, match=message):
         load_tree(tree, config)
+
+
+def test_spellings_of_a_class(tree):
+    """One class, however its folders are spelt; no half of it can be seen and the other unseen."""
+    (tree / "photo" / "red_ball").rename(tree / "photo" / "Red ball")
+    loaded = load_tree(tree, DataConfig(unseen=("red-ball", "cone")))
+    assert loaded.unseen == ["cone", "red_ball"] and "Red ball" not in loaded.classes
+    assert "photo/Red ball read as class red_ball" in loaded.notes
+    assert len(loaded.items(["red_ball"])[1]) == 2
+
+
+def test_validation_classes(tree):
+    assert load_tree(tree, DataConfig(unseen=("box",), validation_classes=0)).validation == []
+    assert len(load_tree(tree, DataConfig(unseen=("box",), validation_classes=3)).validation) == 3
+    with pytest.raises(UserError, match="data.validation_classes must be between 0 and 6, got 7"):
+        load_tree(tree, DataConfig(unseen=("box",), validation_classes=7))
+    (tree / "dataset.json").write_text('{"unseen": ["box"], "validation": ["ball"]}')
+    assert load_tree(tree, DataConfig()).validation == ["ball"]
+    assert load_tree(tree, DataConfig(validation_classes=0)).validation == []
 
 
 def test_overlapping_split(tree):

@@ -413,7 +413,7 @@ def test_missing_folders_and_classes(tmp_path, cli):
     assert len(load_tree(tmp_path, config("tuberlin", unseen=("cow", "fan"))).seen) == 233
     with pytest.raises(UserError, match="no pictures for the unseen classes horse"):
         load_tree(tmp_path, config("tuberlin", unseen=("cow", "horse")))
-    with pytest.raises(UserError, match="no pictures for the validation classes fan"):
+    with pytest.raises(UserError, match="classes both validation and unseen: fan"):
         load_tree(tmp_path, config("tuberlin", unseen=("fan",), validation=("fan",)))
     code, out, _ = cli("data", "check", "--root", tmp_path, "--dataset", "tuberlin")
     assert code == 1

@@ -190,7 +190,7 @@ def test_texts_that_share_a_beginning():
     model = make().eval()
     means = torch.randn(2, 16, 128)
     with torch.no_grad():
-        got = model.condition(torch.arange(2), means)
+        got = model.condition_modalities(means)
         assert 1 < model.shared < model.tokens.shape[2]
         for m, kind in enumerate(("sketch", "photo")):
             texts = [f"X X X X {kind} of a {name}" for name in CLASSES]
@@ -243,6 +243,39 @@ def test_instance_conditioning_of_equal_images_is_modality_conditioning():
     images = images[:1].expand(6, -1, -1, -1)
     each, mean = (make(prompts=PromptConfig(conditioning=c)) for c in ("instance", "modality"))
     torch.testing.assert_close(each(images, modality)[0], mean(images, modality)[0])
+
+
+def test_two_images():
+    """As many images as modalities, in any order, are still images."""
+    images = batch()[0][:2]
+    model = make()
+    swapped = model(images.flip(0), torch.tensor([1, 0]))[0]
+    model = make()
+    torch.testing.assert_close(model(images, torch.tensor([0, 1]))[0], swapped.flip(0))
+    frozen = {"prompts": PromptConfig(conditioning="instance", text_tokens=0), "train_text_layernorm": False}
+    model = make(**frozen).eval()
+    sketches, photos = model.encode_sketch(images), model.encode_photo(images)
+    fresh = make(**frozen).eval()
+    assert torch.equal(photos, fresh.encode_photo(images)) and not torch.equal(sketches, photos)
+
+
+def test_averages_are_kept_whatever_the_conditioning():
+    images, modality = batch()
+    each, mean = (make(prompts=PromptConfig(conditioning=c)) for c in ("instance", "modality"))
+    each(images, modality), mean(images, modality)
+    assert torch.equal(each.patch_mean, mean.patch_mean) and each.batches_seen == 1
+
+
+def test_depth_zero_is_no_prompts():
+    model = make(prompts=PromptConfig(depth=0))
+    assert model.b_t is model.b_v is model.b_vt is None and model.text_tokens == 0
+    assert model.backbone.tokenizer.decode(model.tokens[0, 0].tolist()).startswith("<start_of_text>sketch of a dog")
+
+
+def test_constants_move_with_the_model():
+    model = make().eval()
+    model.constants()
+    assert model.to("meta").constants().texts.device.type == "meta"
 
 
 def test_clip_at_prompts_are_shallow():
@@ -347,10 +380,12 @@ def test_not_a_checkpoint(tmp_path, content):
     [
         (PromptConfig(template="a picture of"), "template must contain"),
         (PromptConfig(depth=9), "depth must be between 0 and 4 for splip-tiny, got 9"),
+        (PromptConfig(template="{modality}s of a"), "has 5 tokens for sketches and 4 for photos"),
+        (PromptConfig(ema=3.0), "prompts.ema must be between 0 and 1"),
         (PromptConfig(text_tokens=-1), "prompts.text_tokens must be at least 0, got -1"),
         (PromptConfig(text_tokens=28), "prompt for 'dog' is longer than the backbone's 32 tokens"),
     ],
-    ids=["template", "depth", "tokens", "length"],
+    ids=["template", "depth", "plural", "ema", "tokens", "length"],
 )
 def test_rejects(prompts, message):
     with pytest.raises(UserError, match=message):

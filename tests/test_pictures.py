@@ -1,3 +1,6 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -159,6 +162,32 @@ def test_cache_that_was_stopped(tmp_path, monkeypatch):
     assert len(calls) == 4  # the third block only
     assert resumed.kept == [0, 2, 4, 5] and [s.path for s in resumed.skipped] == [bad[0], bad[1]]
     assert torch.equal(resumed.get(range(4)), pictures.Pictures(paths, 16).get(range(4)))
+
+
+def test_two_runs_fill_one_cache(tmp_path, monkeypatch):
+    """One of them decodes; neither sees a picture that is not there yet."""
+    good, _ = damaged(tmp_path)
+    real, calls = pictures.decode, []
+
+    def slow(*args):
+        calls.append(1)
+        time.sleep(0.2)
+        return real(*args)
+
+    monkeypatch.setattr(pictures, "decode", slow)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(pictures.Pictures, [good] * 5, 16, cache=tmp_path / "cache") for _ in range(2)]
+        first, second = (job.result().get(range(5)) for job in jobs)
+    assert len(calls) == 1
+    assert torch.equal(first, second) and torch.equal(first, pictures.Pictures([good] * 5, 16).get(range(5)))
+
+
+def test_damaged_cache_is_made_anew(tmp_path):
+    good, _ = damaged(tmp_path)
+    want = pictures.Pictures([good] * 3, 16, cache=tmp_path / "cache").get(range(3)).clone()
+    (pixels,) = (tmp_path / "cache").glob("*.pixels")
+    pixels.write_bytes(pixels.read_bytes()[:100])
+    assert torch.equal(pictures.Pictures([good] * 3, 16, cache=tmp_path / "cache").get(range(3)), want)
 
 
 def test_cache_without_room(tmp_path, monkeypatch):

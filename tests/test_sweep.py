@@ -45,6 +45,22 @@ def test_sweep(small, tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.pt")} == before
 
 
+def test_runs_with_other_settings_are_not_taken(small, tmp_path, capsys):
+    config = SweepConfig(("clip-ln",), set=small, seeds=(0,), out=tmp_path / "sweep")
+    sweep.sweep(config)
+    other = SweepConfig(("clip-ln",), set=(*small, "lr=0.1"), seeds=(0,), out=tmp_path / "sweep")
+    sweep.sweep(other)
+    assert "holds a run with other settings: lr: 0.001 -> 0.1" in capsys.readouterr().out
+
+
+def test_one_failed_row_leaves_the_others(small, tmp_path):
+    rows = ("ablations/depth-9", "clip-ln", "ablations/full")  # deeper than the tiny backbone
+    table = sweep.sweep(SweepConfig(rows, set=small, seeds=(0,), out=tmp_path / "sweep")).read_text()
+    assert "Failed: " in table and "depth-9/seed-0: prompts.depth must be between 0 and 4" in table
+    report = json.loads((tmp_path / "sweep" / "results.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["full", "clip-ln"]  # the others are compared with full
+
+
 def test_mean_and_spread():
     rows = [{"name": "a", "label": "A", "metrics": {"mAP@all": [0.10, 0.14, 0.12]}}]
     report = {"rows": rows, "seeds": [0, 1, 2], "queries": 1564, "gallery": 20, "protocol": "zs"}
@@ -70,7 +86,9 @@ def test_bad_sweeps(refused, tmp_path, args, message):
 
 def test_failed_runs_are_told(small, tmp_path, capsys):
     config = SweepConfig(("clip-ln",), set=(*small, "batch_size=400"), seeds=(0,), out=tmp_path / "sweep")
-    with pytest.raises(UserError, match="every run of clip-ln failed: batch_size 400 is larger than the 15 sketches"):
+    with pytest.raises(
+        UserError, match="every run failed; .*clip-ln/seed-0: batch_size 400 is larger than the 15 sketches"
+    ):
         sweep.sweep(config)
 
 

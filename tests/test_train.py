@@ -179,6 +179,8 @@ def test_one_class_to_train_on(settings):
         ({"loss": config.LossConfig(jigsaw=-1)}, "loss.jigsaw must not be negative"),
         ({"loss": config.LossConfig(0, 0, 0)}, "all weights of the loss are 0"),
         ({"loss": config.LossConfig(divergence=0.1)}, "set per_class to 2 or more"),
+        ({"loss": config.LossConfig(divergence=0.1), "per_class": 2, "accumulate": 2}, "over the whole batch"),
+        ({"layernorm_lr": -1.0}, "layernorm_lr must not be negative"),
         ({"loss": config.LossConfig(permutations=1)}, "loss.permutations must be between 2 and"),
         ({"method": "zero-shot", "train_backbone": True}, "zero-shot trains nothing"),
     ],
@@ -265,6 +267,7 @@ def test_every_shipped_row_trains(settings, name):
     """Each ablation and baseline: two steps, a checkpoint that loads, other features than before."""
     pair(settings.data.root)
     row = configured(settings, name, steps=2, batch_size=4)
+    row.accumulate = min(row.accumulate, 2)
     if name in ("ablations/depth-6", "ablations/depth-9"):  # deeper than the tiny backbone
         row.backbone.name = "ViT-S-32-alt"
     best = train.train(row)
@@ -328,6 +331,42 @@ def test_share_of_the_data(settings, capsys):
     train.train(half)
     assert "3 seen classes" in capsys.readouterr().out
     assert len(read_checkpoint(settings.out / "best.pt")["classes"]) == 3
+
+
+def test_layernorms_may_have_a_rate_of_their_own(settings):
+    still = dataclasses.replace(settings, layernorm_lr=0.0, steps=3)
+    state = read_checkpoint(train.train(still))
+    fresh = SpLIP(still, state["classes"]).trainable()
+    for name, value in state["trainable"].items():
+        norm = name.startswith("backbone.") and ".ln_" in name
+        assert torch.equal(value, fresh[name]) == norm, name
+
+
+def test_resume_refuses_other_batches(settings, monkeypatch):
+    """Pictures kept in memory are known to be readable; decoded for every use, they are all drawn from."""
+    (settings.data.root / "sketch" / "ball" / "0.png").write_bytes(b"")
+    train.train(settings)
+    lazy = dataclasses.replace(settings, resume=True, data=dataclasses.replace(settings.data, memory_gb=0.0))
+    with pytest.raises(UserError, match="any more: pictures to draw from changed"):
+        train.train(lazy)
+
+
+def test_all_seen_classes(settings, capsys):
+    """Nothing held out: the last step is the best."""
+    data = dataclasses.replace(settings.data, validation=(), validation_classes=0)
+    best = train.train(dataclasses.replace(settings, data=data))
+    assert "6 seen classes" in capsys.readouterr().out
+    assert read_checkpoint(best)["step"] == 4
+
+
+def test_fine_grained_validation_needs_pairs(settings):
+    pair(settings.data.root)
+    lines = (settings.data.root / "instances.csv").read_text().splitlines()
+    kept = [line for line in lines if "photo/pole" not in line]
+    (settings.data.root / "instances.csv").write_text("\n".join(kept) + "\n")
+    with pytest.raises(UserError, match="no validation sketch of .* has its photo"):
+        train.train(dataclasses.replace(settings, setting="fine-grained"))
+    assert not settings.out.exists()
 
 
 def test_tensorboard(settings):

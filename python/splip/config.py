@@ -55,6 +55,8 @@ class DataConfig:
     """Share of the classes that become unseen when neither this file nor the tree names them."""
     validation: tuple[str, ...] = ()
     """Seen classes held out to choose the best checkpoint. Default: dataset.json, else a seeded choice."""
+    validation_classes: int | None = None
+    """How many to hold out when nothing names them; none: a sixth, at most 12; 0: none, the last step is the best."""
     split_seed: int = 0
     """Seed of the choices above."""
     fit: Literal["pad", "stretch", "crop"] = "pad"
@@ -68,7 +70,7 @@ class DataConfig:
     class_fraction: float = 1.0
     """Share of the seen classes to train on, chosen by split_seed."""
     memory_gb: float = 2.0
-    """Pictures are decoded once and kept when they fit in this many GB, else decoded for every use."""
+    """A list of pictures is decoded once and kept if it fits in this many GB, else decoded for every use."""
     cache: Path | None = None
     """Folder for decoded pictures: memory-mapped, made once, used by later runs, may be larger than memory."""
 
@@ -114,7 +116,8 @@ class LossConfig:
     fixed_margin: float = 0.2
     """Margin of the triplet loss when it is fixed, and of the permuted triplet."""
     negatives: Literal["random", "semi-hard"] = "random"
-    """The negative photo: the one drawn, or the nearest of the batch that is further away than the positive."""
+    """The negative photo: the one drawn, or the nearest of the batch (of its part, if it is computed in parts)
+    that is further away than the positive."""
     jigsaw_form: Literal["conditional", "permuted-triplet"] = "conditional"
     """SpLIP's conditional cross-modal jigsaw, or CLIP-AT's triplet of shuffled pictures."""
     permutations: int = 100
@@ -150,9 +153,9 @@ class TrainConfig:
     positives: Literal["class", "instance"] = "class"
     """The positive photo: any of the sketch's class, or one of the same instance (always so when fine-grained)."""
     sampling: Literal["uniform", "class", "instance"] = "uniform"
-    """Every sketch once an epoch, or classes or instances drawn with equal chances."""
+    """Every sketch once an epoch (but for the last partial batch), or classes or instances drawn with equal chances."""
     per_class: int = 1
-    """Sketches of a class in a batch come in groups of this size."""
+    """Sketches of a class in a batch come in groups of this size; above 1, they are drawn anew for each batch."""
     epochs: int = 60
     """Passes over the sketches."""
     steps: int | None = None
@@ -160,11 +163,13 @@ class TrainConfig:
     batch_size: int = 64
     """Sketches per step, over all processes; each brings one positive and one negative photo."""
     accumulate: int = 1
-    """Parts that a batch is computed in, one after the other, to save memory."""
+    """Parts that a batch is computed in, one after the other, to save memory; BatchNorms see parts."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: matrix products in bfloat16 (autocast), weights and losses in float32."""
     lr: float = 1e-3
     """Peak learning rate of Adam."""
+    layernorm_lr: float | None = None
+    """Peak learning rate of the backbone's LayerNorms; none: lr."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW) of the matrices."""
     warmup: int = 50
@@ -292,7 +297,8 @@ class SweepConfig:
     """Train and measure a row of configurations, each over several seeds, and make a table and a plot of it."""
 
     rows: tuple[str, ...]
-    """Configurations that each change something: shipped names (ablations/* for all of a folder) or files."""
+    """Configurations that each change something: shipped names (ablations/* for all of a folder) or files.
+    The plot compares with the one called full, else with the first."""
     config: tuple[str, ...] = ()
     """Configurations that all rows start from."""
     set: tuple[str, ...] = ()

@@ -143,6 +143,8 @@ def _load_plain(root: Path, config: DataConfig, need_split: bool) -> Tree:
         parts = [root / part for part in datasets.PARTS if (root / part).is_dir()] or parts
     found: dict[str, dict[str, list[Path]]] = {m: {} for m in MODALITIES}
     parts_of: dict[str, set[str]] = {}  # class -> the parts that hold it
+    spelling: dict[str, str] = {}  # wine_glass and "wine glass" are one class, under the name that comes first
+    notes: list[str] = []
     for part in parts:
         missing = [m for m in MODALITIES if not (part / m).is_dir()]
         if missing:
@@ -151,11 +153,14 @@ def _load_plain(root: Path, config: DataConfig, need_split: bool) -> Tree:
             for folder in datasets.class_folders(part / modality):
                 files = datasets.files_below(folder)
                 if files:
-                    found[modality].setdefault(folder.name, []).extend(files)
-                    parts_of.setdefault(folder.name, set()).add(part.name)
+                    name = spelling.setdefault(normal_name(folder.name), folder.name)
+                    if name != folder.name:
+                        notes.append(f"{folder.relative_to(root)} read as class {name}")
+                    found[modality].setdefault(name, []).extend(files)
+                    parts_of.setdefault(name, set()).add(part.name)
     sketch_classes, photo_classes = set(found["sketch"]), set(found["photo"])
     classes = sorted(sketch_classes & photo_classes)
-    notes = [f"class {name} has no photos, left out" for name in sorted(sketch_classes - photo_classes)]
+    notes += [f"class {name} has no photos, left out" for name in sorted(sketch_classes - photo_classes)]
     notes += [f"class {name} has no sketches, left out" for name in sorted(photo_classes - sketch_classes)]
     if not classes:
         raise UserError(f"{root}: no class has pictures in both sketch/<class>/ and photo/<class>/")
@@ -268,12 +273,18 @@ def _split(
     if config.split_seed < 0 or not 0 <= config.unseen_fraction < 1:
         raise UserError("data.split_seed must not be negative, and data.unseen_fraction must be between 0 and 1")
     rng = np.random.default_rng(config.split_seed)
-    unseen = list(config.unseen) or list(meta.get("unseen", []))
+    own = {normal_name(name): name for name in classes}
+
+    def spelt(names: Iterable[str]) -> list[str]:
+        """As the folders spell them."""
+        return [own.get(normal_name(name), name) for name in names]
+
+    unseen = spelt(config.unseen) or spelt(meta.get("unseen", []))
     _known(root, "unseen", unseen, classes)
     # A split that names its seen classes leaves the others out; validation classes are seen ones.
-    seen = list(meta.get("seen", [])) if not config.unseen else []
+    seen = spelt(meta.get("seen", [])) if not config.unseen else []
     if seen:
-        seen = sorted({*seen, *meta.get("validation", [])})
+        seen = sorted({*seen, *spelt(meta.get("validation", []))})
     _known(root, "seen", seen, classes)
     if not unseen:
         pool = [name for name in classes if name not in set(seen)]
@@ -285,10 +296,18 @@ def _split(
     if overlap:
         raise UserError(f"{root}: classes both seen and unseen: {', '.join(overlap)}")
     seen = sorted(seen) or [name for name in classes if name not in set(unseen)]
-    validation = list(config.validation) or [v for v in meta.get("validation", []) if v in seen]
+    validation = spelt(config.validation)
+    tested = sorted(set(validation) & set(unseen))
+    if tested:
+        raise UserError(f"{root}: classes both validation and unseen: {', '.join(tested)}")
+    if not validation and config.validation_classes is None:
+        validation = [v for v in spelt(meta.get("validation", [])) if v in seen]
     _known(root, "validation", validation, seen)
-    if not validation and len(seen) >= 6:
-        count = min(12, len(seen) // 6)
+    if not validation:
+        few = 0 if len(seen) < 6 else min(12, len(seen) // 6)
+        count = few if config.validation_classes is None else config.validation_classes
+        if not 0 <= count < len(seen):
+            raise UserError(f"data.validation_classes must be between 0 and {len(seen) - 1}, got {count}")
         validation = sorted(rng.choice(seen, count, replace=False).tolist())
     seen = [name for name in seen if name not in set(validation)]
     if not seen:

@@ -5,12 +5,11 @@ Everything here also works in a single process, where it does nothing.
 
 import os
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from splip.errors import UserError
 
@@ -56,12 +55,24 @@ def barrier() -> None:
         dist.barrier()
 
 
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total / size()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total / size()
+
+
 def mean(value: Tensor) -> Tensor:
     """Mean over the processes; differentiable."""
-    if size() == 1:
-        return value
-    total: Tensor = all_reduce(value.contiguous())
-    return total / size()
+    out: Tensor = _Mean.apply(value) if size() > 1 else value
+    return out
 
 
 def gather(value: T) -> list[T]:
@@ -83,6 +94,7 @@ class BatchNorm(nn.BatchNorm1d):
         if not self.training or size() == 1:
             return super().forward(x)
         assert self.running_mean is not None and self.running_var is not None
+        dtype, x = x.dtype, x.float()  # under autocast: sums in float32
         average = mean(x.mean(dim=0))
         variance = mean((x - average).square().mean(dim=0))
         with torch.no_grad():
@@ -91,4 +103,4 @@ class BatchNorm(nn.BatchNorm1d):
             self.running_var.lerp_(variance * count / (count - 1), self.momentum or 0.1)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
-        return (x - average) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        return ((x - average) * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(dtype)

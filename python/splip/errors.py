@@ -11,3 +11,6 @@ class UnreadablePicture(UserError):
     def __init__(self, path: object, reason: str) -> None:
         super().__init__(f"cannot read picture {path}: {reason}")
         self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple[type, tuple[object, str]]:
+        return type(self), (self.path, self.reason)  # travels between processes

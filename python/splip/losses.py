@@ -45,22 +45,22 @@ def semi_hard(sketch: Tensor, positive: Tensor, photos: Tensor, allowed: Tensor)
     return torch.where(candidates.any(dim=1), chosen, torch.full_like(chosen, -1))
 
 
-def classification(features: Tensor, texts: Tensor, labels: Tensor, group: Tensor, scale: Tensor) -> Tensor:
+def classification(features: Tensor, texts: Tensor, labels: Tensor, modality: Tensor | None, scale: Tensor) -> Tensor:
     """L_class: cross-entropy of the scaled cosine between images and the prompted class texts.
 
     Args:
         features: ``[B, D]`` images.
-        texts: ``[G, C, D]`` class texts of each group: a modality, or one image.
+        texts: ``[2, C, D]`` class texts of both modalities, or ``[B, C, D]`` of each image.
         labels: ``[B]`` int64.
-        group: ``[B]`` int64, whose texts an image meets.
+        modality: ``[B]`` int64, whose texts an image meets; None: its own.
         scale: CLIP's logit scale, already exponentiated.
     """
-    if len(texts) > 2:  # a group for each image
-        logits = torch.einsum("bd,bcd->bc", features, texts[group])
+    if modality is None:
+        logits = torch.einsum("bd,bcd->bc", features, texts)
     else:
         # Against both modalities' texts at once: a [B, C, D] gather of texts would be far larger.
         both = (features @ texts.flatten(0, 1).T).unflatten(1, texts.shape[:2])
-        logits = torch.einsum("bgc,bg->bc", both, F.one_hot(group, len(texts)).to(both.dtype))
+        logits = torch.einsum("bgc,bg->bc", both, F.one_hot(modality, len(texts)).to(both.dtype))
     return F.cross_entropy(scale * logits, labels)
 
 

@@ -72,7 +72,9 @@ class SpLIP(nn.Module):
         self.backbone_identity = self.backbone.identity()
         clip, p = self.backbone, config.prompts
         _check(config, max(clip.visual_layers, clip.text_layers))
-        splip, d_v, d_t = config.method == "splip", clip.visual_width, clip.text_width
+        d_v, d_t = clip.visual_width, clip.text_width
+        splip = config.method == "splip" and p.depth != 0
+        self.per_image = config.method == "splip" and p.conditioning == "instance"
         self.b_t = self.b_v = self.b_vt = self.modality_tokens = self.coupled = self.jigsaw = None
         with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
             torch.manual_seed(config.seed)
@@ -99,12 +101,19 @@ class SpLIP(nn.Module):
         # BatchNorm after the last LayerNorm of each tower keeps the features apart. In inference it is
         # a constant affine map. Pre-trained towers need none.
         self.visual_norm = distributed.BatchNorm(d_v) if config.train_backbone else nn.Identity()
-        self.text_norm = distributed.BatchNorm(d_t) if config.train_backbone else nn.Identity()
+        # The texts of a modality are the same in all processes, those of an image are not.
+        text_norm = distributed.BatchNorm if self.per_image else nn.BatchNorm1d
+        self.text_norm = text_norm(d_t) if config.train_backbone else nn.Identity()
         self.register_buffer("patch_mean", torch.zeros(len(MODALITIES), clip.patches, d_v))
         self.register_buffer("batches_seen", torch.zeros(()))
         self.register_buffer("tokens", self._tokens(self.classes), persistent=False)
         self.shared = _shared(self.tokens)
         words = [clip.tokenize([self._template(m)])[0, :-1] for m in range(len(MODALITIES))]  # without [EOS]
+        if len(words[0]) != len(words[1]):
+            raise UserError(
+                f"prompts.template '{p.template}' has {len(words[0])} tokens for sketches and {len(words[1])} for "
+                "photos: both need the same number"
+            )
         self.register_buffer("word_ids", torch.stack(words), persistent=False)
         # How alike two classes are to the frozen text tower: the adaptive margin.
         with torch.no_grad():
@@ -236,22 +245,32 @@ class SpLIP(nn.Module):
         prompts = [torch.cat(part, dim=1) for part in parts if part]
         return prompts or None
 
-    def condition(self, modality: Tensor, patches: Tensor | None) -> Conditions:
-        """Texts and visual prompts of G groups.
+    def condition_modalities(self, mean: Tensor) -> Conditions:
+        """Texts and visual prompts of both modalities.
 
         Args:
-            modality: ``[G]`` int64, 0 sketch, 1 photo.
-            patches: ``[G, P, d_v]`` patch embeddings of each group.
+            mean: ``[2, P, d_v]`` average patch embeddings.
         """
-        whole = modality.shape == (2,)  # both modalities once: the constant texts, if they are constant
-        if whole and self._constant_texts is not None:
-            texts, pooled = self._constant_texts
-        elif self._texts_are_constant():
+        modality = torch.arange(len(MODALITIES), device=self.tokens.device)
+        if not self._texts_are_constant():
+            return self._conditions(modality, mean)
+        if self._constant_texts is None:
             with torch.no_grad():
-                texts, pooled = self._encode_classes(self.tokens[modality], self.shared, patches)
-            self._constant_texts = (texts, pooled) if whole else None
-        else:
-            texts, pooled = self._encode_classes(self.tokens[modality], self.shared, patches)
+                self._constant_texts = self._encode_classes(self.tokens, self.shared, mean)
+        texts, pooled = self._constant_texts
+        return Conditions(texts, self._visual_prompts(modality, pooled))
+
+    def condition_images(self, patches: Tensor, modality: Tensor) -> Conditions:
+        """Texts and visual prompts of each image, from itself.
+
+        Args:
+            patches: ``[B, P, d_v]`` patch embeddings.
+            modality: ``[B]`` int64, 0 sketch, 1 photo.
+        """
+        return self._conditions(modality, patches)
+
+    def _conditions(self, modality: Tensor, patches: Tensor) -> Conditions:
+        texts, pooled = self._encode_classes(self.tokens[modality], self.shared, patches)
         return Conditions(texts, self._visual_prompts(modality, pooled))
 
     # ---- training ----
@@ -274,21 +293,21 @@ class SpLIP(nn.Module):
         self.patch_mean.lerp_(mean.detach().float(), 1 - decay)
         self.batches_seen += 1
 
-    def encode(self, patches: Tensor, group: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
-        """One pass of the visual tower; each image takes its own group's prompts.
+    def encode(self, patches: Tensor, modality: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        """One pass of the visual tower; each image takes its modality's prompts, or its own.
 
         Args:
             patches: ``[B, P, d_v]``.
-            group: ``[B]`` int64, position in ``conditions``.
+            modality: ``[B]`` int64.
 
         Returns:
             ``(features [B, D] of unit length, tokens [B, 1 + P, d_v])``.
         """
         prompts = conditions.prompts
-        if prompts is not None and len(prompts[0]) != len(patches):
+        if prompts is not None and not self.per_image:
             # A product with a one-hot matrix, not an index: the gradient of an index into few rows is
             # summed by several threads in no fixed order, and a run could not be repeated.
-            choice = F.one_hot(group, len(prompts[0]))
+            choice = F.one_hot(modality, len(MODALITIES))
             prompts = [torch.einsum("bg,gnd->bnd", choice.to(prompt.dtype), prompt) for prompt in prompts]
         features, tokens = self.backbone.encode_visual_tokens(patches, prompts, self.visual_norm)
         return F.normalize(features.float(), dim=-1), tokens
@@ -304,16 +323,10 @@ class SpLIP(nn.Module):
             ``(image features [B, D], text features [G, C, D])``, all of unit length.
         """
         patches = self.backbone.embed_patches(images)
-        if self.config.prompts.conditioning == "instance":
-            conditions, group = self.condition(modality, patches), torch.arange(len(images), device=images.device)
-        else:
-            mean = self.average(patches, modality)
-            self.remember(mean)
-            conditions, group = self.condition(self._both(), mean), modality
-        return self.encode(patches, group, conditions)[0], conditions.texts
-
-    def _both(self) -> Tensor:
-        return torch.arange(len(MODALITIES), device=self.tokens.device)
+        mean = self.average(patches, modality)
+        self.remember(mean)
+        conditions = self.condition_images(patches, modality) if self.per_image else self.condition_modalities(mean)
+        return self.encode(patches, modality, conditions)[0], conditions.texts
 
     # ---- inference ----
 
@@ -322,14 +335,22 @@ class SpLIP(nn.Module):
         super().train(mode)
         return self
 
+    def _apply(self, *args: Any, **options: Any) -> "SpLIP":  # another device or dtype
+        self._constants = self._constant_texts = None
+        super()._apply(*args, **options)
+        return self
+
     def _forget(self) -> None:
         self._constants = self._constant_texts = None
 
     @torch.no_grad()
     def constants(self) -> Conditions:
-        """Texts and prompts of both modalities; computed once, until training goes on."""
+        """Texts and prompts of both modalities; computed once, until training goes on.
+
+        With ``conditioning: instance``, those of the average image.
+        """
         if self._constants is None:
-            self._constants = self.condition(self._both(), self.patch_mean)
+            self._constants = self.condition_modalities(self.patch_mean)
         return self._constants
 
     def visual_prompts(self) -> list[list[Tensor] | None]:
@@ -344,9 +365,8 @@ class SpLIP(nn.Module):
             raise RuntimeError("call eval() before encode_image")
         patches = self.backbone.embed_patches(images)
         prompts: list[Tensor] | None
-        if self.config.prompts.conditioning == "instance" and self.config.method == "splip":
-            group = torch.full((len(images),), modality, device=images.device)
-            prompts = self.condition(group, patches).prompts
+        if self.per_image:
+            prompts = self.condition_images(patches, torch.full((len(images),), modality, device=images.device)).prompts
         else:
             prompts = self.visual_prompts()[modality]
         features = self.backbone.encode_visual(patches, prompts, self.visual_norm)
@@ -433,6 +453,8 @@ def _check(config: TrainConfig, layers: int) -> None:
     # MaPLe's recipe names a depth that smaller towers do not have: there it means all layers.
     if p.depth is not None and not 0 <= p.depth <= (layers if config.method != "maple" else math.inf):
         raise UserError(f"prompts.depth must be between 0 and {layers} for {config.backbone.name}, got {p.depth}")
+    if not 0 <= p.ema <= 1:
+        raise UserError(f"prompts.ema must be between 0 and 1, got {p.ema}")
     for name, least in LIMITS.items():
         if getattr(p, name) < least:
             raise UserError(f"prompts.{name} must be at least {least}, got {getattr(p, name)}")

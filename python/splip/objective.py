@@ -60,16 +60,12 @@ class Objective(nn.Module):
                 shuffled, which = self._shuffled(images, pieces, conditional)
                 everything.append(shuffled)
                 kinds.append(which)
-            if config.method == "splip" and config.prompts.conditioning == "instance":
-                group = torch.arange(sum(map(len, kinds)), device=images.device)
-                conditions = model.condition(torch.cat(kinds), torch.cat(everything))
-            else:
-                group = torch.cat(kinds)
-                if mean is None:
-                    mean = model.average(patches, modality)
-                    model.remember(mean)
-                conditions = model.condition(torch.arange(2, device=images.device), mean)
-            features, tokens = model.encode(torch.cat(everything), group, conditions)
+            if mean is None:
+                mean = model.average(patches, modality)
+                model.remember(mean)
+            every, kind = torch.cat(everything), torch.cat(kinds)
+            conditions = model.condition_images(every, kind) if model.per_image else model.condition_modalities(mean)
+            features, tokens = model.encode(every, kind, conditions)
         sketch, positive, _ = features[: 3 * B].chunk(3)
         negative, pick = self._negatives(features, labels, instances)
 
@@ -85,7 +81,7 @@ class Objective(nn.Module):
             if config.loss.logit_scale is not None:
                 scale = torch.full_like(scale, config.loss.logit_scale)
             terms["classification"] = losses.classification(
-                features[: 3 * B], conditions.texts, labels, group[: 3 * B], scale
+                features[: 3 * B], conditions.texts[: 3 * B], labels, None if model.per_image else modality, scale
             )
         if self.weights["jigsaw"] and conditional:
             terms["jigsaw"] = self._conditional_jigsaw(tokens, pick, pieces[:, 0])

@@ -1,5 +1,6 @@
 """From picture files to square uint8 tensors: one definition for training, evaluation and search."""
 
+import fcntl
 import hashlib
 import math
 import os
@@ -7,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -208,15 +209,27 @@ class Pictures:
         name = digest.hexdigest()[:32]
         pixels_file, done_file, bad_file = (folder / f"{name}.{suffix}" for suffix in ("pixels", "done", "bad"))
         shape = (len(paths), self.side, self.side, 3)
-        if distributed.rank() == 0 and not done_file.is_file():
+
+        def whole() -> bool:
+            return done_file.is_file() and pixels_file.is_file() and pixels_file.stat().st_size == math.prod(shape)
+
+        if distributed.rank() == 0 and not whole():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                missing = math.prod(shape) - (pixels_file.stat().st_blocks * 512 if pixels_file.is_file() else 0)
-                room = shutil.disk_usage(folder).free
-                if missing > room:
-                    raise UserError(f"data.cache {folder}: needs {missing / 1e9:.1f} GB, {room / 1e9:.1f} GB are free")
-                self._fill_cache(paths, pixels_file, bad_file, shape, label)
-                done_file.touch()
+                # Another run may be filling the same file: one fills, the others wait for it.
+                with open(folder / f"{name}.lock", "w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    if not whole():
+                        done_file.unlink(missing_ok=True)
+                        missing = math.prod(shape) - (
+                            pixels_file.stat().st_blocks * 512 if pixels_file.is_file() else 0
+                        )
+                        room = shutil.disk_usage(folder).free
+                        if missing > room:
+                            needs = f"needs {missing / 1e9:.1f} GB, {room / 1e9:.1f} GB are free"
+                            raise UserError(f"data.cache {folder}: {needs}")
+                        self._fill_cache(paths, pixels_file, bad_file, shape, label)
+                        done_file.touch()
             except OSError as error:
                 raise UserError(f"data.cache {folder}: {error}") from None
         distributed.barrier()
@@ -232,7 +245,12 @@ class Pictures:
     ) -> None:
         # A stopped run goes on where it was: the position is noted after every block.
         start_file = bad_file.with_suffix(".start")
-        start = int(start_file.read_text()) if start_file.is_file() and pixels_file.is_file() else 0
+        same = pixels_file.is_file() and pixels_file.stat().st_size == math.prod(shape)
+        start = int(start_file.read_text()) if same and start_file.is_file() else 0
+        if start:  # what a stopped run listed after its last note
+            options: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+            lines = bad_file.read_text(**options).splitlines(keepends=True)
+            bad_file.write_text("".join(x for x in lines if int(x.partition("\t")[0]) < start), **options)
         pixels = np.memmap(pixels_file, dtype=np.uint8, mode="r+" if start else "w+", shape=shape)
         with open(bad_file, "a" if start else "w", encoding="utf-8", errors="surrogateescape") as bad:
             for first in range(start, len(paths), CACHE_BLOCK):
@@ -242,7 +260,9 @@ class Pictures:
                 bad.writelines(f"{i}\t{reasons[paths[i]]}\n" for i in block if not readable[i])
                 bad.flush()
                 pixels.flush()
-                start_file.write_text(str(block.stop))
+                note = start_file.with_suffix(".note")
+                note.write_text(str(block.stop))
+                note.replace(start_file)
         self.skipped.clear()  # read back from the file, as every process does
         start_file.unlink(missing_ok=True)
 

@@ -30,8 +30,9 @@ class Sampler:
     Category setting: the positive is a photo of the sketch's class (or of its instance, ``positives``),
     the negative one of another class. Fine-grained: a photo of its instance, and another instance of its class.
 
-    ``sampling: uniform`` visits every sketch once an epoch; ``class`` gives all classes, ``instance`` all
-    instances the same chance. ``per_class`` sketches of a class come together.
+    ``sampling: uniform`` visits every sketch once an epoch, but for the last partial batch; ``class`` gives all
+    classes, ``instance`` all instances the same chance. ``per_class`` sketches of a class come together; above
+    1, classes are drawn anew for each batch, uniform: in proportion to their sketches.
 
     Args:
         sketches: of the seen classes.

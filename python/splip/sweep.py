@@ -34,7 +34,7 @@ def sweep(config: SweepConfig) -> Path:
     """Train what is not there yet, measure it, and write the table; returns its path.
 
     Raises:
-        UserError: a configuration is wrong, or every run of a row failed.
+        UserError: a configuration is wrong, or every run failed.
     """
     plots.need()
     if not config.seeds or config.jobs < 1:
@@ -65,9 +65,9 @@ def sweep(config: SweepConfig) -> Path:
     table = config.out / "table.md"
     table.write_text(markdown(report), encoding="utf-8")
     (config.out / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    metric = (
-        config.metric if config.metric in report["rows"][0]["metrics"] else next(iter(report["rows"][0]["metrics"]))
-    )
+    metric, metrics = config.metric, report["rows"][0]["metrics"]
+    if metric not in metrics:
+        raise UserError(f"--metric {metric}: measured were {', '.join(metrics)}; the table is in {table}")
     shown = [(row["label"], row["metrics"][metric]) for row in report["rows"]]
     title = f"{report['queries']:,} sketches in {report['gallery']:,} photos, {len(config.seeds)} seeds"
     plots.sweep(config.out / "plot.png", shown, metric, title)
@@ -92,11 +92,12 @@ def _rows(config: SweepConfig) -> list[Row]:
         configuration.from_dict(TrainConfig, values, str(file))
         if short in rows:
             raise UserError(f"--rows: two configurations are called {short}")
-        comment = file.read_text(encoding="utf-8").splitlines()[0]
+        comment = next(iter(file.read_text(encoding="utf-8").splitlines()), "")
         rows[short] = Row(short, comment[2:] if comment.startswith("# ") else short, values)
     if not rows:
         raise UserError("--rows names no configuration")
-    return list(rows.values())
+    # The others are compared with the first.
+    return sorted(rows.values(), key=lambda row: row.name != "full")
 
 
 def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -130,6 +131,12 @@ def _run(task: tuple[TrainConfig, str]) -> str:
 
     config, protocol = task
     done = config.out / f"eval-{protocol}.json"
+    settings = config.out / "config.yaml"
+    if settings.is_file():
+        before = configuration.load(TrainConfig, str(settings))
+        changed = [d for d in configuration.differences(before, config) if not d.startswith(("resume:", "device:"))]
+        if changed:
+            return f"holds a run with other settings: {'; '.join(changed)}; choose another --out"
     if done.is_file():
         return ""
     config.out.mkdir(parents=True, exist_ok=True)
@@ -162,13 +169,15 @@ def _collect(config: SweepConfig, rows: list[Row], failed: dict[str, str]) -> di
             if file.is_file():
                 results.append(json.loads(file.read_text(encoding="utf-8")))
         if not results:
-            first = next(reason for out, reason in failed.items() if Path(out).parent.name == row.name)
-            raise UserError(f"every run of {row.name} failed: {first}")
+            continue
         values = [list(r["query_mean"].values())[-1] for r in results]
         report |= {key: results[0][key] for key in ("queries", "gallery")}
         report["rows"].append(
             {"name": row.name, "label": row.label, "metrics": {m: [v[m] for v in values] for m in values[0]}}
         )
+    if not report["rows"]:
+        raise UserError(f"every run failed; {next(iter(failed.items()))[0]}: {next(iter(failed.values()))}")
+    report["failed"] = failed
     return report
 
 
@@ -182,10 +191,12 @@ def markdown(report: dict[str, Any]) -> str:
             spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{100 * statistics.mean(values):.1f}{spread}")
         lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
-    seeds = len(report["seeds"])
+    counts = [len(next(iter(row["metrics"].values()))) for row in report["rows"]]
+    seeds = str(max(counts)) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
     lines.append("")
     lines.append(
         f"Percent, {report['queries']:,} sketches in {report['gallery']:,} photos, protocol {report['protocol']}; "
-        f"mean and standard deviation of {seeds} seed{'s' * (seeds != 1)}."
+        f"mean and standard deviation of {seeds} seed{'s' * (seeds != '1')}."
     )
-    return "\n".join(lines) + "\n"
+    lines += ["", *(f"Failed: {out}: {reason}" for out, reason in report.get("failed", {}).items())]
+    return "\n".join(lines).rstrip() + "\n"

@@ -1,7 +1,7 @@
 """``splip train``: the loop, its checkpoints, and how it goes on after a stop.
 
 Every batch and every random number of a step come from (seed, step) alone, so a resumed run sees
-what an uninterrupted one would have seen, and several processes see what one would.
+what an uninterrupted one would have seen, and several processes share the batches that one would see.
 """
 
 import contextlib
@@ -70,18 +70,22 @@ def _train(config: TrainConfig, device: torch.device) -> Path:
     tree = load_tree(config.data.root, config.data)
     tree.seen = _share_of_classes(tree.seen, config)
     if len(tree.seen) < 2:
-        raise UserError(f"{tree.root}: only one class to train on ({tree.seen[0]}): a negative photo needs another")
+        raise UserError(f"{tree.root}: only one class to train on ({tree.seen[0]}): classes are told apart by others")
     state = read_checkpoint(last) if config.resume else None
     if state is not None:
         _same_config(state, config, last)
 
     model = SpLIP(config, [tree.texts[tree.classes.index(name)] for name in tree.seen]).to(device)
-    model.data = _data_facts(tree)
+    feed = Feed(tree, config, model.backbone.image_size, device)
+    model.data = _data_facts(tree, feed)
     if state is not None and state["data"] != model.data:
         changed = ", ".join(key for key, value in model.data.items() if state["data"].get(key) != value)
         raise UserError(f"--resume: the data in {tree.root} are not those of {last} any more: {changed} changed")
-    feed = Feed(tree, config, model.backbone.image_size, device)
     validation = TestSet(tree, tree.validation, config.data, model.backbone.image_size) if tree.validation else None
+    if validation is not None and config.setting == "fine-grained":
+        lacking = unpaired(validation.sketches, validation.photos)
+        if len(lacking) == len(validation.sketches):
+            raise UserError(f"setting: fine-grained, but no validation sketch of {tree.root} has its photo")
     distributed.barrier()  # nobody writes before everybody has checked
     writer = None
     if first:
@@ -109,14 +113,7 @@ def _train(config: TrainConfig, device: torch.device) -> Path:
             broadcast_buffers=False,  # they follow from averages over all processes
             find_unused_parameters=not config.loss.classification or config.prompts.depth == 0,
         )
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": [p for p in trainable.values() if p.dim() > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in trainable.values() if p.dim() <= 1], "weight_decay": 0.0},
-        ],
-        lr=config.lr,
-        fused=True,
-    ) if trainable else None  # fmt: skip
+    optimiser = torch.optim.AdamW(_parameter_groups(trainable, config), lr=config.lr, fused=True) if trainable else None
     start, best, seconds = 0, -math.inf, 0.0
     if state is not None:
         model.restore(state, last)
@@ -151,8 +148,6 @@ def _train(config: TrainConfig, device: torch.device) -> Path:
         quality = None
         if first:
             result = validation.measure_model(model.eval(), device).query_mean
-            if config.setting == "fine-grained" and "Acc@1" not in result:
-                raise UserError(f"setting: fine-grained, but no validation sketch of {tree.root} has its photo")
             quality = result["Acc@1" if config.setting == "fine-grained" else "mAP@all"]
             row |= {"val_mAP": f"{result['mAP@all']:.5f}"}
             row |= {"val_Acc1": f"{result['Acc@1']:.5f}"} if "Acc@1" in result else {}
@@ -173,9 +168,10 @@ def _train(config: TrainConfig, device: torch.device) -> Path:
         bar = progress.add_task("Training", total=steps, completed=start, loss=math.nan, val=math.nan)
         stopped = False
         for part in feed.batches(start, steps, objective):
-            lr = _learning_rate(config, step, steps)
+            rate = _learning_rate(config, step, steps)
+            lr = config.lr * rate
             for group in optimiser.param_groups if optimiser else ():
-                group["lr"] = lr
+                group["lr"] = group["peak"] * rate
             terms = _forward_backward(parallel, objective, part, config.accumulate)
             values = distributed.mean(torch.stack([*terms.values(), torch.tensor(float(bool(caught)), device=device)]))
             numbers = dict(zip([*terms, "stop"], values.tolist(), strict=True))
@@ -196,6 +192,7 @@ def _train(config: TrainConfig, device: torch.device) -> Path:
                    "seconds": f"{seconds + time.monotonic() - began:.1f}"}  # fmt: skip
             progress.update(bar, completed=step, loss=numbers["loss"])
             if step % config.eval_every == 0 or step == steps:
+                feed.share_skipped()
                 save(measure(row))
                 if "val_mAP" in row:
                     progress.update(bar, val=100 * float(row["val_mAP"]))
@@ -347,6 +344,13 @@ class Feed:
         """Pictures that cannot be read, those found on the way too."""
         return [*self.pictures[0].skipped, *self.pictures[1].skipped]
 
+    def share_skipped(self) -> None:
+        """What one process found unreadable is listed by the first."""
+        for kind in (0, 1) if distributed.size() > 1 else ():
+            own = self.pictures[kind].skipped
+            found = {str(e.path): e for errors in distributed.gather(own) for e in errors}
+            own[:] = found.values()
+
     def news(self) -> bool:
         """True once after more unreadable pictures were found."""
         told, self._told = self._told, len(self.skipped)
@@ -380,7 +384,7 @@ class Feed:
         images = torch.cat([pixels for pixels, _ in found])
         readable = np.logical_and.reduce([ok for _, ok in found])
         if not readable.all():
-            # Another triplet of the batch stands in for one with a picture that turned out unreadable.
+            # Another triplet of this process stands in for one with a picture that turned out unreadable.
             good = np.flatnonzero(readable)
             if not len(good):
                 raise UserError(f"step {step}: no triplet of the batch has three readable pictures: {self.skipped[-1]}")
@@ -477,9 +481,13 @@ def _check_settings(config: TrainConfig) -> None:
         raise UserError("all weights of the loss are 0: nothing to train for")
     if config.loss.divergence and config.per_class < 2:
         raise UserError("loss.divergence compares the triplets of a class: set per_class to 2 or more")
+    if config.layernorm_lr is not None and not 0 <= config.layernorm_lr < math.inf:
+        raise UserError(f"layernorm_lr must not be negative, got {config.layernorm_lr}")
     parts = config.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
     if config.batch_size % parts:
         raise UserError(f"batch_size {config.batch_size} is not a multiple of {parts} (processes x accumulate)")
+    if config.loss.divergence and parts > 1:
+        raise UserError("loss.divergence compares classes over the whole batch: one process, and accumulate 1")
     if config.tensorboard:
         _tensorboard(None)
 
@@ -493,12 +501,18 @@ def _tensorboard(folder: Path | None) -> Any:
     return None if folder is None else SummaryWriter(str(folder))
 
 
-def _data_facts(tree: Tree) -> dict[str, Any]:
-    """Which classes are trained on, choose the checkpoint and are held out, and which pictures there are."""
+def _data_facts(tree: Tree, feed: Feed) -> dict[str, Any]:
+    """Which classes are trained on, choose the checkpoint and are held out, and which pictures there are.
+
+    Batches are drawn from the pictures that are known to be readable: they count too.
+    """
     words = {name: tree.texts[i] for i, name in enumerate(tree.classes)}
     digest = hashlib.sha256()
     for path in (*tree.sketches.paths, *tree.photos.paths):
         digest.update(os.fsencode(path.relative_to(tree.root)) + b"\0")
+    drawn = hashlib.sha256()
+    for path in (*feed.sketches.paths, *feed.photos.paths):
+        drawn.update(os.fsencode(path.relative_to(tree.root)) + b"\0")
     return {
         "dataset": tree.dataset,
         "split": tree.split,
@@ -506,16 +520,37 @@ def _data_facts(tree: Tree) -> dict[str, Any]:
         "validation": [words[name] for name in tree.validation],
         "unseen": [words[name] for name in tree.unseen],
         "pictures": digest.hexdigest(),
+        "pictures to draw from": drawn.hexdigest(),
     }
 
 
+def _parameter_groups(trainable: dict[str, torch.nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:
+    """Matrices decay, vectors do not; the backbone's LayerNorms may have a rate of their own."""
+    peak = config.lr if config.layernorm_lr is None else config.layernorm_lr
+    norms = {name for name in trainable if name.startswith("backbone.") and ".ln_" in name}
+    groups = [
+        {
+            "params": [p for n, p in trainable.items() if p.dim() > 1],
+            "weight_decay": config.weight_decay,
+            "peak": config.lr,
+        },
+        {
+            "params": [p for n, p in trainable.items() if p.dim() <= 1 and n not in norms],
+            "weight_decay": 0.0,
+            "peak": config.lr,
+        },
+        {"params": [p for n, p in trainable.items() if n in norms], "weight_decay": 0.0, "peak": peak},
+    ]
+    return [group for group in groups if group["params"]]
+
+
 def _learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to a hundredth."""
+    """Linear warm-up, then a cosine down to a hundredth; as a share of the peak rate."""
     warmup = min(config.warmup, steps // 2)
     if step < warmup:
-        return config.lr * (step + 1) / warmup
+        return (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
-    return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _same_config(state: dict[str, Any], config: TrainConfig, last: Path) -> None:
