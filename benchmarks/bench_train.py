@@ -115,8 +115,10 @@ def turns(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, l
         for name, run in candidates.items():
             began = time.perf_counter()
             run()
+            spent = (time.perf_counter() - began) * 1e3
+            print(f"round {round_}: {spent:9.0f} ms  {name}", flush=True)
             if round_:
-                times[name].append((time.perf_counter() - began) * 1e3)
+                times[name].append(spent)
     return times
 
 
@@ -181,11 +183,12 @@ def main() -> None:
             short, Straightforward(short, False, context), batch
         ),
     }
-    a, b = steps["splip"](), steps["straightforward"]()
-    error = max(float(abs(a[name].detach() - b[name].detach()) / abs(b[name].detach())) for name in a)
+    times = turns(steps, args.repeats)
+    # The rate is 0: the last step's terms and gradients are those of the first.
+    a, b = ({name: term.detach() for name, term in o(*batch).items()} for o in (objective, Straightforward(plain)))
+    error = max(float(abs(a[name] - b[name]) / abs(b[name])) for name in a)
     theirs = gradients(plain, trained)
     gradient_error = float((gradients(ours, trained) - theirs).norm() / theirs.norm())
-    times = turns(steps, args.repeats)
     median = {name: statistics.median(values) for name, values in times.items()}
     row = {
         "backbone": args.backbone,

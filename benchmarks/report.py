@@ -3,6 +3,7 @@
 python benchmarks/report.py            # prints them
 python benchmarks/report.py --update   # writes them between the markers in README.md
 python benchmarks/report.py --demo demo --update   # first takes over the results of `make demo`
+python benchmarks/report.py --sweep runs/ablation ablation-sample --update   # and those of a sweep
 """
 
 import argparse
@@ -36,29 +37,46 @@ def demo() -> str:
 
 
 def kernels() -> str:
-    """Both benchmarks of the ops, one row a case: time of splip and torch, ratio, error."""
-    ops, topk = load("ops-cpu"), load("cosine_topk-cpu")
+    """prompt_layernorm and patchify, one row a case: time of splip and torch, ratio, error."""
+    report = load("ops-cpu")
     rows = [
         [f"`{r['op']}` {r['sizes']}", f"{r['splip_us'] / 1e3:.2f}", f"{r['torch_us'] / 1e3:.2f}", f"{r['ratio']:.2f}",
-         f"largest error {r['error']:.1e}"]
-        for r in ops["rows"]
+         f"{r['error']:.1e}"]
+        for r in report["rows"]
     ]  # fmt: skip
-    rows += [
-        [f"`cosine_topk` Q={r['Q']} N={r['N']} D={r['D']} K={r['K']}", f"{r['splip_us'] / 1e3:.2f}",
-         f"{r['torch_us'] / 1e3:.2f}", f"{r['ratio']:.2f}",
-         f"recall {r['splip_recall']:.3f}, {r['splip_queries_per_s']:.0f} queries/s"]
-        for r in topk["rows"]
-    ]  # fmt: skip
-    m = topk["machine"]
+    head = ["CPU, float32, medians", "splip ms", "torch ms", "torch / splip", "largest error"]
+    return table(head, rows) + f"\n\n{_machine(report['machine'])} `python benchmarks/bench_ops.py --save cpu`"
+
+
+def search() -> str:
+    """Exact top-k in a packed gallery: splip's time, and how many times longer the others take."""
+    report = load("cosine_topk-cpu")
+    peers = [name for name in report["rows"][0]["median_ms"] if name != "splip"]
+    rows = []
+    for r in report["rows"]:
+        ours = r["median_ms"]["splip"]
+        others = [
+            f"{r['ratio'][p]:.1f}" + (f" (recall {r['recall'][p]:.2f})" if r["recall"][p] < 0.995 else "")
+            for p in peers
+        ]
+        rows.append([f"{r['gallery']}, K={r['K']}, Q={r['Q']}", f"{ours:.1f}", f"{1e3 * r['Q'] / ours:,.0f}", *others])
+    first, m = report["rows"][0], report["machine"]
+    head = [f"N={first['N']:,}, D={first['D']}", "splip ms", "queries/s", *(f"{p} / splip" for p in peers)]
     return (
-        table(["CPU, float32, medians", "splip ms", "torch ms", "torch / splip", ""], rows)
-        + f"\n\nMeasured on {m['cpu']}, {m['threads']} threads, torch {m['torch']}, {m['kernels']} kernels."
+        table(head, rows)
+        + f"\n\nMedians; splip's recall is 1. Packing {first['pack_GB_per_s']:.1f} GB/s, memory reads {m['read_GB_per_s']:.0f} GB/s,"
+        + f" {m['kernels']} kernels. {_machine(m)}\n`python benchmarks/bench_cosine_topk.py --save cpu`"
     )
 
 
 def ablation() -> str:
     """The sweep over the sample data: means and spreads over seeds."""
     return markdown(load("ablation-sample")).strip()
+
+
+def ablation_fg() -> str:
+    """The fine-grained sweep."""
+    return markdown(load("ablation-sample-fg")).strip()
 
 
 def train() -> str:
@@ -101,7 +119,15 @@ def _machine(m: dict[str, Any]) -> str:
     return f"Measured on {m['cpu']}, {m['threads']} threads, torch {m['torch']}:"
 
 
-TABLES = {"demo": demo, "ablation": ablation, "train": train, "evaluation": evaluation, "kernels": kernels}
+TABLES = {
+    "demo": demo,
+    "ablation": ablation,
+    "ablation-fg": ablation_fg,
+    "train": train,
+    "evaluation": evaluation,
+    "search": search,
+    "kernels": kernels,
+}
 
 
 def updated(text: str) -> str:
@@ -114,20 +140,32 @@ def updated(text: str) -> str:
 
 def take_demo(folder: Path) -> None:
     """Copy the demo's numbers to the results, and its pictures, smaller, to docs/."""
-    from PIL import Image
-
     (RESULTS / "demo.json").write_text((folder / "results.json").read_text())
     for name in ("grid", "drawings"):
-        with Image.open(folder / f"{name}.png") as image:
-            small = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
-        small.save(README.parent / "docs" / f"demo-{name}.png", optimize=True)
+        take_picture(folder / f"{name}.png", f"demo-{name}")
+
+
+def take_picture(path: Path, name: str) -> None:
+    """A picture for docs/, with few colours."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        small = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    small.save(README.parent / "docs" / f"{name}.png", optimize=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help="write the tables into README.md")
     parser.add_argument("--demo", type=Path, metavar="DIR", help="take over the results of `splip demo --out DIR`")
+    parser.add_argument(
+        "--sweep", nargs=2, metavar=("DIR", "NAME"), help="take over a sweep's results and plot under this name"
+    )
     args = parser.parse_args()
+    if args.sweep:
+        folder, name = Path(args.sweep[0]), args.sweep[1]
+        (RESULTS / f"{name}.json").write_text((folder / "results.json").read_text())
+        take_picture(folder / "plot.png", name)
     if args.demo:
         take_demo(args.demo)
     if args.update:

@@ -72,7 +72,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_devices", [] { return std::vector<std::string>(); });
 #endif
   m.def("instruction_sets", cpu::instruction_sets);
+  m.def("levels", cpu::levels);
   m.def("isa", cpu::isa);
+  m.def("set_isa", cpu::set_isa);
 
   m.def("prompt_layernorm", [](uintptr_t x, uintptr_t prompts, uintptr_t gamma, uintptr_t beta,
                                uintptr_t tokens, uintptr_t normed, uintptr_t mean, uintptr_t rstd,
@@ -190,5 +192,49 @@ PYBIND11_MODULE(_C, m) {
                           K,
                           static_cast<DType>(dtype)};
     dispatch(args, {device, stream, threads}, cpu::cosine_topk, SPLIP_CUDA_OP(cosine_topk));
+  });
+  m.def("packed_panel_bytes", cpu::packed_panel_bytes);
+  m.def("pack_gallery_scratch", [](int64_t D, int threads) {
+    return cpu::pack_gallery_scratch(D, std::max(1, threads));
+  });
+  m.def("pack_gallery", [](uintptr_t gallery, uintptr_t panels, uintptr_t scale, uintptr_t error,
+                           uintptr_t inverse, uintptr_t centre, uintptr_t scratch, int64_t N,
+                           int64_t D, int threads) {
+    const PackGallery args{pointer<float>(gallery),
+                           pointer<uint8_t>(panels),
+                           pointer<float>(scale),
+                           pointer<float>(error),
+                           pointer<double>(inverse),
+                           pointer<float>(centre),
+                           pointer<void>(scratch),
+                           N,
+                           D};
+    const py::gil_scoped_release release;
+    cpu::pack_gallery(args, std::max(1, threads));
+  });
+  m.def("packed_topk_scratch", [](int64_t Q, int64_t D, int64_t K, int threads) {
+    return cpu::packed_topk_scratch(Q, D, K, std::max(1, threads));
+  });
+  m.def("packed_topk", [](uintptr_t queries, uintptr_t gallery, uintptr_t panels, uintptr_t scale,
+                          uintptr_t error, uintptr_t inverse, uintptr_t centre, uintptr_t allowed,
+                          uintptr_t scores, uintptr_t indices, uintptr_t scratch, int64_t Q, int64_t N, int64_t D,
+                          int64_t K, int threads) {
+    const PackedTopk args{pointer<float>(queries),
+                          pointer<float>(gallery),
+                          pointer<uint8_t>(panels),
+                          pointer<float>(scale),
+                          pointer<float>(error),
+                          pointer<double>(inverse),
+                          pointer<float>(centre),
+                          pointer<uint32_t>(allowed),
+                          pointer<float>(scores),
+                          pointer<int64_t>(indices),
+                          pointer<void>(scratch),
+                          Q,
+                          N,
+                          D,
+                          K};
+    const py::gil_scoped_release release;
+    cpu::packed_topk(args, std::max(1, threads));
   });
 }

@@ -124,14 +124,61 @@ struct CosineTopk {
   DType dtype;
 };
 
+// A gallery made ready for many searches on the CPU: unit rows less their mean, in 8 bits, in the order of
+// the scan. Rows whose norm is not a number or overflows never are results but at -infinity.
+//
+//   gallery  [N, D] f32  in
+//   panels   packed_panel_bytes(), 64-byte aligned  out
+//   scale    [ceil(N / 32) * 32] f32   out
+//   error    [ceil(N / 32) * 32] f32   out  length of what quantisation changed
+//   inverse  [N] f64      out  1 / norm, 0 for such a row
+//   centre   [D + 1] f32  out  mean of the unit rows; last: the greatest length of a quantised row
+//   scratch  pack_gallery_scratch() bytes, 8-byte aligned
+struct PackGallery {
+  const float* gallery;
+  uint8_t* panels;
+  float* scale;
+  float* error;
+  double* inverse;
+  float* centre;
+  void* scratch;
+  int64_t N, D;
+};
+
+// CosineTopk in a packed gallery: the same scores and indices, whatever the kernels and threads.
+//
+//   queries  [Q, D] f32   in
+//   gallery  [N, D] f32   in   what was packed
+//   panels, scale, error, inverse, centre  in  its packed form
+//   allowed  [ceil(N / 32)] u32   in   bit n % 32 of word n / 32: row n may be a result; null: all
+//   scores   [Q, K] f32   out  -infinity beyond the allowed rows
+//   indices  [Q, K] i64   out  -1 there
+//   scratch  packed_topk_scratch() bytes, 64-byte aligned
+struct PackedTopk {
+  const float* queries;
+  const float* gallery;
+  const uint8_t* panels;
+  const float* scale;
+  const float* error;
+  const double* inverse;
+  const float* centre;
+  const uint32_t* allowed;
+  float* scores;
+  int64_t* indices;
+  void* scratch;
+  int64_t Q, N, D, K;
+};
+
 constexpr float kMinNorm = 1e-12f;  // as torch.nn.functional.normalize
 
 namespace cpu {
 
 // What this machine can execute, e.g. {"sse4.2", "avx2", "avx512f"}.
 std::vector<std::string> instruction_sets();
-// What the kernels use.
+// Levels of kernels that this machine can run, slowest first; the fastest is used.
+std::vector<std::string> levels();
 std::string isa();
+void set_isa(const std::string& level);
 
 void prompt_layernorm(const PromptLayerNorm& a, int threads);
 void prompt_layernorm_backward(const PromptLayerNormBackward& a, int threads);
@@ -139,6 +186,11 @@ void patchify(const Patchify& a, int threads);
 void patchify_backward(const PatchifyBackward& a, int threads);
 int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t D, int64_t K, int threads);
 void cosine_topk(const CosineTopk& a, int threads);
+int64_t packed_panel_bytes(int64_t N, int64_t D);
+int64_t pack_gallery_scratch(int64_t D, int threads);
+void pack_gallery(const PackGallery& a, int threads);
+int64_t packed_topk_scratch(int64_t Q, int64_t D, int64_t K, int threads);
+void packed_topk(const PackedTopk& a, int threads);
 
 }  // namespace cpu
 

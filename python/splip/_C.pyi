@@ -9,7 +9,9 @@ max_channels: int
 
 def cuda_devices() -> list[str]: ...
 def instruction_sets() -> list[str]: ...
+def levels() -> list[str]: ...
 def isa() -> str: ...
+def set_isa(level: str, /) -> None: ...
 def prompt_layernorm(
     x: int,
     prompts: int,
@@ -107,6 +109,41 @@ def cosine_topk(
     dtype: int,
     device: int,
     stream: int,
+    threads: int,
+    /,
+) -> None: ...
+def packed_panel_bytes(N: int, D: int, /) -> int: ...
+def pack_gallery_scratch(D: int, threads: int, /) -> int: ...
+def pack_gallery(
+    gallery: int,
+    panels: int,
+    scale: int,
+    error: int,
+    inverse: int,
+    centre: int,
+    scratch: int,
+    N: int,
+    D: int,
+    threads: int,
+    /,
+) -> None: ...
+def packed_topk_scratch(Q: int, D: int, K: int, threads: int, /) -> int: ...
+def packed_topk(
+    queries: int,
+    gallery: int,
+    panels: int,
+    scale: int,
+    error: int,
+    inverse: int,
+    centre: int,
+    allowed: int,
+    scores: int,
+    indices: int,
+    scratch: int,
+    Q: int,
+    N: int,
+    D: int,
+    K: int,
     threads: int,
     /,
 ) -> None: ...

@@ -12,8 +12,9 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch  # before _C: both then share one OpenMP runtime
 from torch import Tensor
 
@@ -429,10 +430,85 @@ _patchify.register_autograd(_patchify_gradient, setup_context=_patchify_context)
 # ---- cosine_topk ----
 
 
+class PackedGallery(NamedTuple):
+    """A gallery made ready for many searches on the CPU by :func:`pack_gallery`."""
+
+    rows: Tensor  # [N, D] float32: what was packed
+    panels: Tensor  # uint8: rows in 8 bits, in the order of the scan
+    scale: Tensor  # [ceil(N / 32) * 32] float32
+    error: Tensor  # [ceil(N / 32) * 32] float32: length of what 8 bits lost
+    inverse: Tensor  # [N] float64: 1 / norm
+    centre: Tensor  # [D + 1] float32: mean of the unit rows, and the greatest length less it
+
+    @property
+    def shape(self) -> torch.Size:
+        """``[N, D]``."""
+        return self.rows.shape
+
+
+def _aligned(count: int, alignment: int = 64) -> Tensor:
+    """``count`` bytes at an aligned address."""
+    memory = torch.empty(count + alignment, dtype=torch.uint8)
+    start = -memory.data_ptr() % alignment
+    return memory[start : start + count]
+
+
+def pack_gallery(gallery: Tensor) -> PackedGallery:
+    """Make a gallery ready for many exact searches on the CPU: a quarter more memory, several times the speed.
+
+    Pass the result to :func:`cosine_topk` in place of the gallery. Its rows are kept, not copied: do
+    not change them.
+
+    Args:
+        gallery: ``[N, D]``, float32, on the CPU. ``N < 2**31``, ``D <= 65536``.
+
+    Raises:
+        ValueError: another shape, dtype or device.
+    """
+    if gallery.dim() != 2 or not 1 <= gallery.shape[1] <= 65536 or gallery.shape[0] >= 2**31:
+        raise ValueError(f"gallery must be [N, D], N < 2**31, 1 <= D <= 65536, got {list(gallery.shape)}")
+    if gallery.dtype != torch.float32 or gallery.device.type != "cpu":
+        raise ValueError(f"gallery must be float32 on the CPU, got {gallery.dtype} on {gallery.device}")
+    rows = gallery.detach().contiguous()
+    (N, D), threads = rows.shape, torch.get_num_threads()
+    padded = (N + 31) // 32 * 32
+    packed = PackedGallery(
+        rows,
+        _aligned(_C.packed_panel_bytes(N, D)),
+        torch.empty(padded),
+        torch.empty(padded),
+        torch.empty(N, dtype=torch.float64),
+        torch.empty(D + 1),
+    )
+    scratch = _aligned(_C.pack_gallery_scratch(D, threads))
+    arguments = [*(t.data_ptr() for t in packed), scratch.data_ptr(), N, D, threads]
+    _C.pack_gallery(*arguments)
+    return packed
+
+
+def _packed_topk(queries: Tensor, gallery: PackedGallery, k: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    queries = queries.detach().contiguous()
+    (Q, D), N, threads = queries.shape, len(gallery.rows), torch.get_num_threads()
+    scores, indices = queries.new_empty(Q, k), queries.new_empty(Q, k, dtype=torch.int64)
+    if not Q or not k:
+        return scores, indices
+    bits = None
+    if allowed is not None:
+        bits = torch.zeros((N + 31) // 32 * 4, dtype=torch.uint8)
+        packed = np.packbits(allowed.contiguous().numpy(), bitorder="little")
+        bits[: len(packed)] = torch.from_numpy(packed)
+    scratch = _aligned(_C.packed_topk_scratch(Q, D, k, threads))
+    arguments = [queries.data_ptr(), *(t.data_ptr() for t in gallery), 0 if bits is None else bits.data_ptr()]
+    arguments += [scores.data_ptr(), indices.data_ptr(), scratch.data_ptr(), Q, N, D, k, threads]
+    _C.packed_topk(*arguments)
+    return scores, indices
+
+
 def cosine_topk(
     queries: Tensor,  # [Q, D]
-    gallery: Tensor,  # [N, D]
+    gallery: Tensor | PackedGallery,  # [N, D]
     k: int,
+    allowed: Tensor | None = None,  # [N]
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` gallery rows of largest cosine similarity for each query.
 
@@ -441,8 +517,11 @@ def cosine_topk(
 
     Args:
         queries: ``[Q, D]``, float32, float16 or bfloat16.
-        gallery: ``[N, D]``, same dtype.
+        gallery: ``[N, D]``, same dtype; or a float32 gallery packed by :func:`pack_gallery`, for searches
+            that are several times faster, exact all the same (scores are sums in float64) and have no gradient.
         k: results per query, ``0 <= k <= N``.
+        allowed: bool ``[N]``: rows that may be results; packed galleries only. With fewer than ``k``, the
+            last results are index -1 at ``-inf``.
 
     Returns:
         ``(scores, indices)``: ``[Q, k]`` float32 and ``[Q, k]`` int64. A zero row scores 0. A score
@@ -455,11 +534,16 @@ def cosine_topk(
     Native on: CPU (float32), CUDA (all three, ``k <= 1024``). Elsewhere: PyTorch. Scores are
     differentiable in queries and gallery.
     """
-    if queries.dim() != 2 or gallery.dim() != 2 or queries.shape[1] != gallery.shape[1] or not queries.shape[1]:
+    shape = gallery.shape
+    if queries.dim() != 2 or len(shape) != 2 or queries.shape[1] != shape[1] or not queries.shape[1]:
         raise ValueError(
             f"queries and gallery must be [Q, D] and [N, D], D >= 1, got {list(queries.shape)} and {list(gallery.shape)}"
         )
     _float_dtype("queries", queries)
+    if isinstance(gallery, PackedGallery):
+        return _check_packed_topk(queries, gallery, k, allowed)
+    if allowed is not None:
+        raise ValueError("allowed needs a packed gallery: see pack_gallery")
     if gallery.dtype != queries.dtype:
         raise ValueError(f"gallery must be {queries.dtype} like queries, got {gallery.dtype}")
     if not 0 <= k <= gallery.shape[0]:
@@ -468,6 +552,21 @@ def cosine_topk(
     if not _native(queries, (torch.float32,)) or (queries.is_cuda and k > _C.cuda_max_k):
         return reference.cosine_topk(queries, gallery, k)
     return _call(_cosine_topk, _cosine_topk_native, queries, gallery, k)
+
+
+def _check_packed_topk(
+    queries: Tensor, gallery: PackedGallery, k: int, allowed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    N = gallery.shape[0]
+    if queries.dtype != torch.float32 or queries.device.type != "cpu":
+        raise ValueError(
+            f"queries of a packed gallery must be float32 on the CPU, got {queries.dtype} on {queries.device}"
+        )
+    if not 0 <= k <= N:
+        raise ValueError(f"k must be between 0 and the gallery's size {N}, got {k}")
+    if allowed is not None and (allowed.dtype != torch.bool or allowed.shape != (N,)):
+        raise ValueError(f"allowed must be bool [{N}], got {allowed.dtype} {list(allowed.shape)}")
+    return _packed_topk(queries, gallery, k, allowed)
 
 
 def _cosine_topk_native(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,454 @@
+// Cosine top-k in a packed gallery: an 8-bit scan that cannot miss, then exact scores of what is left.
+//
+// Every row is a unit vector less the gallery's mean, quantised to 8 bits with a scale of its own; so is every
+// query, without the mean, which shifts all of its scores alike. The norms of what quantisation changed bound
+// how far a score can be off (Cauchy-Schwarz), so each row has a lower and an upper bound. A row whose upper bound is
+// below the K-th largest lower bound is no result; all others are scored again from the float rows, in double.
+// Bound by memory for few queries (N * D bytes), by arithmetic for many (Q * N * D products).
+#include <algorithm>
+#include <atomic>
+#include <cfloat>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "../common.h"
+#include "../splip.h"
+#include "isa.h"
+#include "packed.h"
+
+namespace splip::cpu {
+namespace {
+
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+constexpr float kRounding = 4e-6f;            // what float arithmetic can change a score by, generously
+constexpr int64_t kBlockBytes = 256 << 10;    // of panels: stay in L2 while all queries pass over them
+constexpr int64_t kListBytes = 96 << 20;      // of shortlists at a time; more queries take turns
+constexpr int64_t kMaxBatch = 512;            // queries that share a pass over the gallery
+constexpr int64_t kAhead = 4;                 // rows that are prefetched before they are scored
+constexpr int64_t kMeanChunks = 64;           // fixed, so that the mean does not depend on the threads
+
+int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+int64_t steps_of(int64_t D) { return round_up(D, kDimAlign) / kStepDims; }
+int64_t pairs_of(int64_t N) { return (N + kPairRows - 1) / kPairRows; }
+
+// 1 / length, or 0 for a row whose scores count as -infinity: in float32 its norm overflows.
+double inverse_length(double squared) {
+  if (!(squared <= FLT_MAX)) return 0.0;
+  return 1.0 / std::max(std::sqrt(squared), static_cast<double>(kMinNorm));
+}
+
+// A scan through small pages spends its time in the page tables.
+void use_huge_pages(void* memory, int64_t bytes) {
+#ifdef __linux__
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
+struct Entry {
+  float score;
+  int32_t row;
+};
+// As the comparison of std's heap functions it keeps the worst entry on top.
+bool better(const Entry& a, const Entry& b) {
+  return a.score > b.score || (a.score == b.score && a.row < b.row);
+}
+
+int64_t list_capacity(int64_t K) { return std::max<int64_t>(2048, 8 * K); }
+
+int64_t batch_size(int64_t Q, int64_t K, int threads) {
+  const int64_t per_query = threads * (list_capacity(K) + kPairRows) * 8;
+  const int64_t fits = std::max<int64_t>(kGroup, kListBytes / per_query / kGroup * kGroup);
+  return std::min({round_up(Q, kGroup), fits, kMaxBatch});
+}
+
+// Per-query facts of a batch.
+struct Query {
+  double inverse;    // 1 / length
+  float scale;       // of the quantised query
+  float slack;       // what its quantisation can change a score by
+  float offset;      // its product with the gallery's mean
+  int32_t start;     // -128 * sum
+  bool plain;        // not all scores are alike (zero) or -infinity
+};
+
+// Scratch memory of a call, cut up in one place.
+struct Workspace {
+  int8_t* packed;               // [batch / kGroup, steps, kGroup, 4]
+  float* unit;                  // [threads, Dp]
+  int8_t* bytes;                // [threads, Dp]
+  Query* queries;               // [batch]
+  std::atomic<float>* shared;   // [batch] thresholds of all threads
+  std::atomic<int32_t>* spilt;  // [batch] 1: the lists could not hold what has to be scored again
+  Shortlist* lists;             // [threads, batch]
+  float* upper;                 // [threads, batch, capacity + kPairRows]
+  int32_t* rows;                // same
+  float* lower;                 // [threads, capacity + kPairRows]
+  Entry* heaps;                 // [threads, K]
+  Entry* hopeful;               // [threads, threads, capacity + kPairRows]
+  int64_t bytes_total;
+
+  Workspace(void* memory, int64_t batch, int64_t D, int64_t K, int threads) {
+    const int64_t Dp = round_up(D, kDimAlign), room = list_capacity(K) + kPairRows;
+    char* at = static_cast<char*>(memory);
+    char* const begin = at;
+    const auto take = [&at](auto*& field, int64_t count) {
+      field = reinterpret_cast<std::remove_reference_t<decltype(field)>>(at);
+      at += round_up(count * static_cast<int64_t>(sizeof(*field)), 64);
+    };
+    take(packed, batch * Dp);
+    take(unit, threads * Dp);
+    take(bytes, threads * Dp);
+    take(queries, batch);
+    take(shared, batch);
+    take(spilt, batch);
+    take(lists, threads * batch);
+    take(upper, threads * batch * room);
+    take(rows, threads * batch * room);
+    take(lower, threads * room);
+    take(heaps, threads * K);
+    take(hopeful, static_cast<int64_t>(threads) * threads * room);
+    bytes_total = at - begin;
+  }
+};
+
+// What a thread needs to compact the list of a query that is full.
+struct Compaction {
+  const PackedTopk* call;
+  const Workspace* space;
+  Shortlist* lists;  // of this thread, from the group's first query
+  float* lower;
+  int64_t first;     // the group's first query in the batch
+};
+
+void raise(std::atomic<float>& shared, float value) {
+  float before = shared.load(std::memory_order_relaxed);
+  while (before < value && !shared.compare_exchange_weak(before, value, std::memory_order_relaxed)) {
+  }
+}
+
+// Raise the threshold to what K lower bounds prove, and drop the rows below it.
+void compact(void* context, int q) {
+  const auto& c = *static_cast<Compaction*>(context);
+  Shortlist& list = c.lists[q];
+  const int64_t K = c.call->K, capacity = list_capacity(K), query = c.first + q;
+  const Query& facts = c.space->queries[query];
+  if (list.count >= K) {
+    for (int64_t i = 0; i < list.count; ++i) {
+      c.lower[i] = list.upper[i] - 2 * c.call->error[list.row[i]];
+    }
+    std::nth_element(c.lower, c.lower + K - 1, c.lower + list.count, std::greater<float>());
+    const float proven = c.lower[K - 1] - 2 * facts.slack - kRounding;
+    raise(c.space->shared[query], proven);
+  }
+  list.threshold = std::max(list.threshold, c.space->shared[query].load(std::memory_order_relaxed));
+  int64_t kept = 0;
+  for (int64_t i = 0; i < list.count; ++i) {
+    list.upper[kept] = list.upper[i];
+    list.row[kept] = list.row[i];
+    kept += list.upper[i] >= list.threshold;
+  }
+  list.count = kept;
+  list.next = std::min(capacity, std::max<int64_t>(2 * kept, K + 256));
+  if (kept >= capacity) {  // too many rows are too close together: this query is scored row by row
+    c.space->spilt[query].store(1, std::memory_order_relaxed);
+    list.count = 0;
+    list.threshold = std::numeric_limits<float>::infinity();
+  }
+}
+
+float exact_score(const PackedTopk& a, const Query& query, const float* q, int64_t row, DotKernel dot) {
+  return static_cast<float>(dot(q, a.gallery + row * a.D, a.D) * query.inverse * a.inverse[row]);
+}
+
+// The first lines of a row that will be scored soon; the processor fetches the rest by itself.
+void prefetch(const PackedTopk& a, int64_t row) {
+#if defined(__GNUC__)
+  const float* g = a.gallery + row * a.D;
+  for (int64_t d = 0; d < std::min<int64_t>(a.D, 128); d += 16) __builtin_prefetch(g + d);
+#endif
+}
+
+void offer(Entry* heap, int64_t& size, int64_t K, Entry entry) {
+  if (size < K) {
+    heap[size++] = entry;
+    std::push_heap(heap, heap + size, better);
+  } else if (better(entry, heap[0])) {
+    std::pop_heap(heap, heap + K, better);
+    heap[K - 1] = entry;
+    std::push_heap(heap, heap + K, better);
+  }
+}
+
+bool is_allowed(const PackedTopk& a, int64_t row) {
+  return a.allowed == nullptr || (a.allowed[row / kPairRows] >> (row % kPairRows) & 1u);
+}
+
+// The results found, best first, then the allowed rows that score -infinity, then nothing (-1).
+void write(const PackedTopk& a, int64_t q, Entry* heap, int64_t size, bool all_never) {
+  std::sort(heap, heap + size, better);
+  float* scores = a.scores + q * a.K;
+  int64_t* indices = a.indices + q * a.K;
+  int64_t k = 0;
+  for (; k < size; ++k) {
+    scores[k] = heap[k].score;
+    indices[k] = heap[k].row;
+  }
+  for (int64_t row = 0; k < a.K && row < a.N; ++row) {
+    if ((all_never || a.error[row] == kNever) && is_allowed(a, row)) {
+      scores[k] = kNever;
+      indices[k++] = row;
+    }
+  }
+  for (; k < a.K; ++k) {
+    scores[k] = kNever;
+    indices[k] = -1;
+  }
+}
+
+void prepare_query(const PackedTopk& a, const Workspace& w, int64_t q, int64_t place, int thread) {
+  const int64_t D = a.D, Dp = round_up(D, kDimAlign), steps = Dp / kStepDims;
+  Query& facts = w.queries[place];
+  int8_t* group = w.packed + place / kGroup * kGroup * Dp + place % kGroup * kStepDims;
+  float* unit = w.unit + thread * Dp;
+  int8_t* bytes = w.bytes + thread * Dp;
+  std::fill(bytes, bytes + Dp, int8_t{0});
+  facts = Query{0, 0, 0, 0, 0, false};
+  w.shared[place].store(-FLT_MAX, std::memory_order_relaxed);
+  w.spilt[place].store(0, std::memory_order_relaxed);
+  if (q < a.Q) {
+    const float* v = a.queries + q * D;
+    double squared = 0;
+    for (int64_t d = 0; d < D; ++d) squared += static_cast<double>(v[d]) * v[d];
+    facts.inverse = inverse_length(squared);
+    facts.plain = facts.inverse > 0 && squared > 0;
+    if (facts.plain) {
+      double offset = 0;
+      for (int64_t d = 0; d < D; ++d) {
+        unit[d] = static_cast<float>(v[d] * facts.inverse);
+        offset += static_cast<double>(unit[d]) * a.centre[d];
+      }
+      const Quantised quantised = current().quantise(unit, D, bytes);
+      facts.scale = quantised.scale;
+      facts.slack = static_cast<float>(quantised.error * a.centre[D]) * 1.0001f;
+      facts.offset = static_cast<float>(offset);
+      int32_t sum = 0;
+      for (int64_t d = 0; d < D; ++d) sum += bytes[d];
+      facts.start = -128 * sum;
+    }
+  }
+  for (int64_t s = 0; s < steps; ++s) {
+    std::memcpy(group + s * kGroup * kStepDims, bytes + s * kStepDims, kStepDims);
+  }
+}
+
+// One pass over the gallery for the queries [first, first + count).
+void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t count, int threads) {
+  const Kernels& kernels = current();
+  const int64_t batch = round_up(count, kGroup), groups = batch / kGroup;
+  const int64_t Dp = round_up(a.D, kDimAlign), steps = Dp / kStepDims, pairs = pairs_of(a.N);
+  const int64_t room = list_capacity(a.K) + kPairRows;
+  const int64_t block_pairs = std::max<int64_t>(1, kBlockBytes / (steps * kStepBytes));
+  const int64_t blocks = (pairs + block_pairs - 1) / block_pairs;
+  // Blocks in a scattered order: a gallery sorted by score would raise the thresholds only at its end.
+  int64_t stride = std::max<int64_t>(1, static_cast<int64_t>(blocks * 0.618));
+  while (std::__gcd(stride, blocks) != 1) ++stride;
+  std::atomic<int64_t> taken{0};
+
+#pragma omp parallel num_threads(threads)
+  {
+#ifdef _OPENMP
+    const int thread = omp_get_thread_num();
+#else
+    const int thread = 0;
+#endif
+#pragma omp for schedule(static)
+    for (int64_t place = 0; place < batch; ++place) {
+      prepare_query(a, w, place < count ? first + place : a.Q, place, thread);
+    }
+    Shortlist* lists = w.lists + thread * batch;
+    for (int64_t place = 0; place < batch; ++place) {
+      const int64_t at = (thread * batch + place) * room;
+      const float threshold = w.queries[place].plain ? -FLT_MAX : std::numeric_limits<float>::infinity();
+      lists[place] = Shortlist{w.upper + at, w.rows + at, 0, a.K + 256, threshold};
+    }
+    for (int64_t number; (number = taken.fetch_add(1, std::memory_order_relaxed)) < blocks;) {
+      const int64_t pair = number * stride % blocks * block_pairs;
+      for (int64_t g = 0; g < groups; ++g) {
+        int32_t start[kGroup];
+        float scale[kGroup];
+        Compaction context{&a, &w, lists + g * kGroup, w.lower + thread * room, g * kGroup};
+        for (int q = 0; q < kGroup; ++q) {
+          const int64_t place = g * kGroup + q;
+          start[q] = w.queries[place].start;
+          scale[q] = w.queries[place].scale;
+          Shortlist& list = lists[place];
+          list.threshold = std::max(list.threshold, w.shared[place].load(std::memory_order_relaxed));
+        }
+        kernels.scan(Scan{
+            a.panels + pair * steps * kStepBytes, a.scale + pair * kPairRows, a.error + pair * kPairRows,
+            a.allowed == nullptr ? nullptr : a.allowed + pair, pair * kPairRows,
+            std::min(block_pairs, pairs - pair), steps, w.packed + g * kGroup * Dp, start, scale,
+            lists + g * kGroup, static_cast<int>(std::min<int64_t>(kGroup, count - g * kGroup)), compact, &context});
+      }
+    }
+#pragma omp barrier
+#pragma omp for schedule(dynamic)
+    for (int64_t place = 0; place < count; ++place) {
+      const Query& query = w.queries[place];
+      if (w.spilt[place].load(std::memory_order_relaxed) != 0) continue;
+      Entry* heap = w.heaps + thread * a.K;
+      int64_t size = 0;
+      const float* q = a.queries + (first + place) * a.D;
+      bool all_never = false;
+      if (query.plain) {
+        // Every thread's list once more, so that the first list's rows do not all have to be scored.
+        for (int t = 0; t < threads; ++t) {
+          Compaction context{&a, &w, w.lists + t * batch + place, w.lower + thread * room, place};
+          if (w.lists[t * batch + place].count > 0) compact(&context, 0);
+        }
+        Entry* hopeful = w.hopeful + thread * threads * room;
+        int64_t hopes = 0;
+        for (int t = 0; t < threads; ++t) {
+          const Shortlist& list = w.lists[t * batch + place];
+          for (int64_t i = 0; i < list.count; ++i) hopeful[hopes++] = {list.upper[i], list.row[i]};
+        }
+        // The most hopeful K first: what they score spares most of the others.
+        if (hopes > a.K) std::nth_element(hopeful, hopeful + a.K, hopeful + hopes, better);
+        for (int64_t i = 0; i < hopes; ++i) {
+          if (i + kAhead < hopes) prefetch(a, hopeful[i + kAhead].row);
+          const float limit = hopeful[i].score + query.slack + query.offset + kRounding;
+          if (size == a.K && limit < heap[0].score) continue;
+          offer(heap, size, a.K, {exact_score(a, query, q, hopeful[i].row, kernels.dot), hopeful[i].row});
+        }
+      } else {
+        all_never = query.inverse == 0;
+        for (int64_t row = 0; row < a.N && size < a.K && !all_never; ++row) {  // a zero query: all score 0
+          if (a.error[row] != kNever && is_allowed(a, row)) heap[size++] = {0.0f, static_cast<int32_t>(row)};
+        }
+      }
+      write(a, first + place, heap, size, all_never);
+    }
+  }
+
+  // Too many near ties for the lists: every row, exactly.
+  for (int64_t place = 0; place < count; ++place) {
+    if (w.spilt[place].load(std::memory_order_relaxed) == 0) continue;
+    const Query& query = w.queries[place];
+    const float* q = a.queries + (first + place) * a.D;
+    int64_t sizes[kMaxThreads] = {};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int part = 0; part < threads; ++part) {
+      Entry* heap = w.heaps + part * a.K;
+      for (int64_t row = a.N * part / threads; row < a.N * (part + 1) / threads; ++row) {
+        if (a.error[row] == kNever || !is_allowed(a, row)) continue;
+        offer(heap, sizes[part], a.K, {exact_score(a, query, q, row, kernels.dot), static_cast<int32_t>(row)});
+      }
+    }
+    for (int part = 1; part < threads; ++part) {
+      for (int64_t i = 0; i < sizes[part]; ++i) offer(w.heaps, sizes[0], a.K, w.heaps[part * a.K + i]);
+    }
+    write(a, first + place, w.heaps, sizes[0], false);
+  }
+}
+
+}  // namespace
+
+int64_t packed_panel_bytes(int64_t N, int64_t D) { return pairs_of(N) * steps_of(D) * kStepBytes; }
+
+int64_t pack_gallery_scratch(int64_t D, int threads) {
+  const int64_t rows = std::min(threads, kMaxThreads) * 2 * round_up(D, kDimAlign);
+  return (kMeanChunks * D + rows) * static_cast<int64_t>(sizeof(float));
+}
+
+void pack_gallery(const PackGallery& a, int threads) {
+  threads = std::min(threads, kMaxThreads);
+  const int64_t Dp = round_up(a.D, kDimAlign), steps = Dp / kStepDims, pairs = pairs_of(a.N);
+  auto* sums = static_cast<float*>(a.scratch);
+  float* rows = sums + kMeanChunks * a.D;
+  const Kernels& kernels = current();
+  std::fill(sums, sums + kMeanChunks * a.D, 0.0f);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t chunk = 0; chunk < kMeanChunks; ++chunk) {
+    float* sum = sums + chunk * a.D;
+    for (int64_t n = a.N * chunk / kMeanChunks; n < a.N * (chunk + 1) / kMeanChunks; ++n) {
+      const float* g = a.gallery + n * a.D;
+      a.inverse[n] = inverse_length(kernels.dot(g, g, a.D));
+      const auto inverse = static_cast<float>(a.inverse[n]);
+      if (inverse == 0) continue;
+      for (int64_t d = 0; d < a.D; ++d) sum[d] += g[d] * inverse;
+    }
+  }
+  for (int64_t d = 0; d < a.D; ++d) {
+    double total = 0;
+    for (int64_t chunk = 0; chunk < kMeanChunks; ++chunk) total += sums[chunk * a.D + d];
+    a.centre[d] = static_cast<float>(total / std::max<int64_t>(1, a.N));
+  }
+  use_huge_pages(a.panels, pairs * steps * kStepBytes);
+  double longest = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(max : longest)
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+#ifdef _OPENMP
+    const int thread = omp_get_thread_num();
+#else
+    const int thread = 0;
+#endif
+    float* residual = rows + thread * 2 * Dp;
+    auto* bytes = reinterpret_cast<int8_t*>(residual + Dp);
+    std::fill(bytes, bytes + Dp, int8_t{0});
+    uint8_t* panel = a.panels + pair * steps * kStepBytes;
+    for (int64_t r = 0; r < kPairRows; ++r) {
+      const int64_t n = pair * kPairRows + r;
+      const bool odd = n >= a.N || a.inverse[n] == 0;
+      if (odd) {
+        a.scale[n] = 0;
+        a.error[n] = kNever;
+        std::fill(bytes, bytes + a.D, int8_t{0});
+      } else {
+        const float* g = a.gallery + n * a.D;
+        const auto inverse = static_cast<float>(a.inverse[n]);
+        for (int64_t d = 0; d < a.D; ++d) residual[d] = g[d] * inverse - a.centre[d];
+        const Quantised row = kernels.quantise(residual, a.D, bytes);
+        a.scale[n] = row.scale;
+        a.error[n] = static_cast<float>(row.error * 1.0001 + 1e-6);
+        longest = std::max(longest, row.length);
+      }
+      uint8_t* out = panel + r * kStepDims;  // panel 0 holds rows 0 to 15 of a step, panel 1 the others
+      for (int64_t s = 0; s < steps; ++s) {
+        uint32_t word;
+        std::memcpy(&word, bytes + s * kStepDims, sizeof(word));
+        word ^= 0x80808080u;  // + 128 in each byte
+        std::memcpy(out + s * kStepBytes, &word, sizeof(word));
+      }
+    }
+  }
+  a.centre[a.D] = static_cast<float>(longest * 1.0001);
+}
+
+int64_t packed_topk_scratch(int64_t Q, int64_t D, int64_t K, int threads) {
+  threads = std::min(threads, kMaxThreads);
+  return Workspace(nullptr, batch_size(Q, K, threads), D, K, threads).bytes_total;
+}
+
+void packed_topk(const PackedTopk& a, int threads) {
+  threads = std::min(threads, kMaxThreads);
+  const int64_t batch = batch_size(a.Q, a.K, threads);
+  const Workspace space(a.scratch, batch, a.D, a.K, threads);
+  for (int64_t first = 0; first < a.Q; first += batch) {
+    scan_batch(a, space, first, std::min(batch, a.Q - first), threads);
+  }
+}
+
+}  // namespace splip::cpu

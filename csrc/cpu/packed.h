@@ -1,0 +1,62 @@
+// Internal to the CPU's search in a packed gallery: its layout, and the inner kernels of each instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace splip::cpu {
+
+// Rows stand in pairs of panels of 16. A step is 4 dimensions of one pair, 2 x 16 rows x 4 bytes: the scan
+// reads one stream, and a register of scores is 16 rows.
+constexpr int64_t kPanelRows = 16;
+constexpr int64_t kPairRows = 32;
+constexpr int64_t kStepDims = 4;
+constexpr int64_t kStepBytes = kPairRows * kStepDims;
+constexpr int64_t kDimAlign = 64;  // D is padded to this
+constexpr int kGroup = 8;          // queries that a kernel scans with at once
+
+// Rows that may be among the K best of one query, with an upper bound of their score.
+struct Shortlist {
+  float* upper;
+  int32_t* row;
+  int64_t count;
+  int64_t next;     // call `compact` at this many; the buffers hold kPairRows more
+  float threshold;  // rows whose upper bound is lower are of no interest
+};
+
+// A group of queries against a run of pairs.
+struct Scan {
+  const uint8_t* panels;     // [pairs, steps, 2, 16, 4] quantised residuals + 128
+  const float* scale;        // [pairs, 32]
+  const float* error;        // [pairs, 32]; -infinity: never a result
+  const uint32_t* allowed;   // [pairs] one bit a row, or null for all
+  int64_t first_row, pairs, steps;
+  const int8_t* queries;     // [steps, kGroup, 4]
+  const int32_t* start;      // [kGroup] -128 * the sum of the query
+  const float* query_scale;  // [kGroup]
+  Shortlist* lists;          // [kGroup]
+  int count;                 // queries in the group; the others have a threshold of +infinity
+  void (*compact)(void* context, int query);
+  void* context;
+};
+
+using ScanKernel = void (*)(const Scan&);
+void scan_scalar(const Scan& a);
+void scan_avx2(const Scan& a);
+void scan_avx512(const Scan& a);
+void scan_amx(const Scan& a);
+
+// Dot product of float rows, summed in double in 16 fixed lanes: every kernel gives the same bits.
+using DotKernel = double (*)(const float* a, const float* b, int64_t D);
+double dot_scalar(const float* a, const float* b, int64_t D);
+double dot_avx512(const float* a, const float* b, int64_t D);
+
+// A vector as 8-bit numbers times a scale, with the lengths of what was lost and of the result.
+struct Quantised {
+  float scale;
+  double error, length;
+};
+using QuantiseKernel = Quantised (*)(const float* v, int64_t D, int8_t* out);
+Quantised quantise_scalar(const float* v, int64_t D, int8_t* out);
+Quantised quantise_avx512(const float* v, int64_t D, int8_t* out);
+
+}  // namespace splip::cpu

@@ -1,0 +1,116 @@
+// AVX-512 (F, BW, VNNI) kernels of the packed gallery. 64 products an instruction, 16 rows a register.
+#include <immintrin.h>
+
+#include "packed.h"
+
+namespace splip::cpu {
+namespace {
+
+// Write the rows of one panel whose upper bound reaches the threshold.
+inline void keep(Shortlist& list, __m512 upper, __mmask16 mask, int64_t row) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i rows = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(row)));
+  // Compress in a register, then a plain store: compressing stores are slow on some processors.
+  _mm512_storeu_ps(list.upper + list.count, _mm512_maskz_compress_ps(mask, upper));
+  _mm512_storeu_si512(list.row + list.count, _mm512_maskz_compress_epi32(mask, rows));
+  list.count += __builtin_popcount(mask);
+}
+
+template <int NQ>
+void scan(const Scan& a) {
+  for (int64_t pair = 0; pair < a.pairs; ++pair) {
+    const uint8_t* panel = a.panels + pair * a.steps * kStepBytes;
+    const int8_t* query = a.queries;
+    __m512i low[NQ], high[NQ];
+    for (int q = 0; q < NQ; ++q) low[q] = high[q] = _mm512_set1_epi32(a.start[q]);
+    for (int64_t s = 0; s < a.steps; ++s) {
+      _mm_prefetch(reinterpret_cast<const char*>(panel) + 4096, _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(panel) + 4096 + 64, _MM_HINT_T0);
+      const __m512i p0 = _mm512_load_si512(panel), p1 = _mm512_load_si512(panel + 64);
+      for (int q = 0; q < NQ; ++q) {
+        const __m512i v = _mm512_set1_epi32(*reinterpret_cast<const int*>(query + 4 * q));
+        low[q] = _mm512_dpbusd_epi32(low[q], p0, v);
+        high[q] = _mm512_dpbusd_epi32(high[q], p1, v);
+      }
+      panel += kStepBytes;
+      query += kGroup * kStepDims;
+    }
+    const __m512 s0 = _mm512_loadu_ps(a.scale + pair * kPairRows);
+    const __m512 s1 = _mm512_loadu_ps(a.scale + pair * kPairRows + kPanelRows);
+    const __m512 e0 = _mm512_loadu_ps(a.error + pair * kPairRows);
+    const __m512 e1 = _mm512_loadu_ps(a.error + pair * kPairRows + kPanelRows);
+    const uint32_t allowed = a.allowed == nullptr ? ~0u : a.allowed[pair];
+    for (int q = 0; q < NQ; ++q) {
+      Shortlist& list = a.lists[q];
+      const __m512 scale = _mm512_set1_ps(a.query_scale[q]), t = _mm512_set1_ps(list.threshold);
+      const __m512 u0 = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(low[q]), s0), scale, e0);
+      const __m512 u1 = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(high[q]), s1), scale, e1);
+      const __mmask16 m0 = _mm512_cmp_ps_mask(u0, t, _CMP_GE_OQ) & allowed;
+      const __mmask16 m1 = _mm512_cmp_ps_mask(u1, t, _CMP_GE_OQ) & (allowed >> kPanelRows);
+      if (__builtin_expect(m0 | m1, 0)) {
+        const int64_t row = a.first_row + pair * kPairRows;
+        keep(list, u0, m0, row);
+        keep(list, u1, m1, row + kPanelRows);
+        if (list.count >= list.next) a.compact(a.context, q);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void scan_avx512(const Scan& a) {
+  if (a.count == 1) return scan<1>(a);
+  if (a.count == 2) return scan<2>(a);
+  if (a.count <= 4) return scan<4>(a);
+  scan<kGroup>(a);
+}
+
+double dot_avx512(const float* a, const float* b, int64_t D) {
+  __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
+  int64_t d = 0;
+  for (; d + 16 <= D; d += 16) {
+    const __m512d a0 = _mm512_cvtps_pd(_mm256_loadu_ps(a + d)), b0 = _mm512_cvtps_pd(_mm256_loadu_ps(b + d));
+    const __m512d a1 = _mm512_cvtps_pd(_mm256_loadu_ps(a + d + 8)), b1 = _mm512_cvtps_pd(_mm256_loadu_ps(b + d + 8));
+    // The product of two floats is exact in double: fused or not, the bits are the same.
+    low = _mm512_fmadd_pd(a0, b0, low);
+    high = _mm512_fmadd_pd(a1, b1, high);
+  }
+  double lanes[16];
+  _mm512_storeu_pd(lanes, low);
+  _mm512_storeu_pd(lanes + 8, high);
+  for (int i = 0; d + i < D; ++i) lanes[i] += static_cast<double>(a[d + i]) * b[d + i];
+  double sum = 0;
+  for (const double lane : lanes) sum += lane;
+  return sum;
+}
+
+Quantised quantise_avx512(const float* v, int64_t D, int8_t* out) {
+  const auto lanes = [D](int64_t d) {
+    return D - d >= 16 ? __mmask16(0xffff) : __mmask16((1u << (D - d)) - 1u);
+  };
+  __m512 top = _mm512_setzero_ps();
+  for (int64_t d = 0; d < D; d += 16) {
+    top = _mm512_max_ps(top, _mm512_abs_ps(_mm512_maskz_loadu_ps(lanes(d), v + d)));
+  }
+  const float largest = _mm512_reduce_max_ps(top);
+  const float scale = largest > 0 ? largest / 127.0f : 1.0f;
+  const __m512 inverse = _mm512_set1_ps(1.0f / scale), limit = _mm512_set1_ps(127.0f);
+  const __m512 wide = _mm512_set1_ps(scale);
+  __m512 error = _mm512_setzero_ps(), length = _mm512_setzero_ps();
+  for (int64_t d = 0; d < D; d += 16) {
+    const __m512 x = _mm512_maskz_loadu_ps(lanes(d), v + d);
+    const __m512 scaled = _mm512_min_ps(limit, _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), limit),
+                                                             _mm512_mul_ps(x, inverse)));
+    const __m512i rounded = _mm512_cvtps_epi32(scaled);
+    _mm512_mask_cvtepi32_storeu_epi8(out + d, lanes(d), rounded);
+    const __m512 back = _mm512_mul_ps(_mm512_cvtepi32_ps(rounded), wide);
+    const __m512 off = _mm512_sub_ps(x, back);
+    error = _mm512_fmadd_ps(off, off, error);
+    length = _mm512_fmadd_ps(back, back, length);
+  }
+  return {scale, __builtin_sqrt(static_cast<double>(_mm512_reduce_add_ps(error))),
+          __builtin_sqrt(static_cast<double>(_mm512_reduce_add_ps(length)))};
+}
+
+}  // namespace splip::cpu

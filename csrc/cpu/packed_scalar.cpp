@@ -1,0 +1,63 @@
+// Portable kernels of the packed gallery: the definition that the others are tested against.
+#include "packed.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace splip::cpu {
+
+void scan_scalar(const Scan& a) {
+  for (int64_t pair = 0; pair < a.pairs; ++pair) {
+    const uint32_t allowed = a.allowed == nullptr ? ~0u : a.allowed[pair];
+    for (int q = 0; q < a.count; ++q) {
+      int32_t sums[kPairRows];
+      for (int32_t& sum : sums) sum = a.start[q];
+      for (int64_t s = 0; s < a.steps; ++s) {
+        const uint8_t* step = a.panels + (pair * a.steps + s) * kStepBytes;
+        const int8_t* v = a.queries + (s * kGroup + q) * kStepDims;
+        for (int64_t r = 0; r < kPairRows; ++r) {
+          for (int64_t i = 0; i < kStepDims; ++i) sums[r] += step[r * kStepDims + i] * v[i];
+        }
+      }
+      Shortlist& list = a.lists[q];
+      for (int64_t r = 0; r < kPairRows; ++r) {
+        const int64_t at = pair * kPairRows + r;
+        const float upper = static_cast<float>(sums[r]) * a.scale[at] * a.query_scale[q] + a.error[at];
+        if (upper >= list.threshold && (allowed >> r & 1u)) {
+          list.upper[list.count] = upper;
+          list.row[list.count++] = static_cast<int32_t>(a.first_row + at);
+        }
+      }
+      if (list.count >= list.next) a.compact(a.context, q);
+    }
+  }
+}
+
+double dot_scalar(const float* a, const float* b, int64_t D) {
+  double lanes[16] = {};
+  int64_t d = 0;
+  for (; d + 16 <= D; d += 16) {
+    for (int i = 0; i < 16; ++i) lanes[i] += static_cast<double>(a[d + i]) * b[d + i];
+  }
+  for (int i = 0; d + i < D; ++i) lanes[i] += static_cast<double>(a[d + i]) * b[d + i];
+  double sum = 0;
+  for (const double lane : lanes) sum += lane;
+  return sum;
+}
+
+Quantised quantise_scalar(const float* v, int64_t D, int8_t* out) {
+  float top = 0;
+  for (int64_t d = 0; d < D; ++d) top = std::max(top, std::fabs(v[d]));
+  const float scale = top > 0 ? top / 127.0f : 1.0f, inverse = 1.0f / scale;
+  double error = 0, length = 0;
+  for (int64_t d = 0; d < D; ++d) {
+    const float rounded = std::nearbyintf(std::min(127.0f, std::max(-127.0f, v[d] * inverse)));
+    out[d] = static_cast<int8_t>(rounded);
+    const double back = static_cast<double>(rounded) * scale, off = v[d] - back;
+    error += off * off;
+    length += back * back;
+  }
+  return {scale, std::sqrt(error), std::sqrt(length)};
+}
+
+}  // namespace splip::cpu
