@@ -194,31 +194,30 @@ PYBIND11_MODULE(_C, m) {
     dispatch(args, {device, stream, threads}, cpu::cosine_topk, SPLIP_CUDA_OP(cosine_topk));
   });
   m.def("packed_panel_bytes", cpu::packed_panel_bytes);
-  m.def("pack_gallery_scratch", [](int64_t D, int threads) {
-    return cpu::pack_gallery_scratch(D, std::max(1, threads));
-  });
-  m.def("pack_gallery", [](uintptr_t gallery, uintptr_t panels, uintptr_t scale, uintptr_t error,
-                           uintptr_t inverse, uintptr_t centre, uintptr_t scratch, int64_t N,
-                           int64_t D, int threads) {
-    const PackGallery args{pointer<float>(gallery),
-                           pointer<uint8_t>(panels),
-                           pointer<float>(scale),
-                           pointer<float>(error),
-                           pointer<double>(inverse),
-                           pointer<float>(centre),
-                           pointer<void>(scratch),
-                           N,
-                           D};
-    const py::gil_scoped_release release;
-    cpu::pack_gallery(args, std::max(1, threads));
-  });
+  m.def("pack_gallery_scratch",
+        [](int64_t D, int threads) { return cpu::pack_gallery_scratch(D, std::max(1, threads)); });
+  m.def("pack_gallery",
+        [](uintptr_t gallery, uintptr_t panels, uintptr_t scale, uintptr_t error, uintptr_t inverse,
+           uintptr_t centre, uintptr_t scratch, int64_t N, int64_t D, int threads) {
+          const PackGallery args{pointer<float>(gallery),
+                                 pointer<uint8_t>(panels),
+                                 pointer<float>(scale),
+                                 pointer<float>(error),
+                                 pointer<double>(inverse),
+                                 pointer<float>(centre),
+                                 pointer<void>(scratch),
+                                 N,
+                                 D};
+          const py::gil_scoped_release release;
+          cpu::pack_gallery(args, std::max(1, threads));
+        });
   m.def("packed_topk_scratch", [](int64_t Q, int64_t D, int64_t K, int threads) {
     return cpu::packed_topk_scratch(Q, D, K, std::max(1, threads));
   });
   m.def("packed_topk", [](uintptr_t queries, uintptr_t gallery, uintptr_t panels, uintptr_t scale,
                           uintptr_t error, uintptr_t inverse, uintptr_t centre, uintptr_t allowed,
-                          uintptr_t scores, uintptr_t indices, uintptr_t scratch, int64_t Q, int64_t N, int64_t D,
-                          int64_t K, int threads) {
+                          uintptr_t scores, uintptr_t indices, uintptr_t scratch, int64_t Q,
+                          int64_t N, int64_t D, int64_t K, int threads) {
     const PackedTopk args{pointer<float>(queries),
                           pointer<float>(gallery),
                           pointer<uint8_t>(panels),

@@ -124,8 +124,9 @@ struct CosineTopk {
   DType dtype;
 };
 
-// A gallery made ready for many searches on the CPU: unit rows less their mean, in 8 bits, in the order of
-// the scan. Rows whose norm is not a number or overflows never are results but at -infinity.
+// A gallery made ready for many searches on the CPU: unit rows less their mean, in 8 bits, in the
+// order of the scan. Rows whose norm is not a number or overflows never are results but at
+// -infinity.
 //
 //   gallery  [N, D] f32  in
 //   panels   packed_panel_bytes(), 64-byte aligned  out

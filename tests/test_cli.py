@@ -38,7 +38,7 @@ def test_defaults_then_file_then_flags(tmp_path):
     assert (parsed.lr, parsed.seed, parsed.prompts.depth, parsed.prompts.text_tokens) == (0.5, 9, 1, 3)
     assert parsed.batch_size == 64
     both = parse("train", ["--config", str(tmp_path / "c.yaml"), "--seed", "9", "--config=clip-at"])
-    assert (both.method, both.lr, both.seed) == ("clip-at", 0.5, 9)
+    assert (both.method, both.lr, both.seed) == ("clip-at", 1e-4, 9)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,20 @@
-// Cosine top-k in a packed gallery: an 8-bit scan that cannot miss, then exact scores of what is left.
+// Cosine top-k in a packed gallery: an 8-bit scan that cannot miss, then exact scores of what is
+// left.
 //
-// Every row is a unit vector less the gallery's mean, quantised to 8 bits with a scale of its own; so is every
-// query, without the mean, which shifts all of its scores alike. The norms of what quantisation changed bound
-// how far a score can be off (Cauchy-Schwarz), so each row has a lower and an upper bound. A row whose upper bound is
-// below the K-th largest lower bound is no result; all others are scored again from the float rows, in double.
-// Bound by memory for few queries (N * D bytes), by arithmetic for many (Q * N * D products).
+// Every row is a unit vector less the gallery's mean, quantised to 8 bits with a scale of its own;
+// so is every query, without the mean, which shifts all of its scores alike. The norms of what
+// quantisation changed bound how far a score can be off (Cauchy-Schwarz), so each row has a lower
+// and an upper bound. A row whose upper bound is below the K-th largest lower bound is no result;
+// all others are scored again from the float rows, in double. Bound by memory for few queries (N *
+// D bytes), by arithmetic for many (Q * N * D products).
 #include <algorithm>
 #include <atomic>
 #include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
+#include <type_traits>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -28,12 +32,13 @@ namespace splip::cpu {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
-constexpr float kRounding = 4e-6f;            // what float arithmetic can change a score by, generously
-constexpr int64_t kBlockBytes = 256 << 10;    // of panels: stay in L2 while all queries pass over them
-constexpr int64_t kListBytes = 96 << 20;      // of shortlists at a time; more queries take turns
-constexpr int64_t kMaxBatch = 512;            // queries that share a pass over the gallery
-constexpr int64_t kAhead = 4;                 // rows that are prefetched before they are scored
-constexpr int64_t kMeanChunks = 64;           // fixed, so that the mean does not depend on the threads
+constexpr float kRounding = 4e-6f;  // what float arithmetic can change a score by, generously
+constexpr int64_t kBlockBytes = 256
+                                << 10;    // of panels: stay in L2 while all queries pass over them
+constexpr int64_t kListBytes = 96 << 20;  // of shortlists at a time; more queries take turns
+constexpr int64_t kMaxBatch = 512;        // queries that share a pass over the gallery
+constexpr int64_t kAhead = 4;             // rows that are prefetched before they are scored
+constexpr int64_t kMeanChunks = 64;       // fixed, so that the mean does not depend on the threads
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 int64_t steps_of(int64_t D) { return round_up(D, kDimAlign) / kStepDims; }
@@ -76,12 +81,12 @@ int64_t batch_size(int64_t Q, int64_t K, int threads) {
 
 // Per-query facts of a batch.
 struct Query {
-  double inverse;    // 1 / length
-  float scale;       // of the quantised query
-  float slack;       // what its quantisation can change a score by
-  float offset;      // its product with the gallery's mean
-  int32_t start;     // -128 * sum
-  bool plain;        // not all scores are alike (zero) or -infinity
+  double inverse;  // 1 / length
+  float scale;     // of the quantised query
+  float slack;     // what its quantisation can change a score by
+  float offset;    // its product with the gallery's mean
+  int32_t start;   // -128 * sum
+  bool plain;      // not all scores are alike (zero) or -infinity
 };
 
 // Scratch memory of a call, cut up in one place.
@@ -130,12 +135,13 @@ struct Compaction {
   const Workspace* space;
   Shortlist* lists;  // of this thread, from the group's first query
   float* lower;
-  int64_t first;     // the group's first query in the batch
+  int64_t first;  // the group's first query in the batch
 };
 
 void raise(std::atomic<float>& shared, float value) {
   float before = shared.load(std::memory_order_relaxed);
-  while (before < value && !shared.compare_exchange_weak(before, value, std::memory_order_relaxed)) {
+  while (before < value &&
+         !shared.compare_exchange_weak(before, value, std::memory_order_relaxed)) {
   }
 }
 
@@ -169,7 +175,8 @@ void compact(void* context, int q) {
   }
 }
 
-float exact_score(const PackedTopk& a, const Query& query, const float* q, int64_t row, DotKernel dot) {
+float exact_score(const PackedTopk& a, const Query& query, const float* q, int64_t row,
+                  DotKernel dot) {
   return static_cast<float>(dot(q, a.gallery + row * a.D, a.D) * query.inverse * a.inverse[row]);
 }
 
@@ -255,16 +262,18 @@ void prepare_query(const PackedTopk& a, const Workspace& w, int64_t q, int64_t p
 }
 
 // One pass over the gallery for the queries [first, first + count).
-void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t count, int threads) {
+void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t count,
+                int threads) {
   const Kernels& kernels = current();
   const int64_t batch = round_up(count, kGroup), groups = batch / kGroup;
   const int64_t Dp = round_up(a.D, kDimAlign), steps = Dp / kStepDims, pairs = pairs_of(a.N);
   const int64_t room = list_capacity(a.K) + kPairRows;
   const int64_t block_pairs = std::max<int64_t>(1, kBlockBytes / (steps * kStepBytes));
   const int64_t blocks = (pairs + block_pairs - 1) / block_pairs;
-  // Blocks in a scattered order: a gallery sorted by score would raise the thresholds only at its end.
+  // Blocks in a scattered order: a gallery sorted by score would raise the thresholds only at its
+  // end.
   int64_t stride = std::max<int64_t>(1, static_cast<int64_t>(blocks * 0.618));
-  while (std::__gcd(stride, blocks) != 1) ++stride;
+  while (std::gcd(stride, blocks) != 1) ++stride;
   std::atomic<int64_t> taken{0};
 
 #pragma omp parallel num_threads(threads)
@@ -281,7 +290,8 @@ void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t 
     Shortlist* lists = w.lists + thread * batch;
     for (int64_t place = 0; place < batch; ++place) {
       const int64_t at = (thread * batch + place) * room;
-      const float threshold = w.queries[place].plain ? -FLT_MAX : std::numeric_limits<float>::infinity();
+      const float threshold =
+          w.queries[place].plain ? -FLT_MAX : std::numeric_limits<float>::infinity();
       lists[place] = Shortlist{w.upper + at, w.rows + at, 0, a.K + 256, threshold};
     }
     for (int64_t number; (number = taken.fetch_add(1, std::memory_order_relaxed)) < blocks;) {
@@ -295,13 +305,15 @@ void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t 
           start[q] = w.queries[place].start;
           scale[q] = w.queries[place].scale;
           Shortlist& list = lists[place];
-          list.threshold = std::max(list.threshold, w.shared[place].load(std::memory_order_relaxed));
+          list.threshold =
+              std::max(list.threshold, w.shared[place].load(std::memory_order_relaxed));
         }
         kernels.scan(Scan{
-            a.panels + pair * steps * kStepBytes, a.scale + pair * kPairRows, a.error + pair * kPairRows,
-            a.allowed == nullptr ? nullptr : a.allowed + pair, pair * kPairRows,
-            std::min(block_pairs, pairs - pair), steps, w.packed + g * kGroup * Dp, start, scale,
-            lists + g * kGroup, static_cast<int>(std::min<int64_t>(kGroup, count - g * kGroup)), compact, &context});
+            a.panels + pair * steps * kStepBytes, a.scale + pair * kPairRows,
+            a.error + pair * kPairRows, a.allowed == nullptr ? nullptr : a.allowed + pair,
+            pair * kPairRows, std::min(block_pairs, pairs - pair), steps,
+            w.packed + g * kGroup * Dp, start, scale, lists + g * kGroup,
+            static_cast<int>(std::min<int64_t>(kGroup, count - g * kGroup)), compact, &context});
       }
     }
 #pragma omp barrier
@@ -314,7 +326,8 @@ void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t 
       const float* q = a.queries + (first + place) * a.D;
       bool all_never = false;
       if (query.plain) {
-        // Every thread's list once more, so that the first list's rows do not all have to be scored.
+        // Every thread's list once more, so that the first list's rows do not all have to be
+        // scored.
         for (int t = 0; t < threads; ++t) {
           Compaction context{&a, &w, w.lists + t * batch + place, w.lower + thread * room, place};
           if (w.lists[t * batch + place].count > 0) compact(&context, 0);
@@ -331,12 +344,15 @@ void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t 
           if (i + kAhead < hopes) prefetch(a, hopeful[i + kAhead].row);
           const float limit = hopeful[i].score + query.slack + query.offset + kRounding;
           if (size == a.K && limit < heap[0].score) continue;
-          offer(heap, size, a.K, {exact_score(a, query, q, hopeful[i].row, kernels.dot), hopeful[i].row});
+          offer(heap, size, a.K,
+                {exact_score(a, query, q, hopeful[i].row, kernels.dot), hopeful[i].row});
         }
       } else {
         all_never = query.inverse == 0;
-        for (int64_t row = 0; row < a.N && size < a.K && !all_never; ++row) {  // a zero query: all score 0
-          if (a.error[row] != kNever && is_allowed(a, row)) heap[size++] = {0.0f, static_cast<int32_t>(row)};
+        for (int64_t row = 0; row < a.N && size < a.K && !all_never;
+             ++row) {  // a zero query: all score 0
+          if (a.error[row] != kNever && is_allowed(a, row))
+            heap[size++] = {0.0f, static_cast<int32_t>(row)};
         }
       }
       write(a, first + place, heap, size, all_never);
@@ -354,11 +370,13 @@ void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t 
       Entry* heap = w.heaps + part * a.K;
       for (int64_t row = a.N * part / threads; row < a.N * (part + 1) / threads; ++row) {
         if (a.error[row] == kNever || !is_allowed(a, row)) continue;
-        offer(heap, sizes[part], a.K, {exact_score(a, query, q, row, kernels.dot), static_cast<int32_t>(row)});
+        offer(heap, sizes[part], a.K,
+              {exact_score(a, query, q, row, kernels.dot), static_cast<int32_t>(row)});
       }
     }
     for (int part = 1; part < threads; ++part) {
-      for (int64_t i = 0; i < sizes[part]; ++i) offer(w.heaps, sizes[0], a.K, w.heaps[part * a.K + i]);
+      for (int64_t i = 0; i < sizes[part]; ++i)
+        offer(w.heaps, sizes[0], a.K, w.heaps[part * a.K + i]);
     }
     write(a, first + place, w.heaps, sizes[0], false);
   }
@@ -425,7 +443,8 @@ void pack_gallery(const PackGallery& a, int threads) {
         a.error[n] = static_cast<float>(row.error * 1.0001 + 1e-6);
         longest = std::max(longest, row.length);
       }
-      uint8_t* out = panel + r * kStepDims;  // panel 0 holds rows 0 to 15 of a step, panel 1 the others
+      uint8_t* out =
+          panel + r * kStepDims;  // panel 0 holds rows 0 to 15 of a step, panel 1 the others
       for (int64_t s = 0; s < steps; ++s) {
         uint32_t word;
         std::memcpy(&word, bytes + s * kStepDims, sizeof(word));

@@ -1,12 +1,13 @@
-// Internal to the CPU's search in a packed gallery: its layout, and the inner kernels of each instruction set.
+// Internal to the CPU's search in a packed gallery: its layout, and the inner kernels of each
+// instruction set.
 #pragma once
 
 #include <cstdint>
 
 namespace splip::cpu {
 
-// Rows stand in pairs of panels of 16. A step is 4 dimensions of one pair, 2 x 16 rows x 4 bytes: the scan
-// reads one stream, and a register of scores is 16 rows.
+// Rows stand in pairs of panels of 16. A step is 4 dimensions of one pair, 2 x 16 rows x 4 bytes:
+// the scan reads one stream, and a register of scores is 16 rows.
 constexpr int64_t kPanelRows = 16;
 constexpr int64_t kPairRows = 32;
 constexpr int64_t kStepDims = 4;
@@ -25,10 +26,10 @@ struct Shortlist {
 
 // A group of queries against a run of pairs.
 struct Scan {
-  const uint8_t* panels;     // [pairs, steps, 2, 16, 4] quantised residuals + 128
-  const float* scale;        // [pairs, 32]
-  const float* error;        // [pairs, 32]; -infinity: never a result
-  const uint32_t* allowed;   // [pairs] one bit a row, or null for all
+  const uint8_t* panels;    // [pairs, steps, 2, 16, 4] quantised residuals + 128
+  const float* scale;       // [pairs, 32]
+  const float* error;       // [pairs, 32]; -infinity: never a result
+  const uint32_t* allowed;  // [pairs] one bit a row, or null for all
   int64_t first_row, pairs, steps;
   const int8_t* queries;     // [steps, kGroup, 4]
   const int32_t* start;      // [kGroup] -128 * the sum of the query

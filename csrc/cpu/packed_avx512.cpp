@@ -1,4 +1,5 @@
-// AVX-512 (F, BW, VNNI) kernels of the packed gallery. 64 products an instruction, 16 rows a register.
+// AVX-512 (F, BW, VNNI) kernels of the packed gallery. 64 products an instruction, 16 rows a
+// register.
 #include <immintrin.h>
 
 #include "packed.h"
@@ -28,7 +29,9 @@ void scan(const Scan& a) {
       _mm_prefetch(reinterpret_cast<const char*>(panel) + 4096 + 64, _MM_HINT_T0);
       const __m512i p0 = _mm512_load_si512(panel), p1 = _mm512_load_si512(panel + 64);
       for (int q = 0; q < NQ; ++q) {
-        const __m512i v = _mm512_set1_epi32(*reinterpret_cast<const int*>(query + 4 * q));
+        int word;
+        __builtin_memcpy(&word, query + kStepDims * q, sizeof(word));
+        const __m512i v = _mm512_set1_epi32(word);
         low[q] = _mm512_dpbusd_epi32(low[q], p0, v);
         high[q] = _mm512_dpbusd_epi32(high[q], p1, v);
       }
@@ -70,8 +73,10 @@ double dot_avx512(const float* a, const float* b, int64_t D) {
   __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
   int64_t d = 0;
   for (; d + 16 <= D; d += 16) {
-    const __m512d a0 = _mm512_cvtps_pd(_mm256_loadu_ps(a + d)), b0 = _mm512_cvtps_pd(_mm256_loadu_ps(b + d));
-    const __m512d a1 = _mm512_cvtps_pd(_mm256_loadu_ps(a + d + 8)), b1 = _mm512_cvtps_pd(_mm256_loadu_ps(b + d + 8));
+    const __m512d a0 = _mm512_cvtps_pd(_mm256_loadu_ps(a + d)),
+                  b0 = _mm512_cvtps_pd(_mm256_loadu_ps(b + d));
+    const __m512d a1 = _mm512_cvtps_pd(_mm256_loadu_ps(a + d + 8)),
+                  b1 = _mm512_cvtps_pd(_mm256_loadu_ps(b + d + 8));
     // The product of two floats is exact in double: fused or not, the bits are the same.
     low = _mm512_fmadd_pd(a0, b0, low);
     high = _mm512_fmadd_pd(a1, b1, high);
@@ -100,8 +105,8 @@ Quantised quantise_avx512(const float* v, int64_t D, int8_t* out) {
   __m512 error = _mm512_setzero_ps(), length = _mm512_setzero_ps();
   for (int64_t d = 0; d < D; d += 16) {
     const __m512 x = _mm512_maskz_loadu_ps(lanes(d), v + d);
-    const __m512 scaled = _mm512_min_ps(limit, _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), limit),
-                                                             _mm512_mul_ps(x, inverse)));
+    const __m512 scaled = _mm512_min_ps(
+        limit, _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), limit), _mm512_mul_ps(x, inverse)));
     const __m512i rounded = _mm512_cvtps_epi32(scaled);
     _mm512_mask_cvtepi32_storeu_epi8(out + d, lanes(d), rounded);
     const __m512 back = _mm512_mul_ps(_mm512_cvtepi32_ps(rounded), wide);

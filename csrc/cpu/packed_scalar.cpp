@@ -1,8 +1,8 @@
 // Portable kernels of the packed gallery: the definition that the others are tested against.
-#include "packed.h"
-
 #include <algorithm>
 #include <cmath>
+
+#include "packed.h"
 
 namespace splip::cpu {
 
@@ -22,7 +22,8 @@ void scan_scalar(const Scan& a) {
       Shortlist& list = a.lists[q];
       for (int64_t r = 0; r < kPairRows; ++r) {
         const int64_t at = pair * kPairRows + r;
-        const float upper = static_cast<float>(sums[r]) * a.scale[at] * a.query_scale[q] + a.error[at];
+        const float upper =
+            static_cast<float>(sums[r]) * a.scale[at] * a.query_scale[q] + a.error[at];
         if (upper >= list.threshold && (allowed >> r & 1u)) {
           list.upper[list.count] = upper;
           list.row[list.count++] = static_cast<int32_t>(a.first_row + at);

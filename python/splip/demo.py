@@ -1,5 +1,6 @@
 """``splip demo``: the whole way on the sample data, in one folder that a second run uses again."""
 
+import csv
 import html
 import resource
 import sys
@@ -47,10 +48,11 @@ def demo(config: DemoConfig) -> None:
     found = _search_drawings(config, out, gallery)
 
     seconds = time.monotonic() - began
-    log = (run / "log.csv").read_text().splitlines()
+    with open(run / "log.csv", newline="", encoding="utf-8") as file:
+        last = list(csv.DictReader(file))[-1]
     report |= {
-        "steps": int(log[-1].split(",")[0]),
-        "training_seconds": float(log[-1].split(",")[5]),
+        "steps": int(last["step"]),
+        "training_seconds": float(last["seconds"]),
         "drawings": found,
         "seconds": round(seconds, 1),
         "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
