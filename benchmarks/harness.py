@@ -9,6 +9,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -70,6 +71,7 @@ def machine(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "splip": splip.__version__,
         "commit": commit.strip(),
+        "command": " ".join(["python", *sys.argv]),
     }
     if device != "cpu":
         info["gpu"] = torch.cuda.get_device_name(device)

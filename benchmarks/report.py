@@ -45,7 +45,7 @@ def kernels() -> str:
         for r in report["rows"]
     ]  # fmt: skip
     head = ["CPU, float32, medians", "splip ms", "torch ms", "torch / splip", "largest error"]
-    return table(head, rows) + f"\n\n{_machine(report['machine'])} `python benchmarks/bench_ops.py --save cpu`"
+    return table(head, rows) + f"\n\n{_machine(report['machine'])}"
 
 
 def search() -> str:
@@ -65,7 +65,7 @@ def search() -> str:
     return (
         table(head, rows)
         + f"\n\nMedians; splip's recall is 1. Packing {first['pack_GB_per_s']:.1f} GB/s, memory reads {m['read_GB_per_s']:.0f} GB/s,"
-        + f" {m['kernels']} kernels. {_machine(m)}\n`python benchmarks/bench_cosine_topk.py --save cpu`"
+        + f" {m['kernels']} kernels. {_machine(m)}"
     )
 
 
@@ -90,7 +90,7 @@ def train() -> str:
     return (
         table([f"one step: {title}", "seconds", "/ splip"], rows)
         + f"\n\nThe same loss ({row['error']:.0e} relative) and gradients ({row['gradient_error']:.0e}). A step of splip:"
-        + f" {where}.\n{_machine(m)} `python benchmarks/bench_train.py --save cpu`"
+        + f" {where}.\n{_machine(m)}"
     )
 
 
@@ -111,12 +111,13 @@ def evaluation() -> str:
     return (
         table([title, "metrics", "seconds", "/ splip", "largest difference"], rows)
         + f"\n\nPeak memory {first['peak_GB']:.2f} GB, of which {first['data_GB']:.2f} GB are libraries and the embeddings."
-        + f" {_machine(report['machine'])}\n`python benchmarks/bench_eval.py --save cpu`"
+        + f" {_machine(report['machine'])}"
     )
 
 
 def _machine(m: dict[str, Any]) -> str:
-    return f"Measured on {m['cpu']}, {m['threads']} threads, torch {m['torch']}:"
+    """Where and how a table was measured."""
+    return f"Measured on {m['cpu']}, {m['threads']} threads, torch {m['torch']}:\n`{m['command']}`"
 
 
 TABLES = {

@@ -1,5 +1,6 @@
 """Seed, poison, and the devices that every op test runs on."""
 
+import contextlib
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -22,27 +23,36 @@ def seed_and_poison():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.fixture(params=["cpu-scalar", "cpu-avx512", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request):
-    """A torch device: the CPU, and a GPU if there is one."""
+    """A torch device: the CPU with its slowest and its fastest kernels, and a GPU if there is one."""
     if request.param == "cuda":
         if not _C.has_cuda:
             pytest.skip("splip was built without CUDA")
         if not torch.cuda.is_available():
             pytest.skip("no GPU")
-        return torch.device("cuda")
-    return torch.device("cpu")
+        yield torch.device("cuda")
+        return
+    with kernels(request.param.removeprefix("cpu-")):
+        yield torch.device("cpu")
+
+
+@contextlib.contextmanager
+def kernels(name):
+    """Run with one level of CPU kernels; skip what this machine cannot run."""
+    if name not in _C.levels():
+        pytest.skip(f"this processor cannot run the {name} kernels")
+    before = _C.isa()
+    _C.set_isa(name)
+    yield
+    _C.set_isa(before)
 
 
 @pytest.fixture(params=["scalar", "avx2", "avx512"])
 def level(request):
     """Each level of CPU kernels that this machine can run."""
-    if request.param not in _C.levels():
-        pytest.skip(f"this processor cannot run the {request.param} kernels")
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
+    with kernels(request.param):
+        yield request.param
 
 
 def draw(path, kind, colour, seed, size=(48, 40)):

@@ -12,10 +12,11 @@ namespace {
 
 // From the slowest to the fastest.
 constexpr Kernels kLevels[] = {
-    {"scalar", scan_scalar, dot_scalar, quantise_scalar},
+    {"scalar", scan_scalar, dot_scalar, quantise_scalar, nullptr, nullptr},
 #ifdef SPLIP_X86_KERNELS
-    {"avx2", scan_avx2, dot_scalar, quantise_scalar},
-    {"avx512", scan_avx512, dot_avx512, quantise_avx512},
+    {"avx2", scan_avx2, dot_scalar, quantise_scalar, nullptr, nullptr},
+    {"avx512", scan_avx512, dot_avx512, quantise_avx512, layernorm_row_avx512,
+     layernorm_row_avx512},
 #endif
 };
 
@@ -24,7 +25,8 @@ bool can_run(const std::string& level) {
     return std::find(sets.begin(), sets.end(), name) != sets.end();
   };
   if (level == "avx2") return has("avx2") && has("fma");
-  if (level == "avx512") return has("avx512f") && has("avx512bw") && has("avx512vnni");
+  if (level == "avx512")
+    return has("avx512f") && has("avx512bw") && has("avx512vl") && has("avx512vnni");
   return level == "scalar";
 }
 
@@ -50,6 +52,7 @@ std::vector<std::string> instruction_sets() {
   if (__builtin_cpu_supports("fma")) sets.push_back("fma");
   if (__builtin_cpu_supports("avx512f")) sets.push_back("avx512f");
   if (__builtin_cpu_supports("avx512bw")) sets.push_back("avx512bw");
+  if (__builtin_cpu_supports("avx512vl")) sets.push_back("avx512vl");
   if (__builtin_cpu_supports("avx512vnni")) sets.push_back("avx512vnni");
 #if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 12
   if (__builtin_cpu_supports("avx512bf16")) sets.push_back("avx512bf16");

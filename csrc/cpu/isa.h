@@ -1,6 +1,7 @@
 // Internal: which kernels run. Chosen when the module is loaded, from what the processor has.
 #pragma once
 
+#include "layernorm.h"
 #include "packed.h"
 
 namespace splip::cpu {
@@ -12,6 +13,8 @@ struct Kernels {
   ScanKernel scan;
   DotKernel dot;
   QuantiseKernel quantise;
+  void (*layernorm_f32)(const LayerNormRow<float>&);      // null: the portable loop
+  void (*layernorm_bf16)(const LayerNormRow<uint16_t>&);  // null: the portable loop
 };
 
 const Kernels& current();

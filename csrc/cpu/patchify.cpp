@@ -25,28 +25,59 @@ void check_permutation(const int64_t* permutation, int64_t B, int64_t tiles) {
   }
 }
 
+// What every byte becomes in a channel, computed once a call: the divisions of the definition, bit
+// for bit.
+template <typename Out>
+struct Table {
+  Out values[kMaxChannels][256];
+  explicit Table(const Patchify& a) {
+    for (int64_t c = 0; c < a.C; ++c) {
+      for (int v = 0; v < 256; ++v) {
+        store(&values[c][v], (static_cast<float>(v) / 255.0f - a.mean[c]) / a.std[c]);
+      }
+    }
+  }
+};
+
+// `count` pixels of one channel that lie `stride` apart.
+template <typename Out>
+void convert(const uint8_t* in, int64_t stride, int64_t count, const Table<Out>& table,
+             const Patchify&, int64_t c, Out* out) {
+  const Out* values = table.values[c];
+  for (int64_t i = 0; i < count; ++i) out[i] = values[in[i * stride]];
+}
+template <typename Out>
+void convert(const float* in, int64_t stride, int64_t count, const Table<Out>&, const Patchify& a,
+             int64_t c, Out* out) {
+  const float mean = a.mean[c], std = a.std[c];
+  for (int64_t i = 0; i < count; ++i) store(out + i, (in[i * stride] - mean) / std);
+}
+
 template <typename In, typename Out>
 void forward(const Patchify& a, int threads) {
   const auto* images = static_cast<const In*>(a.images);
   auto* patches = static_cast<Out*>(a.patches);
   const int64_t rows = a.H / a.S, columns = a.W / a.S, tiles = a.grid * a.grid;
-  const int64_t tile_h = a.H / a.grid, tile_w = a.W / a.grid;
-  constexpr bool kBytes = sizeof(In) == 1;
+  const int64_t tile_h = a.H / a.grid, tile_w = a.W / a.grid, patch = a.C * a.S * a.S;
+  const Table<Out> table(a);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t item = 0; item < a.B * rows; ++item) {
     const int64_t b = item / rows, row = item % rows;
     const int64_t* permutation = a.permutation ? a.permutation + b * tiles : nullptr;
-    for (int64_t column = 0; column < columns; ++column) {
-      Out* out = patches + (item * columns + column) * a.C * a.S * a.S;
-      for (int64_t c = 0; c < a.C; ++c) {
-        const In* plane = images + b * a.stride_b + c * a.stride_c;
-        for (int64_t y = row * a.S; y < (row + 1) * a.S; ++y) {
-          for (int64_t x = column * a.S; x < (column + 1) * a.S; ++x) {
-            const Pixel from = source_pixel(y, x, permutation, a.grid, tile_h, tile_w);
-            const float value = load(plane[from.y * a.stride_y + from.x * a.stride_x]);
-            // Division, not multiplication by 1/255: bit for bit what ToTensor + Normalize give.
-            store(out++, ((kBytes ? value / 255.0f : value) - a.mean[c]) / a.std[c]);
-          }
+    Out* out_row = patches + item * columns * patch;
+    for (int64_t line = 0; line < a.S; ++line) {
+      const int64_t y = row * a.S + line;
+      // Along a line, pixels come from one place until a patch or a tile ends.
+      for (int64_t x = 0, end; x < a.W; x = end) {
+        end = std::min(a.W, (x / a.S + 1) * a.S);
+        if (permutation != nullptr && x < a.grid * tile_w) {
+          end = std::min(end, (x / tile_w + 1) * tile_w);
+        }
+        const Pixel from = source_pixel(y, x, permutation, a.grid, tile_h, tile_w);
+        const In* in = images + b * a.stride_b + from.y * a.stride_y + from.x * a.stride_x;
+        Out* out = out_row + x / a.S * patch + line * a.S + x % a.S;
+        for (int64_t c = 0; c < a.C; ++c) {
+          convert(in + c * a.stride_c, a.stride_x, end - x, table, a, c, out + c * a.S * a.S);
         }
       }
     }

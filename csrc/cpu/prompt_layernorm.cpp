@@ -6,6 +6,7 @@
 #include "../common.h"
 #include "../splip.h"
 #include "convert.h"
+#include "isa.h"
 
 namespace splip::cpu {
 namespace {
@@ -16,6 +17,15 @@ inline int64_t source_row(int64_t t, int64_t P, int64_t R) {
   return t <= P ? -1 : t - P + R;
 }
 
+// The row kernel of the level in use, or null. bf16 is a 16-bit word to it.
+auto row_kernel(const float*) { return current().layernorm_f32; }
+auto row_kernel(const bf16*) { return current().layernorm_bf16; }
+using Word = uint16_t;
+const float* words(const float* p) { return p; }
+float* words(float* p) { return p; }
+const Word* words(const bf16* p) { return reinterpret_cast<const Word*>(p); }
+Word* words(bf16* p) { return reinterpret_cast<Word*>(p); }
+
 template <typename T>
 void forward(const PromptLayerNorm& a, int threads) {
   const int64_t tokens = a.L - a.R + a.P;
@@ -23,12 +33,18 @@ void forward(const PromptLayerNorm& a, int threads) {
   const auto* prompts = static_cast<const T*>(a.prompts);
   auto* out_tokens = static_cast<T*>(a.tokens);
   auto* out_normed = static_cast<T*>(a.normed);
+  const auto kernel = row_kernel(x);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t row = 0; row < a.B * tokens; ++row) {
     const int64_t b = row / tokens, t = row % tokens;
     const int64_t source = source_row(t, a.P, a.R);
     const T* in = source < 0 ? prompts + ((a.G == 1 ? 0 : b) * a.P + t - 1) * a.D
                              : x + (b * a.L + source) * a.D;
+    if (kernel != nullptr) {
+      kernel({words(in), a.gamma, a.beta, words(out_tokens + row * a.D),
+              words(out_normed + row * a.D), a.mean + row, a.rstd + row, a.D, a.eps});
+      continue;
+    }
     // Two passes over a row that is in the cache: the one-pass formula loses digits when the mean
     // is large against the deviation. Double sums cost nothing here, the row is bound by memory.
     double sum = 0;
