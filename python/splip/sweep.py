@@ -196,7 +196,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines.append("")
     lines.append(
         f"Percent, {report['queries']:,} sketches in {report['gallery']:,} photos, protocol {report['protocol']}; "
-        f"mean and standard deviation of {seeds} seed{'s' * (seeds != '1')}."
+        + ("one seed." if seeds == "1" else f"mean and standard deviation of {seeds} seeds.")
     )
     lines += ["", *(f"Failed: {out}: {reason}" for out, reason in report.get("failed", {}).items())]
     return "\n".join(lines).rstrip() + "\n"

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -107,12 +108,15 @@ def _train(config: TrainConfig, device: torch.device) -> Path:
     objective = Objective(model)
     parallel: Any = objective
     if distributed.size() > 1 and trainable:
-        parallel = DistributedDataParallel(
-            objective,
-            device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # they follow from averages over all processes
-            find_unused_parameters=not config.loss.classification or config.prompts.depth == 0,
-        )
+        with warnings.catch_warnings():
+            # Newer versions of torch rename broadcast_buffers; older ones know no other name.
+            warnings.simplefilter("ignore", FutureWarning)
+            parallel = DistributedDataParallel(
+                objective,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                broadcast_buffers=False,  # they follow from averages over all processes
+                find_unused_parameters=not config.loss.classification or config.prompts.depth == 0,
+            )
     optimiser = torch.optim.AdamW(_parameter_groups(trainable, config), lr=config.lr, fused=True) if trainable else None
     start, best, seconds = 0, -math.inf, 0.0
     if state is not None:
