@@ -1,5 +1,8 @@
 """Searches in packed galleries: exact, at every level of kernels."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -141,6 +144,20 @@ def test_levels_and_threads_agree():
 def test_more_queries_than_a_batch(level):
     queries, gallery = torch.randn(1100, 16), torch.randn(700, 16)
     check(queries, gallery, 3)
+
+
+def test_fewer_threads_than_asked_for():
+    """An OpenMP that hands out fewer threads: nothing depends on those that do not come."""
+    code = (
+        "import torch; torch.set_num_threads(8); from splip import ops;"
+        "g = torch.randn(9000, 32, generator=torch.Generator().manual_seed(0)); q = g[:5] + 0.1;"
+        "print(ops.cosine_topk(q, ops.pack_gallery(g), 3)[1].tolist())"
+    )
+    runs = []
+    for limit in ("1", "64"):
+        env = {**os.environ, "OMP_THREAD_LIMIT": limit}
+        runs.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True))
+    assert runs[0].stdout == runs[1].stdout and runs[0].stdout.startswith("[[0, ")
 
 
 def test_from_several_python_threads():

@@ -286,14 +286,14 @@ void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t 
 #pragma omp for schedule(static)
     for (int64_t place = 0; place < batch; ++place) {
       prepare_query(a, w, place < count ? first + place : a.Q, place, thread);
-    }
-    Shortlist* lists = w.lists + thread * batch;
-    for (int64_t place = 0; place < batch; ++place) {
-      const int64_t at = (thread * batch + place) * room;
       const float threshold =
           w.queries[place].plain ? -FLT_MAX : std::numeric_limits<float>::infinity();
-      lists[place] = Shortlist{w.upper + at, w.rows + at, 0, a.K + 256, threshold};
+      for (int t = 0; t < threads; ++t) {  // of threads that do not come, too
+        const int64_t list = t * batch + place, at = list * room;
+        w.lists[list] = Shortlist{w.upper + at, w.rows + at, 0, a.K + 256, threshold};
+      }
     }
+    Shortlist* lists = w.lists + thread * batch;
     for (int64_t number; (number = taken.fetch_add(1, std::memory_order_relaxed)) < blocks;) {
       const int64_t pair = number * stride % blocks * block_pairs;
       for (int64_t g = 0; g < groups; ++g) {
