@@ -67,10 +67,14 @@ class Tree:
         return self.sketches.of(labels), self.photos.of(labels)
 
 
+def paired(sketches: Items, photos: Items) -> np.ndarray:
+    """Which sketches have a photo of the same instance, ``[len(sketches)]`` bool."""
+    return np.isin(sketches.instances, photos.instances)
+
+
 def unpaired(sketches: Items, photos: Items) -> list[Path]:
     """Sketches of which no photo shows the same thing."""
-    known = set(photos.instances)
-    return [path for path, thing in zip(sketches.paths, sketches.instances, strict=True) if thing not in known]
+    return [path for path, found in zip(sketches.paths, paired(sketches, photos), strict=True) if not found]
 
 
 def load_tree(root: Path | None, config: DataConfig, need_split: bool = True) -> Tree:

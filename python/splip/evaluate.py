@@ -20,7 +20,7 @@ import splip
 from splip import grid, metrics, plots, protocols
 from splip.clip import PromptedCLIP
 from splip.config import DataConfig, EvalConfig
-from splip.data import Items, Tree, load_tree
+from splip.data import Items, Tree, load_tree, paired
 from splip.errors import UserError
 from splip.model import SpLIP, file_hash, load_model, pick_device
 from splip.pictures import Pictures
@@ -122,11 +122,12 @@ class View:
         self.rows = np.flatnonzero(np.isin(test.queries, protocol.queries))
         self.columns = np.flatnonzero(np.isin(test.gallery, protocol.gallery))
         self.unpaired = 0
+        self.photos = test.photos.take(self.columns.tolist())
         if protocol.instances:
-            paired = protocols.paired(test.tree, test.queries[self.rows], test.gallery[self.columns])
-            self.unpaired = int((~paired).sum())
-            self.rows = self.rows[paired]
-        self.sketches, self.photos = test.sketches.take(self.rows.tolist()), test.photos.take(self.columns.tolist())
+            found = paired(test.sketches.take(self.rows.tolist()), self.photos)
+            self.unpaired = int((~found).sum())
+            self.rows = self.rows[found]
+        self.sketches = test.sketches.take(self.rows.tolist())
         if not len(self.sketches) or not len(self.photos):
             what = "sketches" if not len(self.sketches) else "photos"
             raise UserError(f"{test.tree.root}: no readable {what} for the protocol {protocol.name}")
@@ -299,7 +300,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         features["HOG"] = [hog(test)]
         weights = model.config.backbone.pretrained or "random weights"
         features[f"plain {model.config.backbone.name} ({weights})"] = [plain_backbone(test, model, device)]
-    method = getattr(model.config, "method", "splip")
+    method = model.config.method
     ours = "SpLIP" if method == "splip" else method
     features[ours] = [test.embed_model(model, device, bars=True)]
 

@@ -336,7 +336,7 @@ class SpLIP(nn.Module):
         return self
 
     def _apply(self, *args: Any, **options: Any) -> "SpLIP":  # another device or dtype
-        self._constants = self._constant_texts = None
+        self._forget()
         super()._apply(*args, **options)
         return self
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from splip.data import Tree, normal_name
+from splip.data import Tree, normal_name, unpaired
 from splip.errors import UserError
 
 GALLERIES = {"zs": (), "gzs": ("sempcyc", "per-class-20", "all"), "fg": ("per-class", "all")}
@@ -96,17 +96,12 @@ def _seen_photos(tree: Tree, names: Sequence[str], gallery: str, size: int, seed
 
 
 def _need_pairs(tree: Tree, queries: np.ndarray, photos: np.ndarray) -> None:
-    lacking = queries[~paired(tree, queries, photos)]
-    if len(lacking):
+    lacking = unpaired(tree.sketches.take(queries.tolist()), tree.photos.take(photos.tolist()))
+    if lacking:
         raise UserError(
             f"the protocol fg needs a photo of each sketch's very thing, but {len(lacking)} of {len(queries)} sketches "
-            f"have none, e.g. {tree.sketches.paths[lacking[0]]}"
+            f"have none, e.g. {lacking[0]}"
         )
-
-
-def paired(tree: Tree, queries: np.ndarray, photos: np.ndarray) -> np.ndarray:
-    """Which of these sketches have a photo of the same instance among these photos, ``[Q]`` bool."""
-    return np.isin(np.asarray(tree.sketches.instances)[queries], np.asarray(tree.photos.instances)[photos])
 
 
 # ---- classes that the checkpoint knows ----

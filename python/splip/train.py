@@ -30,7 +30,7 @@ from splip import config as configuration
 from splip import distributed
 from splip.augment import augment
 from splip.config import TrainConfig
-from splip.data import Items, Tree, load_tree, unpaired
+from splip.data import Items, Tree, load_tree, paired, unpaired
 from splip.errors import UserError
 from splip.evaluate import TestSet
 from splip.model import SpLIP, pick_device, read_checkpoint
@@ -328,8 +328,7 @@ class Feed:
             )
         self.rows = np.arange(len(self.sketches))  # of the sketches' pictures
         if by_instance:
-            things = set(self.photos.instances)
-            self.rows = np.array([i for i, thing in enumerate(self.sketches.instances) if thing in things], dtype=int)
+            self.rows = np.flatnonzero(paired(self.sketches, self.photos))
             if len(self.rows) < len(self.sketches):
                 self.notes.append(f"{len(self.sketches) - len(self.rows)} sketches left out: their photo is unreadable")
         self.sketches = self.sketches.take(self.rows.tolist())
@@ -404,8 +403,7 @@ class Feed:
         generator.manual_seed(config.seed * 1_000_003 + step + 500_000)
         pieces = objective.pieces(config.batch_size, generator)[torch.from_numpy(mine)]
         labels = [self.sketch_labels[batch.sketches], *(self.photo_labels[p] for p in batch[1:])]
-        things = [np.asarray(self.sketches.instances)[batch.sketches]]
-        things += [np.asarray(self.photos.instances)[p] for p in batch[1:]]
+        things = [self.sampler.instances[batch.sketches], *(self.sampler.photo_instances[p] for p in batch[1:])]
         device = self.device
         return Part(
             images.to(device, non_blocking=True),
@@ -444,11 +442,11 @@ def _share_of_pictures(sketches: Items, photos: Items, config: TrainConfig) -> t
     if config.data.sample_fraction == 1:
         return sketches, photos
     rng = np.random.default_rng([config.data.split_seed, 4])
-    paired = set(sketches.instances) & set(photos.instances)
+    both = set(sketches.instances) & set(photos.instances)
     pools: dict[tuple[int, str], list[int]] = {}
     for kind, items in (("sketch", sketches), ("photo", photos)):
         for label, thing in zip(items.labels, items.instances, strict=True):
-            pools.setdefault((label, "both" if thing in paired else kind), []).append(thing)
+            pools.setdefault((label, "both" if thing in both else kind), []).append(thing)
     kept: set[int] = set()
     for key in sorted(pools):
         things = sorted(set(pools[key]))
@@ -511,20 +509,21 @@ def _data_facts(tree: Tree, feed: Feed) -> dict[str, Any]:
     Batches are drawn from the pictures that are known to be readable: they count too.
     """
     words = {name: tree.texts[i] for i, name in enumerate(tree.classes)}
-    digest = hashlib.sha256()
-    for path in (*tree.sketches.paths, *tree.photos.paths):
-        digest.update(os.fsencode(path.relative_to(tree.root)) + b"\0")
-    drawn = hashlib.sha256()
-    for path in (*feed.sketches.paths, *feed.photos.paths):
-        drawn.update(os.fsencode(path.relative_to(tree.root)) + b"\0")
+
+    def digest(*lists: Items) -> str:
+        names = hashlib.sha256()
+        for path in (path for items in lists for path in items.paths):
+            names.update(os.fsencode(path.relative_to(tree.root)) + b"\0")
+        return names.hexdigest()
+
     return {
         "dataset": tree.dataset,
         "split": tree.split,
         "seen": [words[name] for name in tree.seen],
         "validation": [words[name] for name in tree.validation],
         "unseen": [words[name] for name in tree.unseen],
-        "pictures": digest.hexdigest(),
-        "pictures to draw from": drawn.hexdigest(),
+        "pictures": digest(tree.sketches, tree.photos),
+        "pictures to draw from": digest(feed.sketches, feed.photos),
     }
 
 
