@@ -9,7 +9,7 @@ import torch
 from conftest import draw
 from PIL import Image
 
-from splip import pictures, train
+from splip import images, pictures, train
 from splip.evaluate import embed
 from splip.index import Gallery
 from splip.model import load_model
@@ -34,7 +34,7 @@ def test_search_equals_a_full_ranking(gallery, tree):
     sketch = tree / "sketch" / "cone" / "1.png"
     matches = opened.search_files([sketch], k=16)[0]
     model = load_model(gallery / "model.pt")
-    photos = pictures.Pictures(pictures.find([tree / "photo"]), 64)
+    photos = pictures.Pictures(images.find([tree / "photo"]), 64)
     features = embed(photos, model.encode_photo, torch.device("cpu"))
     query = embed(pictures.Pictures([sketch], 64), model.encode_sketch, torch.device("cpu"))
     scores = (query @ features.T)[0]

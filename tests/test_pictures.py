@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from splip import pictures
+from splip import images, pictures
 from splip.errors import UnreadablePicture, UserError
 
 
@@ -18,14 +18,14 @@ def save(path, array, mode=None, **options):
 def test_transparency_becomes_white(tmp_path):
     pixels = np.zeros((4, 4, 4), dtype=np.uint8)
     pixels[0, 0] = (0, 0, 0, 255)
-    image = np.asarray(pictures.read(save(tmp_path / "a.png", pixels)))
+    image = np.asarray(images.read(save(tmp_path / "a.png", pixels)))
     assert image[0, 0].tolist() == [0, 0, 0] and image[1, 1].tolist() == [255, 255, 255]
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([255, 0, 0, 0, 0, 255])
     palette.info["transparency"] = 1
     palette.putpixel((0, 0), 0)
     palette.save(tmp_path / "p.png", transparency=1)
-    image = np.asarray(pictures.read(tmp_path / "p.png"))
+    image = np.asarray(images.read(tmp_path / "p.png"))
     assert image[0, 0].tolist() == [255, 0, 0] and image[1, 1].tolist() == [255, 255, 255]
 
 
@@ -35,7 +35,7 @@ def test_orientation_of_the_camera(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     image.save(tmp_path / "a.png", exif=exif)
-    upright = pictures.read(tmp_path / "a.png")
+    upright = images.read(tmp_path / "a.png")
     assert upright.size == (4, 6) and upright.getpixel((3, 0)) == (0, 0, 0)
 
 
@@ -47,7 +47,7 @@ def test_modes(tmp_path, mode):
         image = Image.new("RGB", (5, 5), (156, 156, 156)).convert(mode)
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     image.save(path)
-    value = np.asarray(pictures.read(path))
+    value = np.asarray(images.read(path))
     assert value.shape == (5, 5, 3)
     if mode != "1":
         assert abs(int(value[2, 2, 0]) - 156) <= 3
@@ -56,7 +56,7 @@ def test_modes(tmp_path, mode):
 def test_first_frame(tmp_path):
     frames = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert pictures.read(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
+    assert images.read(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
 
 
 def damaged(tmp_path):
@@ -72,7 +72,7 @@ def test_unreadable(tmp_path):
     reasons = []
     for path in bad:
         with pytest.raises(UnreadablePicture) as caught:
-            pictures.read(path)
+            images.read(path)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
         reasons.append(caught.value.reason)
     assert reasons[0] == "the file is empty" and "truncated" in reasons[1]
@@ -82,12 +82,12 @@ def test_unreadable(tmp_path):
 def test_too_many_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UnreadablePicture, match="too many pixels"):
-        pictures.read(save(tmp_path / "a.png", np.zeros((40, 40, 3))))
+        images.read(save(tmp_path / "a.png", np.zeros((40, 40, 3))))
 
 
 def test_fit():
     wide = Image.new("RGB", (40, 20), "black")
-    pad, stretch, crop = (pictures.square(wide, 20, fit) for fit in ("pad", "stretch", "crop"))
+    pad, stretch, crop = (images.square(wide, 20, fit) for fit in ("pad", "stretch", "crop"))
     assert pad.shape == stretch.shape == crop.shape == (20, 20, 3)
     assert (pad[0] == 255).all() and (pad[10] == 0).all() and (stretch == 0).all() and (crop == 0).all()
 
@@ -95,13 +95,13 @@ def test_fit():
 def test_crop_to_ink():
     image = Image.new("RGB", (200, 200), "white")
     image.paste("black", (150, 20, 190, 60))
-    cropped = pictures.crop_to_ink(image)
+    cropped = images.crop_to_ink(image)
     assert cropped.size == (46, 46)
     assert np.asarray(cropped)[3:-3, 3:-3].max() == 0 and np.asarray(cropped)[:3].min() == 255
-    again = pictures.crop_to_ink(cropped)
+    again = images.crop_to_ink(cropped)
     assert again is cropped  # nothing left to do, so no second resampling
     blank = Image.new("RGB", (9, 9), "white")
-    assert pictures.crop_to_ink(blank) is blank
+    assert images.crop_to_ink(blank) is blank
 
 
 @pytest.mark.parametrize("memory", [2.0, 0.0], ids=["kept", "decoded each time"])
@@ -112,12 +112,12 @@ def test_a_list_with_damaged_files(tmp_path, memory):
     assert [s.path for s in listed.skipped] == bad
     batch = listed.get([1, 0, 1])
     assert batch.shape == (3, 3, 16, 16) and batch.dtype == torch.uint8
-    want = torch.from_numpy(pictures.square(pictures.read(good), 16).copy()).permute(2, 0, 1)
+    want = torch.from_numpy(images.square(images.read(good), 16).copy()).permute(2, 0, 1)
     assert torch.equal(batch[0], want)
-    pictures.write_skipped(tmp_path / "skipped.txt", listed.skipped)
+    images.write_skipped(tmp_path / "skipped.txt", listed.skipped)
     lines = (tmp_path / "skipped.txt").read_text().splitlines()
     assert len(lines) == 4 and lines[0] == f"{bad[0]}\tthe file is empty"
-    pictures.write_skipped(tmp_path / "skipped.txt", [])
+    images.write_skipped(tmp_path / "skipped.txt", [])
     assert not (tmp_path / "skipped.txt").exists()
 
 
@@ -215,5 +215,5 @@ def test_find(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    names = [p.relative_to(tmp_path).as_posix() for p in pictures.find([tmp_path])]
+    names = [p.relative_to(tmp_path).as_posix() for p in images.find([tmp_path])]
     assert names == ["a/y.jpeg", "b/x.PNG", "c.webp"]

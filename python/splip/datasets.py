@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from splip.errors import UserError
-from splip.pictures import SUFFIXES
+from splip.images import SUFFIXES
 from splip.splits import Split, class_of, dataset_facts
 
 # Sketchy's rendering without shift or scaling; the other transforms show the same drawings again.

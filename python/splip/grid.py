@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from splip import pictures
+from splip import images
 from splip.errors import UnreadablePicture, UserError
 
 CELL, GAP, FRAME = 96, 10, 4
@@ -29,7 +29,7 @@ class Row:
 
 def _cell(path: Path) -> Image.Image:
     try:
-        return Image.fromarray(pictures.square(pictures.read(path), CELL, "pad"))
+        return Image.fromarray(images.square(images.read(path), CELL, "pad"))
     except UnreadablePicture:
         cell = Image.new("RGB", (CELL, CELL), "#eeeeee")
         ImageDraw.Draw(cell).text((8, CELL // 2 - 8), "unreadable", INK, ImageFont.load_default(12))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splip import grid, ops, pictures
+from splip import grid, images, ops, pictures
 from splip.config import IndexConfig, SearchConfig
 from splip.errors import UnreadablePicture, UserError
 from splip.model import SpLIP, file_hash, load_model, pick_device
@@ -111,11 +111,11 @@ class Gallery:
         data, side = self.model.config.data, self.model.backbone.image_size
         tensors = []
         for sketch in sketches:
-            image = pictures.read(Path(sketch))
+            image = images.read(Path(sketch))
             pixels = np.asarray(image)
             if (pixels == pixels[0, 0]).all():
                 raise UserError(f"{sketch}: nothing is drawn on it")
-            tensors.append(pictures.square(image, side, data.fit, data.crop_sketches))
+            tensors.append(images.square(image, side, data.fit, data.crop_sketches))
         return self.search(pictures.to_tensor(np.stack(tensors)), k)
 
 
@@ -132,7 +132,7 @@ def build(config: IndexConfig) -> None:
     if out.exists() and not (config.overwrite and (out / "gallery.json").is_file()):
         hint = "add --overwrite to replace it" if (out / "gallery.json").is_file() else "and is not a gallery"
         raise UserError(f"{out}: exists already; {hint}")
-    paths = [p.absolute() for p in pictures.find(config.folders)]
+    paths = [p.absolute() for p in images.find(config.folders)]
     if not paths:
         raise UserError(f"no pictures in {', '.join(map(str, config.folders))}")
     device = pick_device(config.device)
@@ -147,7 +147,7 @@ def build(config: IndexConfig) -> None:
         for start in range(0, len(paths), config.batch_size):
             block = paths[start : start + config.batch_size]
             readable = []
-            for path, result in zip(block, pictures.decode(block, side, data.fit), strict=True):
+            for path, result in zip(block, images.decode(block, side, data.fit), strict=True):
                 if isinstance(result, UnreadablePicture):
                     skipped.append(result)
                 else:
@@ -180,7 +180,7 @@ def _write(
             meta: dict[str, Any] = {"format": FORMAT, "count": len(paths), "dim": vectors.shape[1]}
             meta["model_sha256"] = file_hash(made / "model.pt")
             (made / "gallery.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-            pictures.write_skipped(made / "skipped.txt", skipped)
+            images.write_skipped(made / "skipped.txt", skipped)
             if out.exists():
                 os.replace(out, Path(temporary) / "old")
             os.replace(made, out)

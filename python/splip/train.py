@@ -33,9 +33,10 @@ from splip.config import TrainConfig
 from splip.data import Items, Tree, load_tree, paired, unpaired
 from splip.errors import UserError
 from splip.evaluate import TestSet
+from splip.images import write_skipped
 from splip.model import SpLIP, pick_device, read_checkpoint
 from splip.objective import TERMS, Objective
-from splip.pictures import Pictures, write_skipped
+from splip.pictures import Pictures
 from splip.progress import bars, is_terminal
 from splip.sampler import Batch, Sampler
 
