@@ -37,8 +37,8 @@ constexpr int64_t kBlockBytes = 256
                                 << 10;    // of panels: stay in L2 while all queries pass over them
 constexpr int64_t kListBytes = 96 << 20;  // of shortlists at a time; more queries take turns
 constexpr int64_t kMaxBatch = 512;        // queries that share a pass over the gallery
-constexpr int64_t kAhead = 4;             // rows that are prefetched before they are scored
-constexpr int64_t kMeanChunks = 64;       // fixed, so that the mean does not depend on the threads
+constexpr int64_t kAhead = 2;  // rows between the one that is scored and the one that is fetched
+constexpr int64_t kMeanChunks = 64;  // fixed, so that the mean does not depend on the threads
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 int64_t steps_of(int64_t D) { return round_up(D, kDimAlign) / kStepDims; }
@@ -71,7 +71,7 @@ bool better(const Entry& a, const Entry& b) {
   return a.score > b.score || (a.score == b.score && a.row < b.row);
 }
 
-int64_t list_capacity(int64_t K) { return std::max<int64_t>(2048, 8 * K); }
+int64_t list_capacity(int64_t K) { return std::max<int64_t>(2048, 16 * K); }
 
 int64_t batch_size(int64_t Q, int64_t K, int threads) {
   const int64_t per_query = threads * (list_capacity(K) + kPairRows) * 8;
@@ -176,16 +176,9 @@ void compact(void* context, int q) {
 }
 
 float exact_score(const PackedTopk& a, const Query& query, const float* q, int64_t row,
-                  DotKernel dot) {
-  return static_cast<float>(dot(q, a.gallery + row * a.D, a.D) * query.inverse * a.inverse[row]);
-}
-
-// The first lines of a row that will be scored soon; the processor fetches the rest by itself.
-void prefetch(const PackedTopk& a, int64_t row) {
-#if defined(__GNUC__)
-  const float* g = a.gallery + row * a.D;
-  for (int64_t d = 0; d < std::min<int64_t>(a.D, 128); d += 16) __builtin_prefetch(g + d);
-#endif
+                  int64_t ahead, DotKernel dot) {
+  const double sum = dot(q, a.gallery + row * a.D, a.D, a.gallery + ahead * a.D);
+  return static_cast<float>(sum * query.inverse * a.inverse[row]);
 }
 
 void offer(Entry* heap, int64_t& size, int64_t K, Entry entry) {
@@ -294,8 +287,15 @@ void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t 
       }
     }
     Shortlist* lists = w.lists + thread * batch;
-    for (int64_t number; (number = taken.fetch_add(1, std::memory_order_relaxed)) < blocks;) {
-      const int64_t pair = number * stride % blocks * block_pairs;
+    const auto take = [&] {
+      const int64_t number = taken.fetch_add(1, std::memory_order_relaxed);
+      return number < blocks ? number * stride % blocks * block_pairs : pairs;
+    };
+    for (int64_t pair = take(), next; pair < pairs; pair = next) {
+      next = take();
+      // The first group would wait for memory: the groups before it each fetch a share of the next
+      // block.
+      const int64_t share = next < pairs ? (kStepBytes + groups - 1) / groups : 0;
       for (int64_t g = 0; g < groups; ++g) {
         int32_t start[kGroup];
         float scale[kGroup];
@@ -312,7 +312,8 @@ void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t 
             a.panels + pair * steps * kStepBytes, a.scale + pair * kPairRows,
             a.error + pair * kPairRows, a.allowed == nullptr ? nullptr : a.allowed + pair,
             pair * kPairRows, std::min(block_pairs, pairs - pair), steps,
-            w.packed + g * kGroup * Dp, start, scale, lists + g * kGroup,
+            a.panels + (share ? next : pair) * steps * kStepBytes + g * share * block_pairs * steps,
+            share, w.packed + g * kGroup * Dp, start, scale, lists + g * kGroup,
             static_cast<int>(std::min<int64_t>(kGroup, count - g * kGroup)), compact, &context});
       }
     }
@@ -341,11 +342,12 @@ void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t 
         // The most hopeful K first: what they score spares most of the others.
         if (hopes > a.K) std::nth_element(hopeful, hopeful + a.K, hopeful + hopes, better);
         for (int64_t i = 0; i < hopes; ++i) {
-          if (i + kAhead < hopes) prefetch(a, hopeful[i + kAhead].row);
           const float limit = hopeful[i].score + query.slack + query.offset + kRounding;
           if (size == a.K && limit < heap[0].score) continue;
           offer(heap, size, a.K,
-                {exact_score(a, query, q, hopeful[i].row, kernels.dot), hopeful[i].row});
+                {exact_score(a, query, q, hopeful[i].row,
+                             hopeful[std::min(i + kAhead, hopes - 1)].row, kernels.dot),
+                 hopeful[i].row});
         }
       } else {
         all_never = query.inverse == 0;
@@ -371,7 +373,8 @@ void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t 
       for (int64_t row = a.N * part / threads; row < a.N * (part + 1) / threads; ++row) {
         if (a.error[row] == kNever || !is_allowed(a, row)) continue;
         offer(heap, sizes[part], a.K,
-              {exact_score(a, query, q, row, kernels.dot), static_cast<int32_t>(row)});
+              {exact_score(a, query, q, row, std::min(row + kAhead, a.N - 1), kernels.dot),
+               static_cast<int32_t>(row)});
       }
     }
     for (int part = 1; part < threads; ++part) {
@@ -403,7 +406,7 @@ void pack_gallery(const PackGallery& a, int threads) {
     float* sum = sums + chunk * a.D;
     for (int64_t n = a.N * chunk / kMeanChunks; n < a.N * (chunk + 1) / kMeanChunks; ++n) {
       const float* g = a.gallery + n * a.D;
-      a.inverse[n] = inverse_length(kernels.dot(g, g, a.D));
+      a.inverse[n] = inverse_length(kernels.dot(g, g, a.D, g + (n + 1 < a.N) * a.D));
       const auto inverse = static_cast<float>(a.inverse[n]);
       if (inverse == 0) continue;
       for (int64_t d = 0; d < a.D; ++d) sum[d] += g[d] * inverse;

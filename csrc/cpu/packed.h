@@ -31,6 +31,9 @@ struct Scan {
   const float* error;       // [pairs, 32]; -infinity: never a result
   const uint32_t* allowed;  // [pairs] one bit a row, or null for all
   int64_t first_row, pairs, steps;
+  const uint8_t*
+      ahead;  // of what is scanned next: fetched to L2 by the way, ahead_step bytes a step
+  int64_t ahead_step;
   const int8_t* queries;     // [steps, kGroup, 4]
   const int32_t* start;      // [kGroup] -128 * the sum of the query
   const float* query_scale;  // [kGroup]
@@ -47,9 +50,11 @@ void scan_avx512(const Scan& a);
 void scan_amx(const Scan& a);
 
 // Dot product of float rows, summed in double in 16 fixed lanes: every kernel gives the same bits.
-using DotKernel = double (*)(const float* a, const float* b, int64_t D);
-double dot_scalar(const float* a, const float* b, int64_t D);
-double dot_avx512(const float* a, const float* b, int64_t D);
+// `ahead` is a row that is wanted soon: it is fetched line by line, all at once would block the
+// loads of this row.
+using DotKernel = double (*)(const float* a, const float* b, int64_t D, const float* ahead);
+double dot_scalar(const float* a, const float* b, int64_t D, const float* ahead);
+double dot_avx512(const float* a, const float* b, int64_t D, const float* ahead);
 
 // A vector as 8-bit numbers times a scale, with the lengths of what was lost and of the result.
 struct Quantised {

@@ -34,7 +34,7 @@ void scan_scalar(const Scan& a) {
   }
 }
 
-double dot_scalar(const float* a, const float* b, int64_t D) {
+double dot_scalar(const float* a, const float* b, int64_t D, const float* /*ahead*/) {
   double lanes[16] = {};
   int64_t d = 0;
   for (; d + 16 <= D; d += 16) {
