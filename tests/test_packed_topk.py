@@ -212,6 +212,43 @@ def test_strided_input(level):
     check(queries, gallery, 4)
 
 
+def test_same_bits_as_an_unpacked_gallery(level):
+    queries, gallery = torch.randn(5, 72), torch.cat([crowded(900, 72), torch.randn(900, 72)])
+    for packed, plain in zip(
+        ops.cosine_topk(queries, ops.pack_gallery(gallery), 40), ops.cosine_topk(queries, gallery, 40), strict=True
+    ):
+        assert torch.equal(packed, plain)
+
+
+def test_many_queries_pack_by_themselves(monkeypatch):
+    queries, gallery = torch.randn(ops.PACK_QUERIES, 24), torch.randn(ops.PACK_ROWS, 24)
+    calls = []
+    monkeypatch.setattr(ops, "pack_gallery", lambda g, real=ops.pack_gallery: calls.append(g.shape) or real(g))
+    got = ops.cosine_topk(queries, gallery, 7)
+    assert calls == [gallery.shape]
+    for a, b in zip(
+        got,
+        (torch.cat(t) for t in zip(*(ops.cosine_topk(q[None], gallery, 7) for q in queries), strict=True)),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.slow
+def test_panels_of_more_than_2_gib():
+    """Offsets in bytes do not fit in 32 bits. Rows of zeros are pages that nobody owns: 2 GB in all."""
+    N, D = 4_300_000, 512
+    gallery = torch.from_numpy(np.zeros((N, D), dtype=np.float32))
+    places = torch.tensor([0, 2**22 - 1, 2**22, 2**22 + 1, N - 33, N - 1])
+    gallery[places] = torch.randn(len(places), D)
+    packed = ops.pack_gallery(gallery)
+    assert packed.panels.numel() > 2**31
+    for Q in (1, 3):
+        queries = gallery[places[-Q:]]
+        scores, indices = ops.cosine_topk(queries, packed, 2)
+        assert torch.equal(indices[:, 0], places[-Q:]) and torch.allclose(scores[:, 0], torch.ones(Q))
+
+
 def test_set_isa():
     with pytest.raises(ValueError, match="no turbo kernels"):
         _C.set_isa("turbo")

@@ -4,35 +4,81 @@
 #include <algorithm>
 #include <atomic>
 
+#if defined(__linux__) && defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "../common.h"
 #include "../splip.h"
 
 namespace splip::cpu {
 namespace {
 
-// From the slowest to the fastest.
-constexpr Kernels kLevels[] = {
-    {"scalar", scan_scalar, dot_scalar, quantise_scalar, nullptr, nullptr},
+constexpr Scanner kScalar = {scan_scalar, kGroup, kStepDims};
 #ifdef SPLIP_X86_KERNELS
-    {"avx2", scan_avx2, dot_scalar, quantise_scalar, nullptr, nullptr},
-    {"avx512", scan_avx512, dot_avx512, quantise_avx512, layernorm_row_avx512,
+constexpr Scanner kAvx2 = {scan_avx2, kGroup, kStepDims};
+constexpr Scanner kAvx512 = {scan_avx512, kGroup, kStepDims};
+#ifdef SPLIP_AMX_KERNELS
+constexpr Scanner kAmx = {scan_amx, kTileQueries, kDimAlign};
+#endif
+constexpr Scanner kEmulated = {scan_amx_emulated, kTileQueries, kDimAlign};
+#endif
+
+// From the slowest to the fastest, but for the emulation, which is never chosen by itself.
+constexpr Kernels kLevels[] = {
+#ifdef SPLIP_X86_KERNELS
+    {"amx-emulated", kEmulated, kEmulated, dot_avx512, quantise_avx512, nullptr, nullptr},
+#endif
+    {"scalar", kScalar, kScalar, dot_scalar, quantise_scalar, nullptr, nullptr},
+#ifdef SPLIP_X86_KERNELS
+    {"avx2", kAvx2, kAvx2, dot_scalar, quantise_scalar, nullptr, nullptr},
+    {"avx512", kAvx512, kAvx512, dot_avx512, quantise_avx512, layernorm_row_avx512,
      layernorm_row_avx512},
+#ifdef SPLIP_AMX_KERNELS
+    {"amx", kAmx, kAvx512, dot_avx512, quantise_avx512, layernorm_row_avx512, layernorm_row_avx512},
+#endif
 #endif
 };
+
+// Linux lends the tiles' registers to a process that asks for them.
+bool amx_is_granted() {
+#if defined(__linux__) && defined(__x86_64__)
+  static const bool granted = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25, kSavesRegisters = 1u << 27;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTile) == 0 || (d & kInt8) == 0) {
+      return false;
+    }
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & kSavesRegisters) == 0) return false;
+    unsigned low = 0, high = 0;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    constexpr unsigned kTileState = 3u << 17;
+    if ((low & kTileState) != kTileState) return false;
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return granted;
+#else
+  return false;
+#endif
+}
 
 bool can_run(const std::string& level) {
   const auto has = [sets = instruction_sets()](const char* name) {
     return std::find(sets.begin(), sets.end(), name) != sets.end();
   };
   if (level == "avx2") return has("avx2") && has("fma");
-  if (level == "avx512")
-    return has("avx512f") && has("avx512bw") && has("avx512vl") && has("avx512vnni");
+  const bool avx512 = has("avx512f") && has("avx512bw") && has("avx512vl") && has("avx512vnni");
+  if (level == "avx512" || level == "amx-emulated") return avx512;
+  if (level == "amx") return avx512 && amx_is_granted();
   return level == "scalar";
 }
 
 std::atomic<const Kernels*>& chosen() {
   static std::atomic<const Kernels*> level{[] {
-    const Kernels* best = &kLevels[0];
+    const Kernels* best = nullptr;
     for (const Kernels& candidate : kLevels) {
       if (can_run(candidate.name)) best = &candidate;
     }

@@ -7,10 +7,12 @@
 namespace splip::cpu {
 
 constexpr int kMaxThreads = 64;
+constexpr int kFewQueries = 2;
 
 struct Kernels {
   const char* name;
-  ScanKernel scan;
+  Scanner scan;
+  Scanner scan_few;  // for at most kFewQueries, bound by memory alone
   DotKernel dot;
   QuantiseKernel quantise;
   void (*layernorm_f32)(const LayerNormRow<float>&);      // null: the portable loop

@@ -25,6 +25,7 @@
 
 #include "../common.h"
 #include "../splip.h"
+#include "inverse_length.h"
 #include "isa.h"
 #include "packed.h"
 
@@ -43,12 +44,6 @@ constexpr int64_t kMeanChunks = 64;  // fixed, so that the mean does not depend 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 int64_t steps_of(int64_t D) { return round_up(D, kDimAlign) / kStepDims; }
 int64_t pairs_of(int64_t N) { return (N + kPairRows - 1) / kPairRows; }
-
-// 1 / length, or 0 for a row whose scores count as -infinity: in float32 its norm overflows.
-double inverse_length(double squared) {
-  if (!(squared <= FLT_MAX)) return 0.0;
-  return 1.0 / std::max(std::sqrt(squared), static_cast<double>(kMinNorm));
-}
 
 // A scan through small pages spends its time in the page tables.
 void use_huge_pages(void* memory, int64_t bytes) {
@@ -75,8 +70,8 @@ int64_t list_capacity(int64_t K) { return std::max<int64_t>(2048, 16 * K); }
 
 int64_t batch_size(int64_t Q, int64_t K, int threads) {
   const int64_t per_query = threads * (list_capacity(K) + kPairRows) * 8;
-  const int64_t fits = std::max<int64_t>(kGroup, kListBytes / per_query / kGroup * kGroup);
-  return std::min({round_up(Q, kGroup), fits, kMaxBatch});
+  const int64_t fits = std::max<int64_t>(kMaxGroup, kListBytes / per_query / kMaxGroup * kMaxGroup);
+  return std::min({round_up(Q, kMaxGroup), fits, kMaxBatch});
 }
 
 // Per-query facts of a batch.
@@ -91,7 +86,7 @@ struct Query {
 
 // Scratch memory of a call, cut up in one place.
 struct Workspace {
-  int8_t* packed;               // [batch / kGroup, steps, kGroup, 4]
+  int8_t* packed;               // [batch / G, Dp / c, G, c]
   float* unit;                  // [threads, Dp]
   int8_t* bytes;                // [threads, Dp]
   Query* queries;               // [batch]
@@ -218,10 +213,11 @@ void write(const PackedTopk& a, int64_t q, Entry* heap, int64_t size, bool all_n
   }
 }
 
-void prepare_query(const PackedTopk& a, const Workspace& w, int64_t q, int64_t place, int thread) {
-  const int64_t D = a.D, Dp = round_up(D, kDimAlign), steps = Dp / kStepDims;
+void prepare_query(const PackedTopk& a, const Workspace& w, const Scanner& scanner, int64_t q,
+                   int64_t place, int thread) {
+  const int64_t D = a.D, Dp = round_up(D, kDimAlign), G = scanner.group, chunk = scanner.chunk;
   Query& facts = w.queries[place];
-  int8_t* group = w.packed + place / kGroup * kGroup * Dp + place % kGroup * kStepDims;
+  int8_t* group = w.packed + place / G * G * Dp + place % G * chunk;
   float* unit = w.unit + thread * Dp;
   int8_t* bytes = w.bytes + thread * Dp;
   std::fill(bytes, bytes + Dp, int8_t{0});
@@ -230,8 +226,7 @@ void prepare_query(const PackedTopk& a, const Workspace& w, int64_t q, int64_t p
   w.spilt[place].store(0, std::memory_order_relaxed);
   if (q < a.Q) {
     const float* v = a.queries + q * D;
-    double squared = 0;
-    for (int64_t d = 0; d < D; ++d) squared += static_cast<double>(v[d]) * v[d];
+    const double squared = current().dot(v, v, D, v);
     facts.inverse = inverse_length(squared);
     facts.plain = facts.inverse > 0 && squared > 0;
     if (facts.plain) {
@@ -249,16 +244,15 @@ void prepare_query(const PackedTopk& a, const Workspace& w, int64_t q, int64_t p
       facts.start = -128 * sum;
     }
   }
-  for (int64_t s = 0; s < steps; ++s) {
-    std::memcpy(group + s * kGroup * kStepDims, bytes + s * kStepDims, kStepDims);
-  }
+  for (int64_t d = 0; d < Dp; d += chunk) std::memcpy(group + d * G, bytes + d, chunk);
 }
 
 // One pass over the gallery for the queries [first, first + count).
 void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t count,
                 int threads) {
   const Kernels& kernels = current();
-  const int64_t batch = round_up(count, kGroup), groups = batch / kGroup;
+  const Scanner& scanner = a.Q <= kFewQueries ? kernels.scan_few : kernels.scan;
+  const int64_t G = scanner.group, batch = round_up(count, G), groups = batch / G;
   const int64_t Dp = round_up(a.D, kDimAlign), steps = Dp / kStepDims, pairs = pairs_of(a.N);
   const int64_t room = list_capacity(a.K) + kPairRows;
   const int64_t block_pairs = std::max<int64_t>(1, kBlockBytes / (steps * kStepBytes));
@@ -278,7 +272,7 @@ void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t 
 #endif
 #pragma omp for schedule(static)
     for (int64_t place = 0; place < batch; ++place) {
-      prepare_query(a, w, place < count ? first + place : a.Q, place, thread);
+      prepare_query(a, w, scanner, place < count ? first + place : a.Q, place, thread);
       const float threshold =
           w.queries[place].plain ? -FLT_MAX : std::numeric_limits<float>::infinity();
       for (int t = 0; t < threads; ++t) {  // of threads that do not come, too
@@ -297,24 +291,24 @@ void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t 
       // block.
       const int64_t share = next < pairs ? (kStepBytes + groups - 1) / groups : 0;
       for (int64_t g = 0; g < groups; ++g) {
-        int32_t start[kGroup];
-        float scale[kGroup];
-        Compaction context{&a, &w, lists + g * kGroup, w.lower + thread * room, g * kGroup};
-        for (int q = 0; q < kGroup; ++q) {
-          const int64_t place = g * kGroup + q;
+        int32_t start[kMaxGroup];
+        float scale[kMaxGroup];
+        Compaction context{&a, &w, lists + g * G, w.lower + thread * room, g * G};
+        for (int64_t q = 0; q < G; ++q) {
+          const int64_t place = g * G + q;
           start[q] = w.queries[place].start;
           scale[q] = w.queries[place].scale;
           Shortlist& list = lists[place];
           list.threshold =
               std::max(list.threshold, w.shared[place].load(std::memory_order_relaxed));
         }
-        kernels.scan(Scan{
+        scanner.run(Scan{
             a.panels + pair * steps * kStepBytes, a.scale + pair * kPairRows,
             a.error + pair * kPairRows, a.allowed == nullptr ? nullptr : a.allowed + pair,
             pair * kPairRows, std::min(block_pairs, pairs - pair), steps,
             a.panels + (share ? next : pair) * steps * kStepBytes + g * share * block_pairs * steps,
-            share, w.packed + g * kGroup * Dp, start, scale, lists + g * kGroup,
-            static_cast<int>(std::min<int64_t>(kGroup, count - g * kGroup)), compact, &context});
+            share, w.packed + g * G * Dp, start, scale, lists + g * G,
+            static_cast<int>(std::min(G, count - g * G)), compact, &context});
       }
     }
 #pragma omp barrier

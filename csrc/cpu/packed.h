@@ -13,7 +13,9 @@ constexpr int64_t kPairRows = 32;
 constexpr int64_t kStepDims = 4;
 constexpr int64_t kStepBytes = kPairRows * kStepDims;
 constexpr int64_t kDimAlign = 64;  // D is padded to this
-constexpr int kGroup = 8;          // queries that a kernel scans with at once
+constexpr int kGroup = 8;          // queries that a vector kernel scans with at once
+constexpr int kTileQueries = 32;   // queries that the AMX kernel scans with at once
+constexpr int kMaxGroup = 32;
 
 // Rows that may be among the K best of one query, with an upper bound of their score.
 struct Shortlist {
@@ -24,7 +26,8 @@ struct Shortlist {
   float threshold;  // rows whose upper bound is lower are of no interest
 };
 
-// A group of queries against a run of pairs.
+// A group of queries against a run of pairs. G queries stand in chunks of c dimensions: [Dp / c, G,
+// c].
 struct Scan {
   const uint8_t* panels;    // [pairs, steps, 2, 16, 4] quantised residuals + 128
   const float* scale;       // [pairs, 32]
@@ -34,20 +37,25 @@ struct Scan {
   const uint8_t*
       ahead;  // of what is scanned next: fetched to L2 by the way, ahead_step bytes a step
   int64_t ahead_step;
-  const int8_t* queries;     // [steps, kGroup, 4]
-  const int32_t* start;      // [kGroup] -128 * the sum of the query
-  const float* query_scale;  // [kGroup]
-  Shortlist* lists;          // [kGroup]
+  const int8_t* queries;     // [Dp / c, G, c]
+  const int32_t* start;      // [G] -128 * the sum of the query
+  const float* query_scale;  // [G]
+  Shortlist* lists;          // [G]
   int count;                 // queries in the group; the others have a threshold of +infinity
   void (*compact)(void* context, int query);
   void* context;
 };
 
-using ScanKernel = void (*)(const Scan&);
+// A kernel, and how it wants its queries.
+struct Scanner {
+  void (*run)(const Scan&);
+  int group, chunk;  // G, c
+};
 void scan_scalar(const Scan& a);
 void scan_avx2(const Scan& a);
 void scan_avx512(const Scan& a);
 void scan_amx(const Scan& a);
+void scan_amx_emulated(const Scan& a);
 
 // Dot product of float rows, summed in double in 16 fixed lanes: every kernel gives the same bits.
 // `ahead` is a row that is wanted soon: it is fetched line by line, all at once would block the

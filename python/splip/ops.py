@@ -22,6 +22,7 @@ from splip import _C, reference
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+PACK_QUERIES, PACK_ROWS = 8, 4096  # from here on packing a gallery for one search costs less than it saves
 _CPU_FLOATS = (torch.float32, torch.bfloat16)
 
 _use_native = True
@@ -572,6 +573,8 @@ def _check_packed_topk(
 def _cosine_topk_native(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
     queries, gallery = queries.contiguous(), gallery.contiguous()
     (Q, D), N = queries.shape, gallery.shape[0]
+    if not queries.is_cuda and Q >= PACK_QUERIES and N >= PACK_ROWS and D <= 65536:
+        return _packed_topk(queries, pack_gallery(gallery), k, None)
     scores = queries.new_empty(Q, k, dtype=torch.float32)
     indices = queries.new_empty(Q, k, dtype=torch.int64)
     if not Q or not k:
