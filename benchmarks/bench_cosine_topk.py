@@ -6,15 +6,22 @@
 All candidates search the same unit-length rows with the same threads and take turns. `recall` is the share of the
 float64 top k that a candidate returns; splip's is 1 by construction. Galleries: `random` directions; `clustered`,
 1,000 groups around a common direction, as features of a network lie; `ascending`, random but sorted by the
-score of the first query, so that every row beats all before it. `floor_ms` is what reading the packed gallery
-once would take at this machine's measured read bandwidth.
+score of the first query, so that every row beats all before it. `read_share` and `multiply_share` are what splip reaches
+of this machine's ceilings, which a small C++ program measures first (needs a C++ compiler): reading the packed
+gallery once, and multiplying bytes in registers.
+
+    OMP_WAIT_POLICY=passive python benchmarks/bench_cosine_topk.py --suite --save my-machine   # the README's, 30 min
 """
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +29,18 @@ import torch.nn.functional as F
 from harness import RESULTS, machine
 from torch import Tensor
 
-from splip import ops
+from splip import _C, ops
+
+CHUNK = 50_000  # rows that the chunked products take at a time
+# gallery, N, D, K, Q, all candidates or the quick ones
+SUITE = [
+    ("random", 500_000, 512, [10], [1, 8, 32, 256, 1024], True),
+    ("clustered", 500_000, 512, [10], [1, 8, 32, 256, 1024], False),
+    ("ascending", 500_000, 512, [10], [1, 8, 32, 256, 1024], False),
+    ("random", 500_000, 512, [100, 1000], [1, 32, 256], False),
+    ("random", 500_000, 768, [10, 100], [1, 32, 256], False),
+    ("random", 1_000_000, 512, [10], [1, 8, 32, 256], False),
+]
 
 Candidate = Callable[[Tensor, int], Tensor]  # queries, k to indices
 
@@ -42,14 +60,24 @@ def make(kind: str, N: int, D: int) -> tuple[Tensor, Tensor]:
     return gallery, queries
 
 
-def read_bandwidth() -> float:
-    """GB/s of summing 1 GB of integers, the best of some tries."""
-    data, best = torch.ones(1 << 27, dtype=torch.int64), 0.0
-    for _ in range(5):
-        began = time.perf_counter()
-        data.sum()
-        best = max(best, data.numel() * 8 / (time.perf_counter() - began) / 1e9)
-    return best
+def ceilings() -> dict[str, float]:
+    """GB/s of reading memory and G multiply-adds/s of bytes, all threads; empty without a compiler or AVX-512."""
+    if "avx512" not in _C.levels():
+        return {}
+    source, compiler = Path(__file__).with_name("ceilings.cpp"), os.environ.get("CXX", "c++")
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "ceilings"
+        flags = ["-O3", "-std=c++17", "-mavx512f", "-mavx512vnni", "-fopenmp"]
+        try:
+            subprocess.run([compiler, *flags, str(source), "-o", str(program)], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            print("no ceilings: they need a C++ compiler with OpenMP")
+            return {}
+        mode = ["tiles"] if _C.isa() == "amx" else []
+        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        out = subprocess.run([program, *mode], check=True, capture_output=True, text=True, env=os.environ | threads)
+    read, multiply = map(float, out.stdout.split())
+    return {"read_GB_per_s": read, "multiply_G_per_s": multiply}
 
 
 def candidates(gallery: Tensor, quick: bool) -> tuple[dict[str, Candidate], dict[str, float]]:
@@ -67,11 +95,12 @@ def candidates(gallery: Tensor, quick: bool) -> tuple[dict[str, Candidate], dict
         packed = ops.pack_gallery(gallery)
         return lambda q, k: ops.cosine_topk(q, packed, k)[1]
 
-    def torch_fp32(chunk: int) -> Candidate:
+    def torch_matmul(rows: Tensor, chunk: int) -> Candidate:
         def search(q: Tensor, k: int) -> Tensor:
             best: tuple[Tensor, Tensor] | None = None
+            q = q.to(rows.dtype)
             for first in range(0, N, chunk):
-                s, i = (q @ gallery[first : first + chunk].T).topk(min(k, N - first))
+                s, i = (q @ rows[first : first + chunk].T).topk(min(k, N - first))
                 i = i + first
                 if best is not None:
                     s, i = torch.cat([best[0], s], 1), torch.cat([best[1], i], 1)
@@ -84,11 +113,11 @@ def candidates(gallery: Tensor, quick: bool) -> tuple[dict[str, Candidate], dict
         return search
 
     build("splip", splip)
-    build("torch fp32, chunks of 50,000", lambda: torch_fp32(50_000))
+    build("torch fp32, chunks", lambda: torch_matmul(gallery, CHUNK))
+    build("torch bf16, chunks", lambda: torch_matmul(gallery.bfloat16(), CHUNK))
     if not quick:
-        build("torch fp32", lambda: torch_fp32(N))
-        half = gallery.bfloat16()
-        build("torch bf16", lambda: lambda q, k: (q.bfloat16() @ half.T).topk(k).indices)
+        build("torch fp32", lambda: torch_matmul(gallery, N))
+        build("torch bf16", lambda: torch_matmul(gallery.bfloat16(), N))
     try:
         import faiss
     except ImportError:
@@ -134,6 +163,7 @@ def main() -> None:
     parser.add_argument("--Q", type=int, nargs="+", default=[1, 8, 32, 256, 1024])
     parser.add_argument("--K", type=int, nargs="+", default=[10])
     parser.add_argument("--gallery", nargs="+", default=["random"], choices=["random", "clustered", "ascending"])
+    parser.add_argument("--suite", action="store_true", help="the README's settings in place of the five above")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--slow-ms", type=float, default=4000, help="candidates slower than this run once (default: 4000)"
@@ -142,22 +172,29 @@ def main() -> None:
     parser.add_argument("--save", metavar="TAG", help="write results/cosine_topk-TAG.json")
     args = parser.parse_args()
     torch.manual_seed(0)
-    bandwidth = read_bandwidth()
+    limits = ceilings()
+    print("  ".join(f"{name} {value:.0f}" for name, value in limits.items()))
+    settings = [(kind, args.N, D, args.K, args.Q, not args.quick) for D in args.D for kind in args.gallery]
     rows: list[dict[str, Any]] = []
-    for D in args.D:
-        for kind in args.gallery:
-            gallery, queries = make(kind, args.N, D)
-            found, seconds = candidates(gallery, args.quick)
-            packing = args.N * D * 4 / seconds["splip"] / 1e9
-            print(f"{kind} N={args.N:,} D={D}: packed at {packing:.2f} GB/s; memory reads {bandwidth:.1f} GB/s")
-            for K in args.K:
-                for Q in args.Q:
-                    rows.append(measure(found, queries[:Q], gallery, K, args))
-                    rows[-1] |= {"gallery": kind, "pack_GB_per_s": packing, "floor_ms": args.N * D / bandwidth / 1e6}
-                    show(rows[-1])
-            del gallery, found
+    for kind, N, D, Ks, Qs, everybody in SUITE if args.suite else settings:
+        gallery, queries = make(kind, N, D)
+        found, seconds = candidates(gallery, not everybody)
+        packing = N * D * 4 / seconds["splip"] / 1e9
+        print(f"{kind} N={N:,} D={D}: packed at {packing:.2f} GB/s")
+        for K in Ks:
+            for Q in Qs:
+                row = measure(found, queries[:Q], gallery, K, args)
+                row |= {"gallery": kind, "pack_GB_per_s": packing}
+                seconds_ = row["median_ms"]["splip"] / 1e3
+                row |= {"GB_per_s": N * D / seconds_ / 1e9, "G_multiply_adds_per_s": Q * N * D / seconds_ / 1e9}
+                if limits:
+                    row["read_share"] = row["GB_per_s"] / limits["read_GB_per_s"]
+                    row["multiply_share"] = row["G_multiply_adds_per_s"] / limits["multiply_G_per_s"]
+                rows.append(row)
+                show(row)
+        del gallery, found
     if args.save:
-        report = {"benchmark": "cosine_topk", "machine": machine("cpu") | {"read_GB_per_s": bandwidth}, "rows": rows}
+        report = {"benchmark": "cosine_topk", "machine": machine("cpu") | limits, "rows": rows}
         path = RESULTS / f"cosine_topk-{args.save}.json"
         path.write_text(json.dumps(report, indent=1) + "\n")
         print(path)

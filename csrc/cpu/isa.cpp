@@ -29,15 +29,14 @@ constexpr Scanner kEmulated = {scan_amx_emulated, kTileQueries, kDimAlign};
 // From the slowest to the fastest, but for the emulation, which is never chosen by itself.
 constexpr Kernels kLevels[] = {
 #ifdef SPLIP_X86_KERNELS
-    {"amx-emulated", kEmulated, kEmulated, dot_avx512, quantise_avx512, nullptr, nullptr},
+    {"amx-emulated", kEmulated, kEmulated, dot_avx512, quantise_avx512, &kLayerNormAvx512},
 #endif
-    {"scalar", kScalar, kScalar, dot_scalar, quantise_scalar, nullptr, nullptr},
+    {"scalar", kScalar, kScalar, dot_scalar, quantise_scalar, &kLayerNormScalar},
 #ifdef SPLIP_X86_KERNELS
-    {"avx2", kAvx2, kAvx2, dot_scalar, quantise_scalar, nullptr, nullptr},
-    {"avx512", kAvx512, kAvx512, dot_avx512, quantise_avx512, layernorm_row_avx512,
-     layernorm_row_avx512},
+    {"avx2", kAvx2, kAvx2, dot_scalar, quantise_scalar, &kLayerNormAvx2},
+    {"avx512", kAvx512, kAvx512, dot_avx512, quantise_avx512, &kLayerNormAvx512},
 #ifdef SPLIP_AMX_KERNELS
-    {"amx", kAmx, kAvx512, dot_avx512, quantise_avx512, layernorm_row_avx512, layernorm_row_avx512},
+    {"amx", kAmx, kAvx512, dot_avx512, quantise_avx512, &kLayerNormAvx512},
 #endif
 #endif
 };

@@ -15,8 +15,7 @@ struct Kernels {
   Scanner scan_few;  // for at most kFewQueries, bound by memory alone
   DotKernel dot;
   QuantiseKernel quantise;
-  void (*layernorm_f32)(const LayerNormRow<float>&);      // null: the portable loop
-  void (*layernorm_bf16)(const LayerNormRow<uint16_t>&);  // null: the portable loop
+  const LayerNormKernels* layernorm;
 };
 
 const Kernels& current();

@@ -1,12 +1,12 @@
-// Internal to the CPU prompt_layernorm: one row, in the kernels of each instruction set.
+// Internal to the CPU prompt_layernorm: one row forward, one row backward, in the kernels of each
+// instruction set. Rows of float, or of bfloat16 as 16-bit words.
 #pragma once
 
 #include <cstdint>
 
 namespace splip::cpu {
 
-// Copy a row to `tokens`, normalise it to `normed`, keep its mean and 1 / deviation. Rows of float,
-// or of bfloat16 as 16-bit words.
+// Copy a row to `tokens`, normalise it to `normed`, keep its mean and 1 / deviation.
 template <typename T>
 struct LayerNormRow {
   const T* in;
@@ -20,7 +20,28 @@ struct LayerNormRow {
   float eps;
 };
 
-void layernorm_row_avx512(const LayerNormRow<float>& a);
-void layernorm_row_avx512(const LayerNormRow<uint16_t>& a);
+// gradient = d_tokens + rstd * (g - mean(g) - xhat * mean(g * xhat)), g = d_normed * gamma.
+template <typename T>
+struct LayerNormRowBackward {
+  const T* d_tokens;  // null: zeros
+  const T* d_normed;
+  const T* tokens;
+  const float* gamma;
+  float mean, rstd;
+  float* gradient;  // [D] out
+  float* d_gamma;   // [D] added to; null: not wanted
+  float* d_beta;    // [D] added to; null with d_gamma
+  int64_t D;
+};
+
+struct LayerNormKernels {
+  void (*forward_f32)(const LayerNormRow<float>&);
+  void (*forward_bf16)(const LayerNormRow<uint16_t>&);
+  void (*backward_f32)(const LayerNormRowBackward<float>&);
+  void (*backward_bf16)(const LayerNormRowBackward<uint16_t>&);
+};
+
+// The same source, compiled for each instruction set.
+extern const LayerNormKernels kLayerNormScalar, kLayerNormAvx2, kLayerNormAvx512;
 
 }  // namespace splip::cpu

@@ -1,7 +1,8 @@
 // CPU prompt_layernorm: one output row at a time, read once, written twice.
 // Bound by memory: (1 read + 2 writes) * B * T * D * sizeof(T).
-#include <cmath>
 #include <cstring>
+#include <type_traits>
+#include <vector>
 
 #include "../common.h"
 #include "../splip.h"
@@ -17,14 +18,15 @@ inline int64_t source_row(int64_t t, int64_t P, int64_t R) {
   return t <= P ? -1 : t - P + R;
 }
 
-// The row kernel of the level in use, or null. bf16 is a 16-bit word to it.
-auto row_kernel(const float*) { return current().layernorm_f32; }
-auto row_kernel(const bf16*) { return current().layernorm_bf16; }
-using Word = uint16_t;
-const float* words(const float* p) { return p; }
-float* words(float* p) { return p; }
-const Word* words(const bf16* p) { return reinterpret_cast<const Word*>(p); }
-Word* words(bf16* p) { return reinterpret_cast<Word*>(p); }
+// T: float, or bfloat16 as 16-bit words.
+void run(const LayerNormRow<float>& row) { current().layernorm->forward_f32(row); }
+void run(const LayerNormRow<uint16_t>& row) { current().layernorm->forward_bf16(row); }
+void run(const LayerNormRowBackward<float>& row) { current().layernorm->backward_f32(row); }
+void run(const LayerNormRowBackward<uint16_t>& row) { current().layernorm->backward_bf16(row); }
+void write(const float* from, int64_t D, float* to) { std::memcpy(to, from, D * sizeof(float)); }
+void write(const float* from, int64_t D, uint16_t* to) {
+  for (int64_t d = 0; d < D; ++d) store(reinterpret_cast<bf16*>(to + d), from[d]);
+}
 
 template <typename T>
 void forward(const PromptLayerNorm& a, int threads) {
@@ -33,60 +35,14 @@ void forward(const PromptLayerNorm& a, int threads) {
   const auto* prompts = static_cast<const T*>(a.prompts);
   auto* out_tokens = static_cast<T*>(a.tokens);
   auto* out_normed = static_cast<T*>(a.normed);
-  const auto kernel = row_kernel(x);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t row = 0; row < a.B * tokens; ++row) {
     const int64_t b = row / tokens, t = row % tokens;
     const int64_t source = source_row(t, a.P, a.R);
     const T* in = source < 0 ? prompts + ((a.G == 1 ? 0 : b) * a.P + t - 1) * a.D
                              : x + (b * a.L + source) * a.D;
-    if (kernel != nullptr) {
-      kernel({words(in), a.gamma, a.beta, words(out_tokens + row * a.D),
-              words(out_normed + row * a.D), a.mean + row, a.rstd + row, a.D, a.eps});
-      continue;
-    }
-    // Two passes over a row that is in the cache: the one-pass formula loses digits when the mean
-    // is large against the deviation. Double sums cost nothing here, the row is bound by memory.
-    double sum = 0;
-    for (int64_t d = 0; d < a.D; ++d) sum += load(in[d]);
-    const float mean = static_cast<float>(sum / static_cast<double>(a.D));
-    double squares = 0;
-    for (int64_t d = 0; d < a.D; ++d) {
-      const float centred = load(in[d]) - mean;
-      squares += static_cast<double>(centred) * centred;
-    }
-    const float variance = static_cast<float>(squares / static_cast<double>(a.D));
-    const float rstd = 1.0f / std::sqrt(variance + a.eps);
-    a.mean[row] = mean;
-    a.rstd[row] = rstd;
-    std::memcpy(out_tokens + row * a.D, in, a.D * sizeof(T));
-    T* normed = out_normed + row * a.D;
-    for (int64_t d = 0; d < a.D; ++d) {
-      store(normed + d, (load(in[d]) - mean) * rstd * a.gamma[d] + a.beta[d]);
-    }
-  }
-}
-
-// d_token = d_tokens + rstd * (g - mean(g) - xhat * mean(g * xhat)), g = d_normed * gamma.
-template <typename T>
-void token_gradient(const PromptLayerNormBackward& a, int64_t row, const T* d_tokens,
-                    const T* d_normed, const T* tokens, float* out) {
-  const float mean = a.mean[row], rstd = a.rstd[row];
-  for (int64_t d = 0; d < a.D; ++d) out[d] = d_tokens ? load(d_tokens[row * a.D + d]) : 0.0f;
-  if (!d_normed) return;
-  double sum = 0, dot = 0;
-  for (int64_t d = 0; d < a.D; ++d) {
-    const float g = load(d_normed[row * a.D + d]) * a.gamma[d];
-    const float xhat = (load(tokens[row * a.D + d]) - mean) * rstd;
-    sum += g;
-    dot += static_cast<double>(g) * xhat;
-  }
-  const float mean_g = static_cast<float>(sum / static_cast<double>(a.D));
-  const float mean_gx = static_cast<float>(dot / static_cast<double>(a.D));
-  for (int64_t d = 0; d < a.D; ++d) {
-    const float g = load(d_normed[row * a.D + d]) * a.gamma[d];
-    const float xhat = (load(tokens[row * a.D + d]) - mean) * rstd;
-    out[d] += rstd * (g - mean_g - xhat * mean_gx);
+    run(LayerNormRow<T>{in, a.gamma, a.beta, out_tokens + row * a.D, out_normed + row * a.D,
+                        a.mean + row, a.rstd + row, a.D, a.eps});
   }
 }
 
@@ -97,26 +53,46 @@ void backward(const PromptLayerNormBackward& a, int threads) {
   const auto* d_normed = static_cast<const T*>(a.d_normed);
   const auto* tokens = static_cast<const T*>(a.tokens);
   auto* d_x = static_cast<T*>(a.d_x);
+  // What reaches row `row` of the sequence; its share of d_gamma and d_beta if they are given.
+  const auto token_gradient = [&](int64_t row, float* out, float* d_gamma, float* d_beta) {
+    const int64_t at = row * a.D;
+    if (d_normed != nullptr) {
+      run(LayerNormRowBackward<T>{d_tokens ? d_tokens + at : nullptr, d_normed + at, tokens + at,
+                                  a.gamma, a.mean[row], a.rstd[row], out, d_gamma, d_beta, a.D});
+    } else {
+      for (int64_t d = 0; d < a.D; ++d) {
+        const T word = d_tokens ? d_tokens[at + d] : T{0};
+        if constexpr (std::is_same_v<T, float>) {
+          out[d] = word;
+        } else {
+          out[d] = load(bf16{word});
+        }
+      }
+    }
+  };
 
-  // Rows of x, and the prompts of one image each when every image has its own.
 #pragma omp parallel num_threads(threads)
   {
     std::vector<float> gradient(a.D);
+    // A fixed number of partial sums, so that d_gamma and d_beta do not depend on the threads.
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t b = row / tokens_per, t = row % tokens_per;
-      const int64_t source = source_row(t, a.P, a.R);
-      if (source < 0 && a.G == 1) continue;
-      token_gradient(a, row, d_tokens, d_normed, tokens, gradient.data());
-      if (source < 0) {
-        std::memcpy(a.d_prompts + (b * a.P + t - 1) * a.D, gradient.data(), a.D * sizeof(float));
-      } else {
-        T* out = d_x + (b * a.L + source) * a.D;
-        for (int64_t d = 0; d < a.D; ++d) store(out + d, gradient[d]);
-      }
-      if (t == 0) {  // the rows that were left out do not reach the output
-        T* dropped = d_x + (b * a.L + 1) * a.D;
-        for (int64_t d = 0; d < a.R * a.D; ++d) store(dropped + d, 0.0f);
+    for (int64_t chunk = 0; chunk < kLayerNormChunks; ++chunk) {
+      float* d_gamma = a.scratch + chunk * 2 * a.D;
+      float* d_beta = d_gamma + a.D;
+      std::memset(d_gamma, 0, 2 * a.D * sizeof(float));
+      const int64_t last = rows * (chunk + 1) / kLayerNormChunks;
+      for (int64_t row = rows * chunk / kLayerNormChunks; row < last; ++row) {
+        const int64_t b = row / tokens_per, t = row % tokens_per;
+        const int64_t source = source_row(t, a.P, a.R);
+        token_gradient(row, gradient.data(), d_gamma, d_beta);
+        if (source >= 0) {
+          write(gradient.data(), a.D, d_x + (b * a.L + source) * a.D);
+        } else if (a.G > 1) {  // every image has prompts of its own
+          std::memcpy(a.d_prompts + (b * a.P + t - 1) * a.D, gradient.data(), a.D * sizeof(float));
+        }
+        if (t == 0) {  // the rows that were left out do not reach the output
+          std::memset(d_x + (b * a.L + 1) * a.D, 0, a.R * a.D * sizeof(T));
+        }
       }
     }
     // Shared prompts: one thread sums a prompt over the batch, so the order is fixed.
@@ -126,25 +102,8 @@ void backward(const PromptLayerNormBackward& a, int threads) {
         float* out = a.d_prompts + p * a.D;
         std::memset(out, 0, a.D * sizeof(float));
         for (int64_t b = 0; b < a.B; ++b) {
-          token_gradient(a, b * tokens_per + 1 + p, d_tokens, d_normed, tokens, gradient.data());
+          token_gradient(b * tokens_per + 1 + p, gradient.data(), nullptr, nullptr);
           for (int64_t d = 0; d < a.D; ++d) out[d] += gradient[d];
-        }
-      }
-    }
-    // d_gamma, d_beta: a fixed number of partial sums, then one sum over them in order.
-#pragma omp for schedule(static)
-    for (int64_t chunk = 0; chunk < kLayerNormChunks; ++chunk) {
-      float* d_gamma = a.scratch + chunk * 2 * a.D;
-      float* d_beta = d_gamma + a.D;
-      std::memset(d_gamma, 0, 2 * a.D * sizeof(float));
-      if (!d_normed) continue;
-      const int64_t first = rows * chunk / kLayerNormChunks;
-      const int64_t last = rows * (chunk + 1) / kLayerNormChunks;
-      for (int64_t row = first; row < last; ++row) {
-        for (int64_t d = 0; d < a.D; ++d) {
-          const float g = load(d_normed[row * a.D + d]);
-          d_gamma[d] += g * (load(tokens[row * a.D + d]) - a.mean[row]) * a.rstd[row];
-          d_beta[d] += g;
         }
       }
     }
@@ -168,7 +127,7 @@ void prompt_layernorm(const PromptLayerNorm& a, int threads) {
     case DType::f32:
       return forward<float>(a, threads);
     case DType::bf16:
-      return forward<bf16>(a, threads);
+      return forward<uint16_t>(a, threads);
     default:
       SPLIP_CHECK(false, "prompt_layernorm on the CPU takes float32 or bfloat16");
   }
@@ -179,7 +138,7 @@ void prompt_layernorm_backward(const PromptLayerNormBackward& a, int threads) {
     case DType::f32:
       return backward<float>(a, threads);
     case DType::bf16:
-      return backward<bf16>(a, threads);
+      return backward<uint16_t>(a, threads);
     default:
       SPLIP_CHECK(false, "prompt_layernorm on the CPU takes float32 or bfloat16");
   }
