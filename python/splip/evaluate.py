@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 import splip
-from splip import grid, metrics, plots, protocols
+from splip import grid, metrics, ops, plots, protocols
 from splip.clip import PromptedCLIP
 from splip.config import DataConfig, EvalConfig
 from splip.data import Items, Tree, load_tree, paired
@@ -165,9 +165,8 @@ class View:
             label, thing = self.sketches.labels[q], self.sketches.instances[q]
             pool = np.flatnonzero(labels == label) if self.protocol.in_class else np.arange(len(labels))
             photos, sketch = own.photos[pool], own.sketches[[q]]
-            found = metrics.rank(sketch, photos)[0, :SHOWN]
-            scores = (photos[found] @ sketch[0]).tolist()
-            indices = pool[found.cpu().numpy()].tolist()
+            best, found = ops.cosine_topk(sketch, photos, min(SHOWN, len(pool)))
+            scores, indices = best[0].tolist(), pool[found[0].cpu().numpy()].tolist()
             hits: list[str | None] = [
                 "same" if self.photos.instances[i] == thing else ("hit" if self.photos.labels[i] == label else "miss")
                 for i in indices
