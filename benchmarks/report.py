@@ -16,6 +16,7 @@ from splip.sweep import markdown
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
+FLAT = "FAISS IndexFlatIP"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -40,33 +41,69 @@ def kernels() -> str:
     """prompt_layernorm and patchify, one row a case: time of splip and torch, ratio, error."""
     report = load("ops-cpu")
     rows = [
-        [f"`{r['op']}` {r['sizes']}", f"{r['splip_us'] / 1e3:.2f}", f"{r['torch_us'] / 1e3:.2f}", f"{r['ratio']:.2f}",
-         f"{r['error']:.1e}"]
+        [f"`{r['op']}` {r['sizes']}", r["dtype"], r["part"], f"{r['splip_us'] / 1e3:.2f}", f"{r['ratio']:.2f}",
+         f"{r['in_place_us'] / r['splip_us']:.2f}" if "in_place_us" in r else "", f"{r['error']:.1e}"]
         for r in report["rows"]
     ]  # fmt: skip
-    head = ["CPU, float32, medians", "splip ms", "torch ms", "torch / splip", "largest error"]
+    head = ["CPU, medians", "", "", "splip ms", "torch / splip", "in place / splip", "largest difference"]
     return table(head, rows) + f"\n\n{_machine(report['machine'])}"
 
 
 def search() -> str:
     """Exact top-k in a packed gallery: splip's time, and how many times longer the others take."""
     report = load("cosine_topk-cpu")
-    peers = [name for name in report["rows"][0]["median_ms"] if name != "splip"]
-    rows = []
+    m, rows = report["machine"], []
     for r in report["rows"]:
         ours = r["median_ms"]["splip"]
-        others = [
-            f"{r['ratio'][p]:.1f}" + (f" (recall {r['recall'][p]:.2f})" if r["recall"][p] < 0.995 else "")
-            for p in peers
-        ]
-        rows.append([f"{r['gallery']}, K={r['K']}, Q={r['Q']}", f"{ours:.1f}", f"{1e3 * r['Q'] / ours:,.0f}", *others])
-    first, m = report["rows"][0], report["machine"]
-    head = [f"N={first['N']:,}, D={first['D']}", "splip ms", "queries/s", *(f"{p} / splip" for p in peers)]
+        best = min((p for p in r["ratio"] if p not in ("splip", FLAT)), key=lambda p: r["ratio"][p])
+        recall = f", recall {r['recall'][best]:.2f}" if r["recall"][best] < 0.995 else ""
+        ceilings = [f"{100 * r[share]:.0f}%" for share in ("read_share", "multiply_share") if share in r]
+        rows.append(
+            [f"{r['gallery']}, N={r['N']:,}, D={r['D']}, K={r['K']}", str(r["Q"]), f"{ours:.1f}"]
+            + [f"{1e3 * r['Q'] / ours:,.0f}", *ceilings]
+            + [f"{r['ratio'][FLAT]:.1f}", f"{r['ratio'][best]:.1f} ({best}{recall})"]
+        )
+    head = ["", "Q", "splip ms", "queries/s", "of reading", "of multiplying", f"{FLAT} / splip", "best other / splip"]
     return (
         table(head, rows)
-        + f"\n\nMedians; splip's recall is 1. Packing {first['pack_GB_per_s']:.1f} GB/s, memory reads {m['read_GB_per_s']:.0f} GB/s,"
-        + f" {m['kernels']} kernels. {_machine(m)}"
+        + "\n\nMedians; splip's recall is 1. `of reading` and `of multiplying`: share of this machine's ceilings, "
+        + f"{m['read_GB_per_s']:.0f} GB/s and {m['multiply_G_per_s']:,.0f} G byte products/s. Packing "
+        + f"{max(r['pack_GB_per_s'] for r in report['rows']):.1f} GB/s, {m['kernels']} kernels. {_machine(m)}"
     )
+
+
+def plot_search(path: Path) -> None:
+    """Queries per second against batch size, log axes, of the first gallery of the search results."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    report = load("cosine_topk-cpu")
+    first = report["rows"][0]
+    same = [r for r in report["rows"] if all(r[key] == first[key] for key in ("gallery", "N", "D", "K"))]
+    plt.rcParams["svg.hashsalt"] = "splip"
+    figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    for name in first["median_ms"]:
+        x, y = [r["Q"] for r in same], [1e3 * r["Q"] / r["median_ms"][name] for r in same]
+        style = {"color": "#c1121f", "linewidth": 2.8, "zorder": 5} if name == "splip" else {"linewidth": 1.2}
+        recall = min(r["recall"][name] for r in same)
+        label = "splip, exact" if name == "splip" else name + (f" (recall {recall:.2f})" if recall < 0.995 else "")
+        axes.plot(x, y, marker="o", markersize=4, label=label, **style)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks([r["Q"] for r in same], [str(r["Q"]) for r in same])
+    axes.set_xlabel("queries at a time")
+    axes.set_ylabel("queries per second")
+    axes.set_title(
+        f"Top-{first['K']} of {first['N']:,} vectors, D = {first['D']}, {report['machine']['threads']} CPU threads"
+    )
+    axes.grid(True, which="major", alpha=0.3)
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 def ablation() -> str:
@@ -170,6 +207,7 @@ def main() -> None:
     if args.demo:
         take_demo(args.demo)
     if args.update:
+        plot_search(README.parent / "docs" / "search.svg")
         README.write_text(updated(README.read_text()))
     else:
         print("\n\n".join(make() for make in TABLES.values()))
