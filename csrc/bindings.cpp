@@ -64,11 +64,15 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_toolkit") = SPLIP_CUDA_TOOLKIT;
   m.attr("cuda_archs") = SPLIP_CUDA_ARCHS;
   m.attr("cuda_max_k") = cuda::kMaxK;
+  m.attr("cuda_max_queries") = cuda::kMaxQueries;
+  m.attr("cuda_max_width") = cuda::kMaxWidth;
   m.def("cuda_devices", cuda::devices);
 #else
   m.attr("cuda_toolkit") = "";
   m.attr("cuda_archs") = "";
   m.attr("cuda_max_k") = 0;
+  m.attr("cuda_max_queries") = 0;
+  m.attr("cuda_max_width") = 0;
   m.def("cuda_devices", [] { return std::vector<std::string>(); });
 #endif
   m.def("instruction_sets", cpu::instruction_sets);
@@ -125,6 +129,9 @@ PYBIND11_MODULE(_C, m) {
           dispatch(args, {device, stream, threads}, cpu::prompt_layernorm_backward,
                    SPLIP_CUDA_OP(prompt_layernorm_backward));
         });
+#ifdef SPLIP_HAS_CUDA
+  m.def("prompt_layernorm_scratch", cuda::prompt_layernorm_scratch);
+#endif
   m.def("patchify", [](uintptr_t images, std::vector<int64_t> strides, uintptr_t permutation,
                        uintptr_t patches, int64_t B, int64_t C, int64_t H, int64_t W, int64_t S,
                        int64_t grid, const std::vector<float>& mean, const std::vector<float>& std,
@@ -169,30 +176,39 @@ PYBIND11_MODULE(_C, m) {
           dispatch(args, {device, stream, threads}, cpu::patchify_backward,
                    SPLIP_CUDA_OP(patchify_backward));
         });
-  m.def("cosine_topk_scratch",
-        [](int64_t Q, int64_t N, int64_t D, int64_t K, int device, int threads) -> int64_t {
-          if (device < 0) return cpu::cosine_topk_scratch(Q, N, D, K, std::max(1, threads));
+  m.def(
+      "cosine_topk_scratch",
+      [](int64_t Q, int64_t N, int64_t D, int64_t K, int device, int threads,
+         [[maybe_unused]] int scan) -> int64_t {
+        if (device < 0) return cpu::cosine_topk_scratch(Q, N, D, K, std::max(1, threads));
 #ifdef SPLIP_HAS_CUDA
-          return cuda::cosine_topk_scratch(Q, N, D, K);
+        return cuda::cosine_topk_scratch(Q, N, K, static_cast<TopkScan>(scan));
 #else
-          throw std::runtime_error("splip was built without its CUDA kernels");
+        throw std::runtime_error("splip was built without its CUDA kernels");
 #endif
-        });
-  m.def("cosine_topk", [](uintptr_t queries, uintptr_t gallery, uintptr_t scores, uintptr_t indices,
-                          uintptr_t scratch, int64_t Q, int64_t N, int64_t D, int64_t K, int dtype,
-                          int device, uintptr_t stream, int threads) {
-    const CosineTopk args{pointer<void>(queries),
-                          pointer<void>(gallery),
-                          pointer<float>(scores),
-                          pointer<int64_t>(indices),
-                          pointer<void>(scratch),
-                          Q,
-                          N,
-                          D,
-                          K,
-                          static_cast<DType>(dtype)};
-    dispatch(args, {device, stream, threads}, cpu::cosine_topk, SPLIP_CUDA_OP(cosine_topk));
-  });
+      },
+      py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg() = 0);
+  m.def(
+      "cosine_topk",
+      [](uintptr_t queries, uintptr_t gallery, uintptr_t scores, uintptr_t indices,
+         uintptr_t scratch, int64_t Q, int64_t N, int64_t D, int64_t K, int dtype, int device,
+         uintptr_t stream, int threads, uintptr_t allowed, int scan) {
+        const CosineTopk args{pointer<void>(queries),
+                              pointer<void>(gallery),
+                              pointer<float>(scores),
+                              pointer<int64_t>(indices),
+                              pointer<void>(scratch),
+                              Q,
+                              N,
+                              D,
+                              K,
+                              static_cast<DType>(dtype),
+                              pointer<uint8_t>(allowed),
+                              static_cast<TopkScan>(scan)};
+        dispatch(args, {device, stream, threads}, cpu::cosine_topk, SPLIP_CUDA_OP(cosine_topk));
+      },
+      py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
+      py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg() = 0, py::arg() = 0);
   m.def("packed_panel_bytes", cpu::packed_panel_bytes);
   m.def("pack_gallery_scratch",
         [](int64_t D, int threads) { return cpu::pack_gallery_scratch(D, std::max(1, threads)); });

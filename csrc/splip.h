@@ -49,7 +49,7 @@ struct PromptLayerNorm {
 //   d_prompts [G, P, D] f32          out
 //   d_gamma   [D] f32                out
 //   d_beta    [D] f32                out
-//   scratch   [kLayerNormChunks, 2, D] f32
+//   scratch   [kLayerNormChunks, 2, D] f32; CUDA: prompt_layernorm_scratch() floats
 struct PromptLayerNormBackward {
   const void* d_tokens;
   const void* d_normed;
@@ -105,15 +105,20 @@ struct PatchifyBackward {
   DType dtype;
 };
 
+// How CUDA's cosine_topk multiplies: past 32 queries at a time, or in tiles of 64 or 128 of them.
+// `automatic` chooses by Q; the others are for tests and measurements.
+enum class TopkScan : int { automatic = 0, stream = 1, tiles64 = 2, tiles128 = 3 };
+
 // The K largest cosine similarities of each query, score descending, then index ascending.
 // Norms below kMinNorm count as kMinNorm, so a zero row scores 0. A score that is not a number, or
 // whose norm overflows, counts and is reported as -infinity.
 //
 //   queries  [Q, D]      in   f32 (CUDA: f32, f16 or bf16)
 //   gallery  [N, D]      in   same dtype
-//   scores   [Q, K] f32  out
-//   indices  [Q, K] i64  out
+//   scores   [Q, K] f32  out  CUDA: -infinity beyond the allowed rows
+//   indices  [Q, K] i64  out  CUDA: -1 there
 //   scratch  cosine_topk_scratch() bytes, 8-byte aligned
+//   allowed  [N] u8      in   CUDA: 0 is a row that may not be a result; null: all may
 struct CosineTopk {
   const void* queries;
   const void* gallery;
@@ -122,6 +127,8 @@ struct CosineTopk {
   void* scratch;
   int64_t Q, N, D, K;
   DType dtype;
+  const uint8_t* allowed = nullptr;
+  TopkScan scan = TopkScan::automatic;
 };
 
 // A gallery made ready for many searches on the CPU: unit rows less their mean, in 8 bits, in the
@@ -199,15 +206,19 @@ void packed_topk(const PackedTopk& a, int threads);
 namespace cuda {
 
 constexpr int64_t kMaxK = 1024;
+constexpr int64_t kMaxQueries = 1 << 14;  // of one call of cosine_topk
+constexpr int64_t kMaxWidth = 1 << 16;    // of its rows
 
 // One line per GPU: name, compute capability, memory. Throws without a driver.
 std::vector<std::string> devices();
 
 void prompt_layernorm(const PromptLayerNorm& a, int device, void* stream);
+int64_t prompt_layernorm_scratch(int64_t B, int64_t L, int64_t P, int64_t G, int64_t D, int64_t R,
+                                 int device);
 void prompt_layernorm_backward(const PromptLayerNormBackward& a, int device, void* stream);
 void patchify(const Patchify& a, int device, void* stream);
 void patchify_backward(const PatchifyBackward& a, int device, void* stream);
-int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t D, int64_t K);
+int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t K, TopkScan scan);
 void cosine_topk(const CosineTopk& a, int device, void* stream);
 
 }  // namespace cuda

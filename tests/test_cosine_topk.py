@@ -72,6 +72,18 @@ def test_zero_and_not_finite_rows(device):
     torch.testing.assert_close((scores, indices), reference.cosine_topk(queries, gallery, 6))
 
 
+def test_reference_with_a_mask():
+    """The definition of `allowed`: rows that may be results, then -1."""
+    queries, gallery = make((3, 20, 8, 4), "cpu")
+    gallery[5] = float("nan")
+    allowed = torch.arange(20) % 5 == 0
+    scores, indices = reference.cosine_topk(queries, gallery, 6, allowed)
+    kept = allowed.nonzero()[:, 0]
+    want = reference.cosine_topk(queries, gallery[kept], 4)
+    assert torch.equal(scores[:, :4], want[0]) and torch.equal(indices[:, :4], kept[want[1]])
+    assert (indices[:, 3] == 5).all() and (scores[:, 3:] == float("-inf")).all() and (indices[:, 4:] == -1).all()
+
+
 def test_norms_that_overflow(device):
     gallery = torch.tensor([[-1.0, 0.0], [1e20, 0.0], [1.0, 1.0]], device=device)
     for queries in (torch.tensor([[1.0, 0.0]], device=device), torch.tensor([[1e20, 1e20]], device=device)):

@@ -10,6 +10,7 @@
 
 #include "../common.h"
 #include "../splip.h"
+#include "ptx.cuh"
 
 // A failed CUDA call is a RuntimeError in Python, with the place and CUDA's name for it.
 #define SPLIP_CUDA_CHECK(call)                                                       \
@@ -55,11 +56,30 @@ __device__ __forceinline__ void store(float* p, float v) { *p = v; }
 __device__ __forceinline__ void store(__half* p, float v) { *p = __float2half_rn(v); }
 __device__ __forceinline__ void store(__nv_bfloat16* p, float v) { *p = __float2bfloat16_rn(v); }
 
+inline bool aligned(const void* p, size_t bytes) {
+  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
+}
+
 // Butterfly: every lane ends with the same sum, added in the same order.
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kFullMask, v, offset);
   return v;
+}
+
+// Multiprocessors of the current device.
+inline int multiprocessors(int device) {
+  int count = 0;
+  SPLIP_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+// Let a kernel use `bytes` of dynamic shared memory; above 48 KB it must ask.
+template <typename Kernel>
+void allow_shared(Kernel kernel, int bytes) {
+  if (bytes <= 48 * 1024) return;
+  SPLIP_CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 }
 
 // A grid dimension for `items` blocks; the kernels stride over what does not fit.

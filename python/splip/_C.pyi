@@ -4,6 +4,8 @@ has_cuda: bool
 cuda_toolkit: str
 cuda_archs: str
 cuda_max_k: int
+cuda_max_queries: int
+cuda_max_width: int
 layernorm_chunks: int
 max_channels: int
 
@@ -34,6 +36,7 @@ def prompt_layernorm(
     threads: int,
     /,
 ) -> None: ...
+def prompt_layernorm_scratch(B: int, L: int, P: int, G: int, D: int, R: int, device: int, /) -> int: ...
 def prompt_layernorm_backward(
     d_tokens: int,
     d_normed: int,
@@ -95,7 +98,7 @@ def patchify_backward(
     threads: int,
     /,
 ) -> None: ...
-def cosine_topk_scratch(Q: int, N: int, D: int, K: int, device: int, threads: int, /) -> int: ...
+def cosine_topk_scratch(Q: int, N: int, D: int, K: int, device: int, threads: int, scan: int = 0, /) -> int: ...
 def cosine_topk(
     queries: int,
     gallery: int,
@@ -110,6 +113,8 @@ def cosine_topk(
     device: int,
     stream: int,
     threads: int,
+    allowed: int = 0,
+    scan: int = 0,
     /,
 ) -> None: ...
 def packed_panel_bytes(N: int, D: int, /) -> int: ...

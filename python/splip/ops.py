@@ -185,7 +185,10 @@ def _prompt_layernorm_backward_native(
     d_x = tokens.new_empty(B, length, D)
     d_prompts = gamma.new_empty(sets, P, D)
     d_gamma, d_beta = gamma.new_empty(D), gamma.new_empty(D)
-    scratch = gamma.new_empty(_C.layernorm_chunks, 2, D)
+    if tokens.is_cuda:
+        scratch = gamma.new_empty(_C.prompt_layernorm_scratch(B, length, P, sets, D, replace, _where(tokens)[0]))
+    else:
+        scratch = gamma.new_empty(_C.layernorm_chunks, 2, D)
     # fmt: off
     _C.prompt_layernorm_backward(
         0 if d_tokens is None else d_tokens.data_ptr(), 0 if d_normed is None else d_normed.data_ptr(),
@@ -521,8 +524,8 @@ def cosine_topk(
         gallery: ``[N, D]``, same dtype; or a float32 gallery packed by :func:`pack_gallery`, for searches
             that are several times faster, exact all the same (scores are sums in float64) and have no gradient.
         k: results per query, ``0 <= k <= N``.
-        allowed: bool ``[N]``: rows that may be results; packed galleries only. With fewer than ``k``, the
-            last results are index -1 at ``-inf``.
+        allowed: bool ``[N]``: rows that may be results; on the CPU for packed galleries only. With fewer than
+            ``k``, the last results are index -1 at ``-inf``.
 
     Returns:
         ``(scores, indices)``: ``[Q, k]`` float32 and ``[Q, k]`` int64. A zero row scores 0. A score
@@ -532,8 +535,14 @@ def cosine_topk(
     Raises:
         ValueError: a shape, dtype or device does not match, or ``k > N``.
 
-    Native on: CPU (float32), CUDA (all three, ``k <= 1024``). Elsewhere: PyTorch. Scores are
-    differentiable in queries and gallery.
+    Native on: CPU (float32), CUDA (all three, ``k <= 1024``, ``N < 2**31``, ``D <= 65536``). Elsewhere: PyTorch.
+    Scores are differentiable in queries and gallery.
+
+    On CUDA the answer is exact: scores are cosines of the given rows, summed in float64 and rounded to
+    float32, and no row is missed. A scan in the rows' own precision (float32 rows: tf32) keeps every row that
+    rounding could have kept out, these are scored again in float64, and a query whose candidates do not fit
+    is scanned in float64 altogether. That follows from a bound on how the tensor cores round, taken at
+    more than what is known of them. Nothing synchronises, so a CUDA graph can record the call.
     """
     shape = gallery.shape
     if queries.dim() != 2 or len(shape) != 2 or queries.shape[1] != shape[1] or not queries.shape[1]:
@@ -543,16 +552,26 @@ def cosine_topk(
     _float_dtype("queries", queries)
     if isinstance(gallery, PackedGallery):
         return _check_packed_topk(queries, gallery, k, allowed)
-    if allowed is not None:
-        raise ValueError("allowed needs a packed gallery: see pack_gallery")
+    if allowed is not None and not queries.is_cuda:
+        raise ValueError("allowed needs a packed gallery on the CPU: see pack_gallery")
     if gallery.dtype != queries.dtype:
         raise ValueError(f"gallery must be {queries.dtype} like queries, got {gallery.dtype}")
     if not 0 <= k <= gallery.shape[0]:
         raise ValueError(f"k must be between 0 and the gallery's size {gallery.shape[0]}, got {k}")
-    _same_device(queries=queries, gallery=gallery)
-    if not _native(queries, (torch.float32,)) or (queries.is_cuda and k > _C.cuda_max_k):
-        return reference.cosine_topk(queries, gallery, k)
-    return _call(_cosine_topk, _cosine_topk_native, queries, gallery, k)
+    if allowed is not None:
+        _check_allowed(allowed, gallery.shape[0])
+    _same_device(queries=queries, gallery=gallery, allowed=allowed)
+    too_much = queries.is_cuda and (
+        k > _C.cuda_max_k or gallery.shape[0] >= 2**31 or gallery.shape[1] > _C.cuda_max_width
+    )
+    if not _native(queries, (torch.float32,)) or too_much:
+        return reference.cosine_topk(queries, gallery, k, allowed)
+    return _call(_cosine_topk, _cosine_topk_native, queries, gallery, k, allowed)
+
+
+def _check_allowed(allowed: Tensor, N: int) -> None:
+    if allowed.dtype != torch.bool or allowed.shape != (N,):
+        raise ValueError(f"allowed must be bool [{N}], got {allowed.dtype} {list(allowed.shape)}")
 
 
 def _check_packed_topk(
@@ -565,50 +584,70 @@ def _check_packed_topk(
         )
     if not 0 <= k <= N:
         raise ValueError(f"k must be between 0 and the gallery's size {N}, got {k}")
-    if allowed is not None and (allowed.dtype != torch.bool or allowed.shape != (N,)):
-        raise ValueError(f"allowed must be bool [{N}], got {allowed.dtype} {list(allowed.shape)}")
+    if allowed is not None:
+        _check_allowed(allowed, N)
     return _packed_topk(queries, gallery, k, allowed)
 
 
-def _cosine_topk_native(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
+# What CUDA's cosine_topk may take for the candidates of a block of queries.
+_MOST_SCRATCH = 1 << 28
+
+
+def _cosine_topk_native(
+    queries: Tensor, gallery: Tensor, k: int, allowed: Tensor | None = None, scan: int = 0
+) -> tuple[Tensor, Tensor]:
+    """scan: how CUDA multiplies, ``splip.h``'s TopkScan; 0 chooses."""
     queries, gallery = queries.contiguous(), gallery.contiguous()
     (Q, D), N = queries.shape, gallery.shape[0]
-    if not queries.is_cuda and Q >= PACK_QUERIES and N >= PACK_ROWS and D <= 65536:
+    if not queries.is_cuda and Q >= PACK_QUERIES and PACK_ROWS <= N < 2**31 and D <= 65536:
         return _packed_topk(queries, pack_gallery(gallery), k, None)
     scores = queries.new_empty(Q, k, dtype=torch.float32)
     indices = queries.new_empty(Q, k, dtype=torch.int64)
     if not Q or not k:
         return scores, indices
     device, stream, threads = _where(queries)
-    # On a GPU every query has lists in the scratch memory: bound it by taking some queries at a time.
-    block = Q if device < 0 else min(Q, 4096)
-    scratch = queries.new_empty(_C.cosine_topk_scratch(block, N, D, k, device, threads), dtype=torch.uint8)
+    # fmt: off
+    if device < 0:
+        scratch = queries.new_empty(_C.cosine_topk_scratch(Q, N, D, k, device, threads), dtype=torch.uint8)
+        _C.cosine_topk(
+            queries.data_ptr(), gallery.data_ptr(), scores.data_ptr(), indices.data_ptr(), scratch.data_ptr(),
+            Q, N, D, k, _DTYPES[queries.dtype], device, stream, threads,
+        )
+        return scores, indices
+    rows = None if allowed is None else allowed.contiguous()
+    # Every query has room for its candidates in the scratch memory: take blocks of queries, all of a size.
+    blocks = -(-Q // _C.cuda_max_queries)
+    while blocks < Q and _C.cosine_topk_scratch(-(-Q // blocks), N, D, k, device, threads, scan) > _MOST_SCRATCH:
+        blocks += 1
+    block = -(-Q // blocks)
+    need = max(_C.cosine_topk_scratch(n, N, D, k, device, threads, scan) for n in {block, Q % block or block})
+    scratch = queries.new_empty(need, dtype=torch.uint8)
     for first in range(0, Q, block):
         q, s, i = (t[first : first + block] for t in (queries, scores, indices))
-        if len(q) < block:  # fewer queries are split differently
-            scratch = queries.new_empty(_C.cosine_topk_scratch(len(q), N, D, k, device, threads), dtype=torch.uint8)
-        # fmt: off
         _C.cosine_topk(
             q.data_ptr(), gallery.data_ptr(), s.data_ptr(), i.data_ptr(), scratch.data_ptr(),
             len(q), N, D, k, _DTYPES[queries.dtype], device, stream, threads,
+            0 if rows is None else rows.data_ptr(), scan,
         )
-        # fmt: on
+    # fmt: on
     return scores, indices
 
 
 _cosine_topk = _register(
-    "cosine_topk", _cosine_topk_native, "(Tensor queries, Tensor gallery, SymInt k) -> (Tensor, Tensor)"
+    "cosine_topk",
+    _cosine_topk_native,
+    "(Tensor queries, Tensor gallery, SymInt k, Tensor? allowed=None) -> (Tensor, Tensor)",
 )
 
 
 @_cosine_topk.register_fake
-def _(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _(queries: Tensor, gallery: Tensor, k: int, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     Q = queries.shape[0]
     return queries.new_empty(Q, k, dtype=torch.float32), queries.new_empty(Q, k, dtype=torch.int64)
 
 
 def _cosine_topk_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    queries, gallery, _ = inputs
+    queries, gallery, _, _ = inputs
     scores, indices = output
     ctx.mark_non_differentiable(indices)
     ctx.save_for_backward(queries, gallery, scores, indices)
@@ -617,18 +656,20 @@ def _cosine_topk_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 def _cosine_topk_gradient(ctx: Any, d_scores: Tensor, _: Any) -> Any:
     """d cos(q, g) / d q = (g / |g| - cos * q / |q|) / |q|, and the same with q and g exchanged."""
     queries, gallery, scores, indices = ctx.saved_tensors
+    missing = indices < 0  # fewer allowed rows than results: no row, no gradient
+    scores, indices = scores.masked_fill(missing, 0), indices.clamp_min(0)
     q, chosen = queries.float()[:, None], gallery.float()[indices]  # [Q, 1, D], [Q, K, D]
     q_scale = 1 / q.norm(dim=2, keepdim=True).clamp_min(reference.MIN_NORM)
     g_scale = 1 / chosen.norm(dim=2, keepdim=True).clamp_min(reference.MIN_NORM)
     q_unit, g_unit, cosine = q * q_scale, chosen * g_scale, scores[:, :, None]
-    weight = d_scores[:, :, None]
+    weight = d_scores.masked_fill(missing, 0)[:, :, None]
     d_queries = (weight * (g_unit - cosine * q_unit) * q_scale).sum(dim=1).to(queries.dtype)
     if not ctx.needs_input_grad[1]:  # a fixed gallery: spare its [N, D] gradient
-        return d_queries, None, None
+        return d_queries, None, None, None
     d_chosen = weight * (q_unit - cosine * g_unit) * g_scale
     d_gallery = torch.zeros_like(gallery, dtype=torch.float32)
     d_gallery = d_gallery.index_add(0, indices.flatten(), d_chosen.flatten(0, 1)).to(gallery.dtype)
-    return d_queries, d_gallery, None
+    return d_queries, d_gallery, None, None
 
 
 _cosine_topk.register_autograd(_cosine_topk_gradient, setup_context=_cosine_topk_context)

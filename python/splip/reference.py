@@ -71,7 +71,7 @@ def patchify(
     return patches.reshape(B, (H // patch) * (W // patch), C * patch * patch).to(dtype)
 
 
-def cosine_topk(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def cosine_topk(queries: Tensor, gallery: Tensor, k: int, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """See :func:`splip.ops.cosine_topk`."""
     q, g = queries.float(), gallery.float()
     q_scale = 1 / q.norm(dim=1).clamp_min(MIN_NORM)
@@ -79,6 +79,12 @@ def cosine_topk(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tenso
     scale = q_scale[:, None] * g_scale[None, :]
     scores = (q @ g.T) * scale
     scores = scores.masked_fill(scores.isnan() | (scale == 0), float("-inf"))  # 0: a norm overflows
+    if allowed is not None:  # other rows are left out even where allowed ones score -inf
+        rows = allowed.nonzero()[:, 0]
+        order = scores[:, rows].argsort(dim=1, descending=True, stable=True)[:, :k]
+        order = rows[order]
+        missing = (0, k - order.shape[1])
+        return F.pad(scores.gather(1, order), missing, value=float("-inf")), F.pad(order, missing, value=-1)
     # A stable sort, not topk: among equal scores the lower index must come first.
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
     return scores.gather(1, order), order

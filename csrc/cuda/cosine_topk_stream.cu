@@ -1,0 +1,209 @@
+// CUDA cosine_topk, few queries: a warp multiplies 16 gallery rows with 8 to 32 queries on the
+// tensor cores, straight from memory. Bound by memory: every row is read once for all queries of a
+// group, N * D * sizeof(T) bytes; a warp has 4 KB of them in flight, a multiprocessor 64 KB.
+#include "cosine_topk.cuh"
+
+namespace splip::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kRows = 16;               // gallery rows of a warp: the M of its products
+constexpr int kGroupQueries = 8;        // their N
+constexpr int kBlockBytes = 64;         // of a row, in one step: four lanes, one chunk each
+constexpr int kUnroll = 4;              // steps whose loads are issued together
+constexpr int kPanelBytes = 64 * 1024;  // of shared memory for the queries
+constexpr int kBlocksPerMultiprocessor = 2;
+
+// One chunk of 16 bytes of a row from `column` on; zero past the end.
+template <typename T, bool kVector>
+__device__ __forceinline__ uint4 load_chunk(const T* row, int column, int D, bool use) {
+  uint4 chunk = {0, 0, 0, 0};
+  if (!use) return chunk;
+  if (kVector) {
+    if (column < D) chunk = load_stream(row + column);  // D is a multiple of a chunk
+    return chunk;
+  }
+  constexpr int kPerWord = 4 / sizeof(T);
+  uint32_t words[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int j = 0; j < kPerWord; ++j) {
+      const int c = column + i * kPerWord + j;
+      if (c >= D) continue;
+      if (sizeof(T) == 4) {
+        words[i] = reinterpret_cast<const uint32_t*>(row)[c];
+      } else {
+        words[i] |= uint32_t(reinterpret_cast<const uint16_t*>(row)[c]) << (16 * j);
+      }
+    }
+  }
+  return {words[0], words[1], words[2], words[3]};
+}
+
+// blockIdx.y: 8 * kGroups queries. Their chunks stand in shared memory as the lanes want them:
+// [block of 64 bytes][group][lane]. A row longer than the panel takes several, each filled anew.
+template <typename T, int kGroups, bool kVector>
+__global__ void __launch_bounds__(kWarp* kWarps, kBlocksPerMultiprocessor)
+    stream_kernel(Pass p, int panel_blocks) {
+  extern __shared__ uint4 panel[];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int g = mma::direct_row(lane), chunk = mma::direct_chunk(lane);
+  constexpr int kChunk = mma::kChunkBytes / sizeof(T);  // elements
+  constexpr int kColumns = kBlockBytes / sizeof(T);
+  const int blocks = (p.D + kColumns - 1) / kColumns;
+  const int first_query = blockIdx.y * kGroups * kGroupQueries;
+  const auto* queries = static_cast<const T*>(p.queries);
+  const auto* gallery = static_cast<const T*>(p.gallery);
+
+  const auto fill_panel = [&](int from) {
+    for (int i = threadIdx.x; i < panel_blocks * kGroups * kWarp; i += kWarp * kWarps) {
+      const int own = i % kWarp, group = i / kWarp % kGroups, block = i / kWarp / kGroups;
+      const int q = first_query + group * kGroupQueries + mma::direct_row(own);
+      const int column = (from + block) * kColumns + mma::direct_chunk(own) * kChunk;
+      uint4 words = load_chunk<T, kVector>(queries + int64_t(q) * p.D, column, p.D, q < p.Q);
+      words.x = Element<T>::operand(words.x);
+      words.y = Element<T>::operand(words.y);
+      words.z = Element<T>::operand(words.z);
+      words.w = Element<T>::operand(words.w);
+      panel[i] = words;
+    }
+  };
+
+  float cuts[kGroups][2];
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int q = first_query + group * kGroupQueries + mma::c_column(lane, i);
+      cuts[group][i] = q < p.Q ? p.out.cuts[q] : INFINITY;
+    }
+  }
+  const bool one_panel = blocks <= panel_blocks;
+  if (one_panel) {
+    fill_panel(0);
+    __syncthreads();
+  }
+
+  const int64_t row_blocks = (p.rows + kRows - 1) / kRows;
+  // The same number of turns for all warps of the block: they fill the panels together.
+  for (int64_t base = int64_t(blockIdx.x) * kWarps; base < row_blocks;
+       base += int64_t(gridDim.x) * kWarps) {
+    int64_t rows[2];
+    bool use[2];
+    const T* data[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      rows[half] = (base + warp) * kRows + g + half * 8;
+      const int64_t index = topk::sampled(rows[half], p.step);
+      use[half] = rows[half] < p.rows && (p.allowed == nullptr || p.allowed[index] != 0);
+      data[half] = gallery + index * p.D;
+    }
+    const bool any = __any_sync(kFullMask, use[0] || use[1]);  // else spare the reads
+    float product[kGroups][4] = {};
+    float squares[2] = {0, 0};
+    for (int from = 0; from < blocks; from += panel_blocks) {
+      if (!one_panel) {
+        __syncthreads();
+        fill_panel(from);
+        __syncthreads();
+      }
+      const int count = blocks - from < panel_blocks ? blocks - from : panel_blocks;
+      for (int b = 0; any && b < count; b += kUnroll) {
+        uint4 x[kUnroll], y[kUnroll];
+#pragma unroll
+        for (int u = 0; u < kUnroll; ++u) {
+          const int column = (from + b + u) * kColumns + chunk * kChunk;
+          x[u] = load_chunk<T, kVector>(data[0], column, p.D, use[0]);
+          y[u] = load_chunk<T, kVector>(data[1], column, p.D, use[1]);
+        }
+#pragma unroll
+        for (int u = 0; u < kUnroll; ++u) {
+          const uint32_t xs[4] = {x[u].x, x[u].y, x[u].z, x[u].w};
+          const uint32_t ys[4] = {y[u].x, y[u].y, y[u].z, y[u].w};
+          uint32_t xo[4], yo[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            squares[0] = Element<T>::squares(xs[i], squares[0]);
+            squares[1] = Element<T>::squares(ys[i], squares[1]);
+            xo[i] = Element<T>::operand(xs[i]);
+            yo[i] = Element<T>::operand(ys[i]);
+          }
+#pragma unroll
+          for (int group = 0; group < kGroups; ++group) {
+            const uint4 w = panel[((b + u) * kGroups + group) * kWarp + lane];
+            mma_sync<T>(product[group], xo[0], yo[0], xo[1], yo[1], w.x, w.y);
+            mma_sync<T>(product[group], xo[2], yo[2], xo[3], yo[3], w.z, w.w);
+          }
+        }
+      }
+    }
+    float inverse[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {  // the four lanes of a row share its squares
+      squares[half] += __shfl_xor_sync(kFullMask, squares[half], 1);
+      squares[half] += __shfl_xor_sync(kFullMask, squares[half], 2);
+      inverse[half] = use[half] ? inverse_norm(squares[half]) : NAN;
+    }
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int half = i / 2;
+        const float score = product[group][i] * inverse[half];
+        const int q = first_query + group * kGroupQueries + mma::c_column(lane, i);
+        const auto index = static_cast<uint32_t>(topk::sampled(rows[half], p.step));
+        if (p.dense) {
+          if (q < p.Q && rows[half] < p.rows) {
+            p.out.keys[int64_t(q) * p.out.capacity + rows[half]] =
+                score == score ? topk::make_key(score, index) : 0;
+          }
+        } else if (score >= cuts[group][i % 2]) {
+          push(p.out, q, index, score);
+        }
+      }
+    }
+  }
+}
+
+template <typename T, int kGroups, bool kVector>
+void launch(const Pass& p, int device, cudaStream_t stream) {
+  constexpr int kColumns = kBlockBytes / sizeof(T);
+  constexpr int kBlock = kGroups * kWarp * mma::kChunkBytes;  // panel bytes of a block of columns
+  const int needed = (p.D + kColumns - 1) / kColumns;
+  const int padded = (needed + kUnroll - 1) / kUnroll * kUnroll;
+  const int panel_blocks = padded < kPanelBytes / kBlock ? padded : kPanelBytes / kBlock;
+  const int shared = panel_blocks * kBlock;
+  allow_shared(stream_kernel<T, kGroups, kVector>, shared);
+  const int64_t work = (p.rows + kRows * kWarps - 1) / (kRows * kWarps);
+  const unsigned blocks =
+      grid_for(work, int64_t(multiprocessors(device)) * kBlocksPerMultiprocessor);
+  const int groups = (p.Q + kGroups * kGroupQueries - 1) / (kGroups * kGroupQueries);
+  stream_kernel<T, kGroups, kVector>
+      <<<dim3(blocks, groups), kWarp * kWarps, shared, stream>>>(p, panel_blocks);
+  SPLIP_CUDA_CHECK(cudaGetLastError());
+}
+
+template <typename T>
+void launch_any(const Pass& p, int device, cudaStream_t stream) {
+  const bool vector = p.D % (mma::kChunkBytes / sizeof(T)) == 0 &&
+                      aligned(p.gallery, mma::kChunkBytes) && aligned(p.queries, mma::kChunkBytes);
+  if (!vector) return launch<T, 4, false>(p, device, stream);
+  if (p.Q <= kGroupQueries) return launch<T, 1, true>(p, device, stream);
+  launch<T, 4, true>(p, device, stream);
+}
+
+}  // namespace
+
+void scan_stream(const Pass& pass, DType dtype, int device, cudaStream_t stream) {
+  switch (dtype) {
+    case DType::f32:
+      return launch_any<float>(pass, device, stream);
+    case DType::f16:
+      return launch_any<__half>(pass, device, stream);
+    default:
+      return launch_any<__nv_bfloat16>(pass, device, stream);
+  }
+}
+
+}  // namespace splip::cuda

@@ -1,0 +1,113 @@
+// CUDA on the host, for tests without a GPU: enough of the runtime to run the kernels of csrc/cuda
+// as they are, one block after another, each thread of a block a fiber. Fibers change places at
+// barriers and warp operations only, in an order drawn at random, so a barrier that is missing
+// shows as a wrong result more often than not. Slow; it shows that results are right, not that they
+// are fast.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <driver_types.h>
+#include <vector_types.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#undef __device__
+#undef __global__
+#undef __host__
+#undef __forceinline__
+#undef __launch_bounds__
+#undef __grid_constant__
+#define __device__
+#define __global__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+namespace on_host {
+
+struct Thread {
+  uint3 thread, block;
+  dim3 block_dim, grid_dim;
+};
+const Thread& here();
+void* shared_memory();  // of the block, dynamic
+void block_barrier();
+// All lanes of a warp post a value of some bytes and see all values.
+void exchange(const void* own, size_t bytes, void* all);
+
+struct Config {
+  dim3 grid, block;
+  size_t shared;
+};
+template <typename Grid, typename Block, typename Stream>
+Config config(Grid grid, Block block, size_t shared, Stream) {
+  return {dim3(grid), dim3(static_cast<unsigned>(block)), shared};
+}
+void launch(const Config& config, const std::function<void()>& kernel);
+
+}  // namespace on_host
+
+#define threadIdx (on_host::here().thread)
+#define blockIdx (on_host::here().block)
+#define blockDim (on_host::here().block_dim)
+#define gridDim (on_host::here().grid_dim)
+
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorName(cudaError_t) { return ""; }
+inline const char* cudaGetErrorString(cudaError_t) { return ""; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  return *value = 2, cudaSuccess;  // few multiprocessors: blocks must take many turns
+}
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+
+inline void __syncthreads() { on_host::block_barrier(); }
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  T all[32];
+  on_host::exchange(&value, sizeof value, all);
+  return all[threadIdx.x % 32 ^ mask];
+}
+inline int __any_sync(unsigned, int value) {
+  int all[32], any = 0;
+  on_host::exchange(&value, sizeof value, all);
+  for (int v : all) any |= v != 0;
+  return any;
+}
+inline int __reduce_add_sync(unsigned, int value) {
+  int all[32], sum = 0;
+  on_host::exchange(&value, sizeof value, all);
+  for (int v : all) sum += v;
+  return sum;
+}
+template <typename T>
+T atomicAdd(T* p, T value) {
+  const T before = *p;
+  *p += value;
+  return before;
+}
+template <typename T>
+T __ldg(const T* p) {
+  return *p;
+}
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __uint_as_float(uint32_t v) {
+  float f;
+  std::memcpy(&f, &v, sizeof f);
+  return f;
+}
+inline uint32_t __float_as_uint(float v) {
+  uint32_t u;
+  std::memcpy(&u, &v, sizeof u);
+  return u;
+}

@@ -1,0 +1,284 @@
+"""The CUDA kernels' own source, run on the host by an emulated block of threads, against the reference.
+
+What a GPU adds and this cannot show: real concurrency, memory that is weakly ordered, and speed.
+"""
+
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from splip import reference
+
+pytestmark = pytest.mark.slow  # compiling the kernels for the host takes most of it
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+SOURCES = ["prompt_layernorm", "patchify", "cosine_topk", "cosine_topk_stream", "cosine_topk_tiles"]
+
+
+def as_host_code(source):
+    """Kernel launches become calls, shared memory the block's own; everything else stays."""
+    source = re.sub(
+        r"extern __shared__ (\w+) (\w+)\[\];", r"\1* \2 = static_cast<\1*>(on_host::shared_memory());", source
+    )
+    source = source.replace("__shared__", "static")
+    launch = re.compile(r"(\w+_kernel(?:<[\w\s,:]+>)?)\s*<<<(.*?)>>>\s*\((.*?)\);", re.DOTALL)
+    source, count = launch.subn(r"on_host::launch(on_host::config(\2), [&] { \1(\3); });", source)
+    assert count and "<<<" not in source
+    return source
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    compiler, nvcc = shutil.which("c++") or shutil.which("g++"), shutil.which("nvcc")
+    if compiler is None or nvcc is None:
+        pytest.skip("no C++ compiler, or no CUDA toolkit for its headers")
+    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null"], capture_output=True, text=True).stderr
+    include = [Path(found) for found in re.findall(r'-I([^" ]+)', dry)]
+    if not any((path / "cuda_fp16.h").is_file() for path in include):
+        pytest.skip("no headers of the CUDA toolkit")
+    here = tmp_path_factory.mktemp("cuda_on_host")
+    emulator = ROOT / "tests/cuda_on_host"
+    (here / "csrc/cuda").mkdir(parents=True)
+    for header in (ROOT / "csrc").glob("*.h"):
+        shutil.copy(header, here / "csrc")
+    for name in ("common.cuh", "cosine_topk.cuh"):
+        shutil.copy(ROOT / "csrc/cuda" / name, here / "csrc/cuda")
+    shutil.copy(emulator / "ptx.cuh", here / "csrc/cuda")
+    shutil.copytree(emulator, here / "tests/cuda_on_host")
+    jobs, objects = [], []
+    flags = ["-std=c++17", "-O1", "-w", "-fPIC", "-DSPLIP_HAS_CUDA", f"-I{emulator}"]
+    flags += [f"-isystem{path}" for path in include]
+    for name in SOURCES:
+        path = here / "csrc/cuda" / f"{name}.cpp"
+        path.write_text(as_host_code((ROOT / "csrc/cuda" / f"{name}.cu").read_text()))
+        objects.append(path.with_suffix(".o"))
+        jobs.append(subprocess.Popen([compiler, *flags, "-c", path, "-o", objects[-1]]))
+    objects.append(here / "on_host.o")
+    jobs.append(subprocess.Popen([compiler, *flags, "-c", here / "tests/cuda_on_host/on_host.cpp", "-o", objects[-1]]))
+    assert not any([job.wait() for job in jobs])
+    subprocess.run([compiler, "-shared", *objects, "-o", here / "kernels.so"], check=True)
+    library = ctypes.CDLL(str(here / "kernels.so"))
+    library.cosine_topk_scratch.restype = library.prompt_layernorm_scratch.restype = ctypes.c_int64
+    return library
+
+
+def pointer(tensor):
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def pointers(*tensors):
+    return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+
+
+def sizes(*values):
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def floats(values):
+    return (ctypes.c_float * len(values))(*values)
+
+
+# ---- cosine_topk ----
+
+
+def topk(kernels, queries, gallery, k, allowed=None, scan=0, seed=0):
+    kernels.seed(seed)
+    (Q, D), N = queries.shape, len(gallery)
+    scores, indices = torch.empty(Q, k), torch.full((Q, k), -7)
+    need = kernels.cosine_topk_scratch(*(ctypes.c_int64(v) for v in (Q, N, k)), scan)
+    scratch = torch.randint(-(2**62), 2**62, (need // 8 + 1,))  # whatever memory held before
+    kernels.cosine_topk(pointer(queries), pointer(gallery), pointer(allowed), pointer(scores), pointer(indices),
+                        pointer(scratch), sizes(Q, N, D, k), KINDS[queries.dtype], scan)  # fmt: skip
+    return scores, indices
+
+
+def exact(queries, gallery, k, allowed=None):
+    """Sums in float64, rounded; ties by index; -1 beyond the allowed rows."""
+    scores = (
+        torch.nn.functional.normalize(queries.double(), dim=1, eps=1e-12)
+        @ torch.nn.functional.normalize(gallery.double(), dim=1, eps=1e-12).T
+    )
+    scores = scores.float()
+    for rows, axis in ((queries, 1), (gallery, 0)):
+        squares = rows.double().square().sum(dim=1)
+        wrong = ~(squares <= torch.finfo(torch.float32).max)
+        scores = scores.masked_fill(wrong.unsqueeze(axis), float("-inf"))
+    rows = torch.arange(len(gallery)) if allowed is None else allowed.nonzero()[:, 0]
+    order = rows[scores[:, rows].argsort(dim=1, descending=True, stable=True)[:, :k]]
+    missing = (0, k - order.shape[1])
+    pad = torch.nn.functional.pad
+    return pad(scores.gather(1, order), missing, value=float("-inf")), pad(order, missing, value=-1)
+
+
+def check(kernels, queries, gallery, k, allowed=None, scan=0, seed=0):
+    scores, indices = topk(kernels, queries, gallery, k, allowed, scan, seed)
+    want_scores, want = exact(queries, gallery, k, allowed)
+    torch.testing.assert_close(scores, want_scores, rtol=0, atol=1e-7)
+    moved = indices != want  # two sums in float64 that round to neighbours may change places
+    torch.testing.assert_close(scores[moved], want_scores[moved], rtol=0, atol=1.2e-7)
+    assert moved.float().mean() < 0.02
+    assert all(len(set(row)) == len(row) for row in indices.tolist() if -1 not in row)
+
+
+SCANS = {"stream": 1, "tiles64": 2, "tiles128": 3}
+# Q, N, D, K: one of each; odd sizes; two k-steps and a part; all of the gallery; two passes
+SHAPES = [(1, 1, 1, 1), (3, 50, 17, 10), (5, 70, 72, 70), (9, 300, 136, 5), (2, 9001, 24, 100)]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_topk(shape, scan, dtype, kernels):
+    Q, N, D, K = shape
+    check(kernels, torch.randn(Q, D).to(dtype), torch.randn(N, D).to(dtype), K, scan=SCANS[scan])
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_topk_takes_several_passes_and_turns(scan, kernels):
+    """More rows than a pass keeps, more tiles than blocks, more queries than a tile or a group."""
+    queries, gallery = torch.randn(70, 40).bfloat16(), torch.randn(5000, 40).bfloat16()
+    if scan == "stream":
+        gallery = torch.randn(20_000, 8).bfloat16()
+        queries = torch.randn(3, 8).bfloat16()
+    check(kernels, queries, gallery, 7, scan=SCANS[scan], seed=1)
+
+
+def test_topk_of_a_sorted_gallery(kernels):
+    direction, noise = torch.randn(1, 32), torch.randn(9000, 32)
+    gallery = torch.nn.functional.normalize(noise, dim=1)
+    gallery = gallery[(gallery @ direction.T)[:, 0].argsort()]
+    check(kernels, direction.repeat(2, 1), gallery, 10, scan=3)
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_topk_with_a_mask(scan, kernels):
+    queries, gallery = torch.randn(3, 16), torch.randn(700, 16)
+    for share in (0.5, 0.01, 0.0):
+        allowed = torch.rand(700) < share
+        check(kernels, queries, gallery, 20, allowed, SCANS[scan])
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_topk_of_equal_rows_takes_the_exact_scan(scan, kernels):
+    gallery = torch.randn(1, 16).repeat(17_000 if scan == "stream" else 6000, 1)
+    scores, indices = topk(kernels, torch.randn(2, 16), gallery, 5, scan=SCANS[scan])
+    assert indices.tolist() == [list(range(5))] * 2 and (scores.diff(dim=1) == 0).all()
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_topk_of_rows_without_a_score(scan, kernels):
+    gallery = torch.eye(6, 8)
+    gallery[1], gallery[3, 0], gallery[4, 0] = 0, float("nan"), float("inf")
+    queries = torch.tensor([[1.0, 0, 0, 0, 0, 0.5, 0, 0], [0] * 8, [float("nan")] * 8, [1e20] * 8, [1e18] * 8])
+    for k in (2, 6):
+        check(kernels, queries, gallery, k, scan=SCANS[scan])
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_topk_of_misaligned_rows(scan, kernels):
+    store = torch.randn(200 * 16 + 1).bfloat16()[1:]
+    check(kernels, torch.randn(4, 16).bfloat16(), store.view(200, 16), 9, scan=SCANS[scan])
+
+
+def test_topk_of_long_rows_fills_the_panel_again(kernels):
+    check(kernels, torch.randn(9, 600), torch.randn(150, 600), 4, scan=1)
+    check(kernels, torch.randn(1, 5000).bfloat16(), torch.randn(40, 5000).bfloat16(), 4, scan=1)
+
+
+def test_topk_does_not_depend_on_the_order_of_threads(kernels):
+    queries, gallery = torch.randn(3, 16), torch.randn(40, 16).repeat(120, 1)
+    first = topk(kernels, queries, gallery, 130, scan=2, seed=1)
+    for seed in (2, 3):
+        again = topk(kernels, queries, gallery, 130, scan=2, seed=seed)
+        assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+
+
+# ---- prompt_layernorm ----
+
+TOL = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+# B, L, P, D, replace, own prompts: class token only, vectors of several widths, odd D, deep prompting, many rows
+ROWS = [(1, 1, 0, 8, 0, False), (2, 9, 4, 768, 0, False), (3, 5, 1, 1000, 0, True), (1, 5, 3, 17, 2, False),
+        (4, 12, 6, 128, 6, True), (70, 9, 2, 64, 3, False), (2, 4, 1, 1536, 0, False)]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("shape", ROWS, ids=str)
+def test_layernorm(shape, dtype, kernels):
+    B, L, P, D, R, own = shape
+    G, T = B if own else 1, L - R + P
+    x = torch.randn(B, L, D).mul(3).add(1).to(dtype)
+    prompts, gamma, beta = torch.randn(G, P, D).to(dtype), torch.randn(D), torch.randn(D)
+    tokens, normed = torch.empty(B, T, D, dtype=dtype), torch.empty(B, T, D, dtype=dtype)
+    mean, rstd = torch.empty(B, T), torch.empty(B, T)
+    n = sizes(B, L, P, G, D, R)
+    kernels.prompt_layernorm(
+        pointers(x, prompts, gamma, beta, tokens, normed, mean, rstd), n, ctypes.c_float(1e-5), KINDS[dtype]
+    )
+    inputs = [t.requires_grad_() for t in (x, prompts, gamma, beta)]
+    want = reference.prompt_layernorm(*inputs, replace=R)
+    torch.testing.assert_close(tokens, want[0], rtol=0, atol=0)
+    torch.testing.assert_close(normed, want[1], rtol=TOL[dtype], atol=TOL[dtype])
+    grads = [torch.randn(B, T, D).to(dtype) for _ in range(2)]
+    for given in (grads, [grads[0], None], [None, grads[1]]):
+        d_x, d_prompts = torch.full_like(x, float("nan")), torch.full((G, P, D), float("nan"))
+        d_gamma, d_beta = torch.full((D,), float("nan")), torch.full((D,), float("nan"))
+        scratch = torch.full((kernels.prompt_layernorm_scratch(n),), float("nan"))
+        kernels.prompt_layernorm_backward(
+            pointers(*given, tokens, gamma, mean, rstd, d_x, d_prompts, d_gamma, d_beta, scratch), n, KINDS[dtype]
+        )
+        outputs = [(o, g) for o, g in zip(want, given, strict=True) if g is not None]
+        exact = torch.autograd.grad([o for o, _ in outputs], inputs, [g for _, g in outputs], retain_graph=True,
+                                    allow_unused=True)  # fmt: skip
+        for name, g, w in zip(["x", "prompts", "gamma", "beta"], (d_x, d_prompts, d_gamma, d_beta), exact, strict=True):
+            w = torch.zeros_like(g) if w is None else w.to(g.dtype)
+            tol = TOL[dtype] * max(1.0, float(w.abs().max()) if w.numel() else 1.0)
+            torch.testing.assert_close(g, w, rtol=TOL[dtype], atol=tol, msg=lambda m: f"d_{name}: {m}")
+
+
+# ---- patchify ----
+
+MEAN, STD = (0.48, 0.46, 0.41, 0.5), (0.27, 0.26, 0.28, 0.3)
+# B, C, H, W, S, grid: ViT-B/32 in small, tiles narrower than a run, patches of 14, odd, one pixel
+PICTURES = [(2, 3, 96, 64, 32, 3), (2, 3, 32, 48, 16, 12), (1, 3, 28, 42, 14, 3), (2, 4, 15, 21, 3, 4),
+            (1, 1, 1, 1, 1, 1), (2, 1, 24, 40, 8, 3)]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("layout", ["planar", "channels last", "strided", "shifted"])
+@pytest.mark.parametrize("kind", ["uint8", "float"])
+@pytest.mark.parametrize("shape", PICTURES, ids=str)
+def test_patchify(shape, kind, layout, dtype, kernels):
+    B, C, H, W, S, grid = shape
+    pixels = torch.randint(0, 256, (B, H, W, C), dtype=torch.uint8)
+    pixels = pixels if kind == "uint8" else pixels / 255
+    if layout == "shifted":  # an address that is no multiple of four pixels
+        store = torch.zeros(pixels.numel() + 1, dtype=pixels.dtype)
+        store[1:] = pixels.flatten()
+        pixels = store[1:].view(B, H, W, C)
+    images = pixels.permute(0, 3, 1, 2)
+    if layout == "planar":
+        images = images.contiguous()
+    elif layout == "strided":
+        images = images.repeat_interleave(2, dim=3)[..., ::2]
+    for permutation in (None, torch.stack([torch.randperm(grid * grid) for _ in range(B)])):
+        patches = torch.full((B, H // S * (W // S), C * S * S), float("nan"), dtype=dtype)
+        n = sizes(B, C, H, W, S, 1 if permutation is None else grid)
+        kernels.patchify(pointer(images), sizes(*images.stride()), pointer(permutation), pointer(patches), n,
+                         floats(MEAN[:C]), floats(STD[:C]), KINDS[images.dtype], KINDS[dtype])  # fmt: skip
+        source = images.detach().clone().requires_grad_(kind == "float")
+        want = reference.patchify(source, S, MEAN[:C], STD[:C], permutation, grid, dtype)
+        assert torch.equal(patches, want)
+        if kind == "float" and layout == "planar":
+            grad = torch.randn(want.shape).to(dtype)
+            d_images = torch.full((B, C, H, W), float("nan"))
+            kernels.patchify_backward(pointer(grad), pointer(permutation), pointer(d_images), n, floats(STD[:C]),
+                                      KINDS[dtype])  # fmt: skip
+            (exact,) = torch.autograd.grad(want, source, grad)
+            torch.testing.assert_close(d_images, exact, rtol=1e-6, atol=1e-6)
