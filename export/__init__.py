@@ -1,1 +1,10 @@
-"""Export of trained encoders to ONNX and TensorRT: nothing here yet."""
+"""Export of trained encoders to ONNX, OpenVINO and TensorRT, and what running them needs."""
+
+
+def main() -> int:
+    """The console script ``splip-export``: the same as ``splip export``."""
+    import sys
+
+    from splip import cli
+
+    return cli.main(["export", *sys.argv[1:]])

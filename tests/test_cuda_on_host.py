@@ -14,7 +14,7 @@ import torch
 
 from splip import reference
 
-pytestmark = pytest.mark.slow  # compiling the kernels for the host takes most of it
+pytestmark = pytest.mark.exhaustive  # compiling the kernels for the host takes most of it
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}

@@ -5,10 +5,10 @@ import importlib.resources
 import subprocess
 import sys
 
-import splip.export
 import torch
 
 import splip
+import splip.export
 from splip import _C
 
 

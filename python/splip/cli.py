@@ -37,17 +37,65 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "splip sweep --config sketchy-2 --rows 'ablations/*' --set data.root=Sketchy --out runs/ablation\n"
         "  splip sweep --config sketchy-2 --rows zero-shot clip-ln clip-at maple --set data.root=Sketchy --seeds 0",
     ),
-    "index": (
-        "IndexConfig",
-        "splip.index:build",
-        "embed the photos of folders into a gallery",
-        "splip index ~/Pictures --checkpoint runs/sample/best.pt --gallery my-gallery",
+    "index add": (
+        "IndexAddConfig",
+        "splip.index:add",
+        "embed the pictures of folders into a gallery",
+        "splip index add ~/Pictures --gallery my-gallery --model runs/sample/best.pt\n"
+        "  splip index add ~/Pictures --gallery my-gallery\n"
+        "  splip index add holiday --gallery my-gallery --label-from none --tag year=2025 --tag place=sea\n"
+        "  splip index add @more.txt --gallery my-gallery --engine openvino --model exported",
+    ),
+    "index remove": (
+        "IndexRemoveConfig",
+        "splip.index:remove",
+        "take pictures out of a gallery",
+        "splip index remove ~/Pictures/old --gallery my-gallery\n"
+        "  splip index remove --gallery my-gallery --label horse --tag year=2025 --dry-run\n"
+        "  splip index remove --gallery my-gallery --missing",
+    ),
+    "index list": (
+        "IndexListConfig",
+        "splip.index:show",
+        "print what a gallery holds",
+        "splip index list --gallery my-gallery --label horse\n"
+        "  splip index list --gallery my-gallery --labels\n"
+        "  splip index list --gallery my-gallery --json",
+    ),
+    "index check": (
+        "IndexCheckConfig",
+        "splip.index:check",
+        "compare a gallery with its checksums",
+        "splip index check --gallery my-gallery",
+    ),
+    "index compact": (
+        "IndexCompactConfig",
+        "splip.index:compact",
+        "give back the room of removed pictures",
+        "splip index compact --gallery my-gallery",
+    ),
+    "index export": (
+        "IndexExportConfig",
+        "splip.index:export",
+        "write a gallery's vectors and metadata",
+        "splip index export --gallery my-gallery --out vectors --format parquet",
     ),
     "search": (
         "SearchConfig",
         "splip.index:search",
-        "find the photos of a gallery that match a sketch",
-        "splip search --gallery my-gallery --sketch my.png -k 10 --grid out.png",
+        "find the pictures that match a drawing or words",
+        "splip search --gallery my-gallery --sketch my.png -k 10 --grid out.png\n"
+        "  splip search --gallery my-gallery --sketch my.png --text 'red car' --text-weight 0.3\n"
+        "  splip search --gallery my-gallery --text horse --label animals --tag year=2025 --json\n"
+        "  splip search --gallery my-gallery --photo one.jpg --under ~/Pictures/2025",
+    ),
+    "serve": (
+        "ServeConfig",
+        "splip.serve:serve",
+        "serve a gallery over HTTP, with a page to draw on",
+        "splip serve --gallery my-gallery\n"
+        "  splip serve --gallery my-gallery --host 0.0.0.0 --token-file token --protect all --log json\n"
+        "  splip serve --gallery my-gallery --token-file token --allow-root ~/Pictures",
     ),
     "data sample": (
         "SampleConfig",
@@ -68,6 +116,15 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "splip.demo:demo",
         "the whole way on the sample data, with a page to look at",
         "splip demo --out demo",
+    ),
+    "export": (
+        "ExportConfig",
+        "splip.export.command:export",
+        "write the encoders for ONNX, OpenVINO and TensorRT",
+        "splip export runs/sample/best.pt --onnx --openvino --fuse-preprocess --out exported\n"
+        "  splip export runs/sample/best.pt --trt --precision fp16 --batch 1:8:64 --out engines\n"
+        "  splip export runs/sample/best.pt --trt --compute-capability 8.6 8.9 12.0 --precision fp16 --out engines\n"
+        "  splip export runs/sample/best.pt --openvino --precision int8 --calibration my-pictures --out small",
     ),
     "info": (
         "InfoConfig",
@@ -92,7 +149,7 @@ def usage() -> str:
             "examples:",
             "  splip data sample --out sample",
             "  splip train --config sample --data.root sample --out runs/sample",
-            "  splip index sample/photo --checkpoint runs/sample/best.pt --gallery gallery",
+            "  splip index add sample/photo --gallery gallery --model runs/sample/best.pt",
             "  splip search --gallery gallery --sketch sample/sketch/horse/1f40e-1.png -k 10 --grid out.png",
         ]
     )

@@ -221,39 +221,198 @@ class EvalConfig:
 
 
 @dataclass
-class IndexConfig:
-    """Embed the pictures of folders and write a gallery that can be searched."""
+class IndexAddConfig:
+    """Embed the pictures of folders and keep them in a gallery; pictures that it holds unchanged are passed over."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of pictures, searched through all levels, or single pictures."""
+    """Folders of pictures, searched through all levels but for hidden ones, single pictures, or @FILE as --list FILE."""
     gallery: Path
-    """Folder of the gallery to write."""
-    checkpoint: Path
-    """best.pt of a run; a copy goes into the gallery."""
-    overwrite: bool = False
-    """Replace an existing gallery."""
+    """Folder of the gallery; made if it is not there."""
+    model: Path | None = None
+    """Checkpoint (best.pt; a copy goes into a new gallery) or export folder. Default: the gallery's own."""
+    list: tuple[Path, ...] = ()
+    """Files with one path a line, or ended by zero bytes as `find -print0` does; relative ones from the list's folder."""
+    label_from: Literal["folder", "top", "none"] = "folder"
+    """The label of a picture: its folder's name, the name of the first folder below the one given, or none."""
+    label: str | None = None
+    """One label for all instead."""
+    tag: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """KEY=VALUE for all of these pictures."""
     batch_size: int = 64
-    """Pictures per forward pass."""
+    """Pictures per pass of the encoder."""
+    threads: int | None = None
+    """Threads that read and decode; none: one for each processor."""
+    engine: str = "auto"
+    """What encodes: auto, torch, compile, onnxruntime, openvino, tensorrt."""
     device: str = "auto"
     """cpu, cuda, ...; auto takes a GPU if there is one."""
 
 
 @dataclass
-class SearchConfig:
-    """Find the photos of a gallery that match a sketch."""
+class IndexRemoveConfig:
+    """Take pictures out of a gallery; their files stay. Conditions beside each other must all hold."""
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Pictures, or folders of them."""
+    gallery: Path
+    """Folder of the gallery."""
+    label: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Those with this label."""
+    tag: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Those with this tag, KEY=VALUE."""
+    under: Path | None = None
+    """Those in this folder, at any depth."""
+    missing: bool = False
+    """Those whose files are gone."""
+    dry_run: bool = False
+    """Only print what would be taken out."""
+
+
+@dataclass
+class IndexListConfig:
+    """Print what a gallery holds: id, label, path and tags of each picture."""
 
     gallery: Path
-    """Folder that `splip index` wrote."""
-    sketch: tuple[Path, ...]
+    """Folder of the gallery."""
+    label: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Only pictures with this label."""
+    tag: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Only pictures with this tag, KEY=VALUE."""
+    under: Path | None = None
+    """Only pictures in this folder, at any depth."""
+    labels: bool = False
+    """Print the labels and how many pictures have each instead."""
+    json: bool = False
+    """Print JSON, one object a line."""
+
+
+@dataclass
+class IndexCheckConfig:
+    """Compare a gallery with its checksums; exit code 1 if anything is damaged."""
+
+    gallery: Path
+    """Folder of the gallery."""
+    pictures: bool = True
+    """Also look whether the files of its pictures are still there."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass
+class IndexCompactConfig:
+    """Give back the room of removed pictures."""
+
+    gallery: Path
+    """Folder of the gallery."""
+
+
+@dataclass
+class IndexExportConfig:
+    """Write the vectors (vectors.npy) and what is known of the pictures (items.csv or items.parquet) to a folder."""
+
+    gallery: Path
+    """Folder of the gallery."""
+    out: Path
+    """Folder to make."""
+    format: Literal["csv", "parquet"] = "csv"
+    """parquet needs pyarrow."""
+    label: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Only pictures with this label."""
+    tag: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Only pictures with this tag, KEY=VALUE."""
+    under: Path | None = None
+    """Only pictures in this folder, at any depth."""
+
+
+@dataclass
+class SearchConfig:
+    """Find the pictures of a gallery that match a drawing, a picture, words, or a drawing and words together."""
+
+    gallery: Path
+    """Folder of the gallery, see `splip index add`."""
+    sketch: tuple[Path, ...] = ()
     """One or more drawings, dark on white or on transparency."""
+    photo: tuple[Path, ...] = ()
+    """One or more pictures to find similar ones of."""
+    text: tuple[str, ...] = ()
+    """What is to be seen, e.g. 'red car': the model reads it as `photo of a red car`. Beside drawings or pictures: one for
+    all, or one for each."""
+    text_weight: float = 0.5
+    """Share of the words in a query of both: 0 is the drawing alone, 1 the words alone."""
     k: int = 10
-    """Photos to show per sketch."""
-    grid: Path | None = None
-    """Write the sketches and their photos as a picture to this file."""
+    """Pictures to find per query."""
+    label: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Only pictures with this label; given several times, with one of them."""
+    tag: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Only pictures with this tag, KEY=VALUE; given several times, with all of them."""
+    under: Path | None = None
+    """Only pictures in this folder, at any depth."""
     json: bool = False
     """Print JSON instead of a table."""
+    grid: Path | None = None
+    """Write the queries and what they find as a picture to this file."""
+    model: Path | None = None
+    """Checkpoint or export folder to use in place of the gallery's own; must be of the same model."""
+    engine: str = "auto"
+    """What encodes the queries: auto, torch, compile, onnxruntime, openvino, tensorrt."""
     device: str = "auto"
     """cpu, cuda, ...; auto takes a GPU if there is one."""
+
+
+@dataclass
+class ServeConfig:
+    """Serve a gallery over HTTP, with a page to draw on."""
+
+    gallery: Path
+    """Folder that `splip index add` wrote."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 and :: are reachable from elsewhere."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    engine: str = "auto"
+    """What encodes the queries: torch, compile, onnxruntime, openvino, tensorrt; auto takes the best that is there."""
+    device: str = "auto"
+    """cpu, cuda, ...; auto takes a GPU if there is one."""
+    model: Path | None = None
+    """Encode with this checkpoint or export folder of the gallery's model; none: the gallery's own."""
+    token_file: Path | None = None
+    """File with the API token, readable by its owner only; without one nothing can be added or removed."""
+    protect: Literal["writes", "all"] = "writes"
+    """What needs the token: adding and removing, or searching and looking too."""
+    allow_root: tuple[Path, ...] = ()
+    """Folders below which pictures may be added over HTTP; none: adding is off."""
+    allow_host: tuple[str, ...] = ()
+    """Names that the Host header may have; default: those of this machine when only it can connect, else any."""
+    cors: tuple[str, ...] = ()
+    """Origins of other sites whose pages may use the service, e.g. https://example.org."""
+    window_ms: float = 3.0
+    """Time that a search waits at most for others to be encoded with."""
+    max_batch: int = 32
+    """Searches that are encoded together; 1 turns batching off."""
+    max_queue: int = 256
+    """Searches on the way at once; further ones get 429."""
+    timeout_s: float = 15.0
+    """Time for the answer to a search; then 503."""
+    body_timeout_s: float = 10.0
+    """Time for a client to send its request's body; then 408."""
+    max_body_mb: float = 10.0
+    """Size of a request's body; above it 413."""
+    max_megapixels: float = 40.0
+    """Pixels of an uploaded picture, by its header; above it 413."""
+    max_k: int = 200
+    """Photos that a search may ask for."""
+    max_queries: int = 64
+    """Searches in one request to /v1/search/batch."""
+    threads: int | None = None
+    """Threads that decode pictures; none: one for each processor."""
+    refresh_s: float = 2.0
+    """How often the counts and labels are read anew."""
+    show_paths: bool | None = None
+    """Whether answers tell where a photo's file is; default: only when only this machine can connect."""
+    thumbnails_mb: float = 64.0
+    """Memory for thumbnails."""
+    log: Literal["text", "json"] = "text"
+    """Form of the lines on stderr; none of them holds anything of a query."""
 
 
 @dataclass
@@ -313,6 +472,47 @@ class SweepConfig:
     """The metric that the plot shows."""
     jobs: int = 1
     """Runs at the same time, each with its share of the CPU's cores."""
+
+
+@dataclass
+class ExportConfig:
+    """Write the sketch and photo encoders of a checkpoint as verified files that run without training code."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """best.pt of a run."""
+    out: Path
+    """Folder to write: sketch.* and photo.*, export.json, and a model card README.md."""
+    onnx: bool = False
+    """Write ONNX files; the default when no other format is named, and always with --trt."""
+    trt: bool = False
+    """Build engines with TensorRT, else with TensorRT-RTX, which needs no GPU for it (they are marked "built, not
+    run"). Where neither can build, the ONNX files are written and the exit code is 3."""
+    openvino: bool = False
+    """Write OpenVINO's own files: the fastest on a CPU."""
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    """Of the blocks' matrix products; pixels, residuals, LayerNorms and the last projection stay in fp32. OpenVINO
+    computes fp32 files in bf16 where the CPU has AMX and the verification allows it."""
+    batch: str = "1:8:64"
+    """Fewest, usual and most images per call, min:opt:max; larger batches are split."""
+    fuse_preprocess: bool = False
+    """Take uint8 pixels [B, S, S, 3] and normalise them in the graph, instead of normalised float32 [B, 3, S, S]."""
+    opset: int | None = None
+    """ONNX opset, 18 to 23; none: 20, and 23 for bf16."""
+    images: Path | None = None
+    """Pictures to verify with: a folder that holds sketch/ and photo/, or any pictures; none: the sample data. Files
+    whose features differ too much are kept as *.rejected, and the exit code is 1."""
+    calibration: Path | None = None
+    """int8: pictures like those to be searched, laid out as for --images, or sample."""
+    compute_capability: tuple[str, ...] = ()
+    """TensorRT-RTX: kinds of GPUs to build for, e.g. 8.6 8.9 12.0; none: the GPU here, else the library's list."""
+    hardware_compatible: Literal["none", "ampere+", "same"] = "none"
+    """TensorRT: let the engine run on other GPUs too: from Ampere on, or of the same compute capability."""
+    version_compatible: bool = False
+    """TensorRT: let later versions of the library run the engine."""
+    timing_cache: Path | None = None
+    """TensorRT: file that remembers measured kernels between builds; needs a GPU."""
+    overwrite: bool = False
+    """Replace an existing export."""
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import csv
 import html
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -13,9 +14,9 @@ from PIL import Image, ImageDraw
 
 from splip import config as configuration
 from splip import evaluate, grid, index, sample, train
-from splip.config import DemoConfig, EvalConfig, IndexConfig, SampleConfig, TrainConfig
+from splip.config import DemoConfig, EvalConfig, IndexAddConfig, SampleConfig, TrainConfig
 from splip.errors import UserError
-from splip.model import pick_device
+from splip.gallery import Gallery
 
 Pen = ImageDraw.ImageDraw
 
@@ -42,7 +43,8 @@ def demo(config: DemoConfig) -> None:
 
     _say("4/5  indexing the photos of those classes")
     folders = tuple(tree_root / "photo" / name for name in report["classes"])
-    index.build(IndexConfig(folders, gallery, checkpoint, overwrite=True, device=config.device))
+    shutil.rmtree(gallery, ignore_errors=True)  # of another training, perhaps
+    index.add(IndexAddConfig(folders, gallery, checkpoint, device=config.device))
 
     _say("5/5  searching with drawings that no data set holds")
     found = _search_drawings(config, out, gallery)
@@ -135,8 +137,8 @@ def _search_drawings(config: DemoConfig, out: Path, gallery: Path) -> list[dict[
         draw(ImageDraw.Draw(image))
         paths.append(folder / f"{name}.png")
         image.save(paths[-1])
-    opened = index.Gallery.load(gallery, pick_device(config.device))
-    results = opened.search_files([*paths], k=10)
+    with Gallery.open(gallery, device=config.device) as opened:
+        results = opened.search(sketches=paths, k=10)
     rows, found = [], []
     for path, matches in zip(paths, results, strict=True):
         hits: list[str | None] = ["hit" if m.path.parent.name == path.stem else "miss" for m in matches]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 from splip.errors import UnreadablePicture
 
@@ -63,18 +63,19 @@ def read(source: Path | bytes, name: object = None) -> Image.Image:
 
 def crop_to_ink(image: Image.Image) -> Image.Image:
     """Crop to what is not white, plus a border; a picture that already fills its frame stays as it is."""
-    ink = 255 - np.asarray(image).min(axis=2).astype(int) > INK_THRESHOLD
-    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
-    if len(rows) == 0:
+    red, green, blue = image.split()
+    low = ImageChops.darker(ImageChops.darker(red, green), blue)
+    box = low.point([255 * (255 - v > INK_THRESHOLD) for v in range(256)]).getbbox()  # None: blank
+    if box is None:
         return image
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    left, top, right, bottom = box
     border = round(max(bottom - top, right - left) * INK_MARGIN / (1 - 2 * INK_MARGIN))
     box = (left - border, top - border, right + border, bottom + border)
     side = max(box[2] - box[0], box[3] - box[1])
     if side > 0.92 * max(image.size):
         return image
-    canvas = Image.new("RGB", (int(box[2] - box[0]), int(box[3] - box[1])), (255, 255, 255))
-    canvas.paste(image, (int(-box[0]), int(-box[1])))
+    canvas = Image.new("RGB", (box[2] - box[0], box[3] - box[1]), (255, 255, 255))
+    canvas.paste(image, (-box[0], -box[1]))
     return canvas
 
 

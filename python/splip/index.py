@@ -1,217 +1,409 @@
-"""``splip index`` and ``splip search``: a gallery of embedded photos, and the photos a sketch finds.
+"""``splip index add|remove|list|check|compact|export`` and ``splip search``: the command line of galleries."""
 
-A gallery is a folder: ``gallery.json`` (format, count, model), ``vectors.npy`` (float32 ``[N, D]``,
-unit length), ``items.jsonl`` (one path a line, same order), ``model.pt`` (a copy of the checkpoint),
-``skipped.txt`` (pictures that could not be read, if any).
-"""
-
+import dataclasses
 import json
 import os
-import shutil
+import signal
+import sys
 import tempfile
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
+from PIL import Image, ImageDraw, ImageFont
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from splip import grid, images, ops, pictures
-from splip.config import IndexConfig, SearchConfig
+from splip import formats, grid, images
+from splip.config import (
+    IndexAddConfig,
+    IndexCheckConfig,
+    IndexCompactConfig,
+    IndexExportConfig,
+    IndexListConfig,
+    IndexRemoveConfig,
+    SearchConfig,
+)
 from splip.errors import UnreadablePicture, UserError
-from splip.model import SpLIP, file_hash, load_model, pick_device
-from splip.progress import bars
+from splip.gallery import Filter, Gallery, Item, Match
+from splip.ingest import Added, Picture
+from splip.progress import bars, is_terminal
+from splip.upkeep import check as check_gallery
 
-FORMAT = 1
-
-
-@dataclass
-class Match:
-    """One photo that a sketch found."""
-
-    path: Path
-    score: float  # cosine similarity
-    index: int  # position in the gallery
+STOPPED = 130  # exit code after Ctrl-C
+LINE_SECONDS = 60.0  # between lines of progress in a log file
 
 
-class Gallery:
-    """Embedded photos and the model that embedded them.
+def _tags(given: tuple[str, ...]) -> dict[str, str]:
+    tags = {}
+    for one in given:
+        key, sign, value = one.partition("=")
+        if not key or not sign:
+            raise UserError(f"--tag must be KEY=VALUE, got '{one}'")
+        tags[key] = value
+    return tags
 
-    Example::
 
-        gallery = Gallery.load("my-gallery")
-        for match in gallery.search_files(["my.png"], k=10)[0]:
-            print(match.score, match.path)
+def _filter(config: SearchConfig | IndexListConfig | IndexExportConfig | IndexRemoveConfig) -> Filter:
+    return Filter(labels=config.label, tags=_tags(config.tag), under=config.under)
+
+
+def _shown(value: object) -> str:
+    """On one line, whatever a file's name holds."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+
+
+# ---- add ----
+
+
+def walk(folder: Path) -> Iterator[str]:
+    """Pictures in a folder and below, by name; hidden files and folders are left out."""
+    wanted = formats.suffixes()
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in wanted:
+                yield os.path.join(place, name)
+
+
+def read_list(file: Path) -> tuple[list[str], list[UnreadablePicture]]:
+    """The paths in a list, and those that leave its folder by ``..``: no honest list needs that.
+
+    Absolute paths are taken as they are.
+
+    Raises:
+        UserError: the list cannot be read.
     """
-
-    def __init__(self, vectors: Tensor, paths: list[Path], model: SpLIP) -> None:
-        self.vectors, self.paths, self.model = vectors, paths, model
-        # Packing costs about two scans: it pays from the first search of a few sketches on.
-        self._searched = ops.pack_gallery(vectors) if vectors.device.type == "cpu" else vectors
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @classmethod
-    def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> "Gallery":
-        """Open a gallery.
-
-        Raises:
-            UserError: not a gallery, damaged, empty, or of another format.
-        """
-        folder = Path(folder)
-        if not (folder / "gallery.json").is_file():
-            raise UserError(f"{folder}: not a gallery (no gallery.json); `splip index` makes one")
-        try:
-            meta = json.loads((folder / "gallery.json").read_text(encoding="utf-8"))
-            lines = (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()
-            paths = [Path(json.loads(line)["path"]) for line in lines]
-            vectors = torch.from_numpy(np.load(folder / "vectors.npy"))
-            form, count, model_hash = meta["format"], meta["count"], meta["model_sha256"]
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder}: damaged gallery: {error}") from None
-        if form != FORMAT:
-            raise UserError(f"{folder}: gallery format {form}, this version reads {FORMAT}")
-        if not count:
-            raise UserError(f"{folder}: the gallery is empty")
-        if vectors.dtype != torch.float32:
-            raise UserError(f"{folder}: damaged gallery: vectors.npy holds {vectors.dtype}, not float32")
-        if vectors.dim() != 2 or not len(vectors) == len(paths) == count:
-            raise UserError(f"{folder}: damaged gallery: {len(vectors)} vectors, {len(paths)} paths, count {count}")
-        if not (folder / "model.pt").is_file() or file_hash(folder / "model.pt") != model_hash:
-            raise UserError(f"{folder}: model.pt is not the model that this gallery was made with")
-        model = load_model(folder / "model.pt", device)
-        if vectors.shape[1] != model.backbone.embed_dim:
-            raise UserError(f"{folder}: vectors of width {vectors.shape[1]}, model of {model.backbone.embed_dim}")
-        return cls(vectors.to(device), paths, model)
-
-    def search(self, sketches: Tensor, k: int = 10) -> list[list[Match]]:
-        """The ``k`` best photos of each sketch, best first.
-
-        Args:
-            sketches: uint8 ``[B, 3, S, S]``, S the model's image size.
-            k: photos per sketch.
-        """
-        if not 1 <= k <= len(self):
-            raise UserError(f"k must be between 1 and the gallery's {len(self)} photos, got {k}")
-        features = self.model.encode_sketch(sketches.to(self.vectors.device))
-        scores, indices = ops.cosine_topk(features, self._searched, k)
-        return [
-            [Match(self.paths[i], s, i) for s, i in zip(row, found, strict=True)]
-            for row, found in zip(scores.tolist(), indices.tolist(), strict=True)
-        ]
-
-    def search_files(self, sketches: list[Path | str], k: int = 10) -> list[list[Match]]:
-        """As :meth:`search`, for drawings in files.
-
-        Raises:
-            UserError: a drawing cannot be read or is blank, or k is larger than the gallery.
-        """
-        data, side = self.model.config.data, self.model.backbone.image_size
-        tensors = []
-        for sketch in sketches:
-            image = images.read(Path(sketch))
-            pixels = np.asarray(image)
-            if (pixels == pixels[0, 0]).all():
-                raise UserError(f"{sketch}: nothing is drawn on it")
-            tensors.append(images.square(image, side, data.fit, data.crop_sketches))
-        return self.search(pictures.to_tensor(np.stack(tensors)), k)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the list {file}: {error.strerror}") from None
+    paths, refused = [], []
+    for line in data.split(b"\0") if b"\0" in data else data.splitlines():
+        if not line:
+            continue
+        name = os.fsdecode(line)
+        if not os.path.isabs(name) and os.path.normpath(name).split(os.sep)[0] == os.pardir:
+            refused.append(UnreadablePicture(name, f"leaves the folder of the list {file}"))
+        else:
+            paths.append(os.path.join(file.parent, name))
+    return paths, refused
 
 
-def build(config: IndexConfig) -> None:
-    """``splip index``: embed every picture below the folders."""
-    if not config.folders:
+def _label(path: str, root: Path | None, how: str) -> str | None:
+    if how == "none":
+        return None
+    parent = Path(os.path.abspath(path)).parent
+    if how == "top" and root is not None:
+        below = parent.relative_to(os.path.abspath(root)).parts
+        return below[0] if below else Path(os.path.abspath(root)).name or None
+    return parent.name or None
+
+
+def _find(config: IndexAddConfig) -> tuple[list[Picture], list[UnreadablePicture]]:
+    """All pictures that the command line names, and entries of lists that are refused."""
+    sources: list[tuple[str, Path | None]] = []
+    lists, refused = list(config.list), []
+    for folder in config.folders:
+        if str(folder).startswith("@") and not folder.exists():
+            lists.append(Path(str(folder)[1:]))
+        elif folder.is_dir():
+            sources += [(path, folder) for path in walk(folder)]
+        elif folder.exists():
+            sources.append((str(folder), None))
+        else:
+            raise UserError(f"{folder}: no such folder or picture")
+    for file in lists:
+        paths, outside = read_list(file)
+        refused += outside
+        for path in paths:
+            sources += [(p, Path(path)) for p in walk(Path(path))] if os.path.isdir(path) else [(path, None)]
+    if not sources and not refused:
+        raise UserError(f"no pictures in {', '.join(map(str, (*config.folders, *lists)))}")
+    label = config.label
+    return [Picture(p, label if label is not None else _label(p, r, config.label_from)) for p, r in sources], refused
+
+
+class _Rate(ProgressColumn):
+    """Pictures a second, of late."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if not task.speed else f"{task.speed:,.0f} pictures/s")
+
+
+class _Progress:
+    """A bar on a terminal, now and then a line in a log file."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.said = total, time.monotonic()
+        columns = (TextColumn("Indexing"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+        self.bars = bars(*columns)
+        self.task = self.bars.add_task("Indexing", total=total)
+
+    def __call__(self, done: Added) -> None:
+        self.bars.update(self.task, completed=done.seen)
+        now = time.monotonic()
+        if not is_terminal() and now - self.said >= LINE_SECONDS and done.seen:
+            self.said, rate = now, done.seen / max(done.seconds, 1e-9)
+            left = (self.total - done.seen) / rate
+            print(f"{done.seen:,} of {self.total:,} pictures, {rate:,.0f}/s, {left / 60:.0f} minutes left", flush=True)
+
+
+class _Interrupt:
+    """Ctrl-C (or SIGTERM) once: finish and commit what is in hand; twice: as ever."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Callable[[], bool]:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self.asked.is_set
+
+    def _handle(self, number: int, _: object) -> None:
+        print("\nstopping after this batch; press again to stop at once", file=sys.stderr, flush=True)
+        self.asked.set()
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before = {}
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+
+def add(config: IndexAddConfig) -> int:
+    """``splip index add``."""
+    if not config.folders and not config.list:
         raise UserError("no folder of pictures given")
     if config.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {config.batch_size}")
-    for folder in config.folders:
-        if not folder.exists():
-            raise UserError(f"{folder}: no such folder or picture")
-    out = config.gallery
-    if out.exists() and not (config.overwrite and (out / "gallery.json").is_file()):
-        hint = "add --overwrite to replace it" if (out / "gallery.json").is_file() else "and is not a gallery"
-        raise UserError(f"{out}: exists already; {hint}")
-    paths = [p.absolute() for p in images.find(config.folders)]
-    if not paths:
-        raise UserError(f"no pictures in {', '.join(map(str, config.folders))}")
-    device = pick_device(config.device)
-    model = load_model(config.checkpoint, device)
-    data, side = model.config.data, model.backbone.image_size
-
-    kept: list[Path] = []
-    skipped: list[UnreadablePicture] = []
-    vectors = []
-    with bars(transient=False) as progress:
-        bar = progress.add_task("Indexing", total=len(paths))
-        for start in range(0, len(paths), config.batch_size):
-            block = paths[start : start + config.batch_size]
-            readable = []
-            for path, result in zip(block, images.decode(block, side, data.fit), strict=True):
-                if isinstance(result, UnreadablePicture):
-                    skipped.append(result)
-                else:
-                    kept.append(path)
-                    readable.append(result)
-            if readable:
-                vectors.append(model.encode_photo(pictures.to_tensor(np.stack(readable)).to(device)).cpu())
-            progress.advance(bar, len(block))
-    if not kept:
-        raise UserError(f"none of the {len(paths)} pictures can be read; the first: {skipped[0]}")
-    _write(out, torch.cat(vectors), kept, skipped, config)
-    print(f"{out}: {len(kept)} photos")
-    if skipped:
-        print(f"left out {len(skipped)} unreadable pictures, listed in {out / 'skipped.txt'}")
+    tags = _tags(config.tag)
+    pictures, refused = _find(config)
+    with _open_or_create(config) as gallery:
+        progress = _Progress(len(pictures))
+        with _Interrupt() as asked, progress.bars:
+            done = gallery.add(
+                pictures,
+                tags=tags,
+                batch_size=config.batch_size,
+                threads=config.threads,
+                notify=progress,
+                stop=asked,
+            )
+        skipped = [*refused, *done.skipped]
+        images.write_skipped(gallery.folder / "skipped.txt", skipped)
+        gallery.refresh()
+        print(f"{gallery.folder}: {_count(len(gallery), 'picture')} ({_summary(done)})")
+        if done.encoded:
+            share = f"the encoder was busy {100 * done.encode_seconds / done.seconds:.0f}% of the time"
+            print(f"{done.encoded / done.seconds:,.1f} pictures/s embedded; {share}")
+        if skipped:
+            print(f"left out {_count(len(skipped), 'unreadable picture')}, listed in {gallery.folder / 'skipped.txt'}")
+        if done.stopped:
+            print(f"stopped after {done.committed} of {len(pictures)} pictures; the same command goes on")
+            return STOPPED
+        if skipped and not len(gallery):
+            raise UserError(f"none of {_count(len(skipped), 'picture')} can be read; the first: {skipped[0]}")
+    return 0
 
 
-def _write(
-    out: Path, vectors: Tensor, paths: list[Path], skipped: list[UnreadablePicture], config: IndexConfig
-) -> None:
-    """Make the gallery beside its place and move it there whole."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-            made = Path(temporary) / "gallery"
-            made.mkdir()
-            np.save(made / "vectors.npy", vectors.numpy())
-            lines = "".join(json.dumps({"path": str(p)}) + "\n" for p in paths)
-            (made / "items.jsonl").write_text(lines, encoding="utf-8")
-            shutil.copy(config.checkpoint, made / "model.pt")
-            meta: dict[str, Any] = {"format": FORMAT, "count": len(paths), "dim": vectors.shape[1]}
-            meta["model_sha256"] = file_hash(made / "model.pt")
-            (made / "gallery.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-            images.write_skipped(made / "skipped.txt", skipped)
-            if out.exists():
-                os.replace(out, Path(temporary) / "old")
-            os.replace(made, out)
-    except OSError as error:
-        raise UserError(f"cannot write the gallery {out}: {error}") from None
+def _open_or_create(config: IndexAddConfig) -> Gallery:
+    if (config.gallery / "gallery.db").exists() or (config.gallery / "gallery.json").exists():
+        engine, device, model = config.engine, config.device, config.model
+        gallery = Gallery.open(config.gallery, engine=engine, device=device, model=model, write=True)
+        if model is not None:
+            _ = gallery.encoder  # another model is refused even if there is nothing to encode
+        return gallery
+    if config.model is None:
+        raise UserError(f"{config.gallery}: no such gallery; to make it, name a model: --model best.pt")
+    return Gallery.create(config.gallery, config.model, engine=config.engine, device=config.device)
 
 
-def search(config: SearchConfig) -> list[list[Match]]:
-    """``splip search``; returns what it prints."""
-    if not config.sketch:
-        raise UserError("no sketch given")
-    gallery = Gallery.load(config.gallery, pick_device(config.device))
-    results = gallery.search_files(list(config.sketch), config.k)
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _summary(done: Added) -> str:
+    words = {
+        "new": done.new,
+        "changed": done.changed,
+        "moved": done.moved,
+        "duplicates": done.duplicates,
+        "relabelled": done.relabelled,
+        "unchanged": done.unchanged,
+    }
+    return ", ".join(f"{count} {word}" for word, count in words.items() if count) or "nothing new"
+
+
+# ---- remove, list, check, compact, export ----
+
+
+def remove(config: IndexRemoveConfig) -> int:
+    """``splip index remove``."""
+    chosen = _filter(config)
+    if not config.paths and not chosen and not config.missing:
+        raise UserError("nothing to remove: give pictures, folders, --label, --tag, --under or --missing")
+    with Gallery.open(config.gallery, write=not config.dry_run) as gallery:
+        found: dict[int, Item] = {}
+        conditions = chosen or config.missing
+        if config.paths:
+            for path in config.paths:
+                item = gallery.find(path)
+                some = [item] if item else list(gallery.items(Filter(under=path)))
+                if not some:
+                    raise UserError(f"{_shown(path)}: not in the gallery {config.gallery}")
+                found |= {item.id: item for item in some}
+            if conditions:
+                passing = {item.id for item in gallery.items(chosen)}
+                found = {id: item for id, item in found.items() if id in passing}
+        else:
+            found = {item.id: item for item in gallery.items(chosen)}
+        if config.missing:
+            found = {id: item for id, item in found.items() if not os.path.exists(item.path)}
+        if config.dry_run:
+            for item in found.values():
+                print(_shown(item.path))
+            print(f"{_count(len(found), 'picture')} would be removed")
+            return 0
+        gone = gallery.remove(found)
+        gallery.refresh()
+        print(f"{gallery.folder}: {_count(len(gone), 'picture')} removed, {len(gallery)} left")
+    return 0
+
+
+def show(config: IndexListConfig) -> int:
+    """``splip index list``."""
+    with Gallery.open(config.gallery) as gallery:
+        if config.labels:
+            labels = gallery.labels()
+            for label, count in labels.items():
+                print(json.dumps({"label": label, "count": count}) if config.json else f"{count:8d}  {_shown(label)}")
+            return 0
+        for item in gallery.items(_filter(config)):
+            if config.json:
+                print(json.dumps(_described(item)))
+            else:
+                tags = "".join(f"  {_shown(key)}={_shown(value)}" for key, value in sorted(item.tags.items()))
+                print(f"{item.id:8d}  {_shown(item.label or '-'):16}  {_shown(item.path)}{tags}")
+    return 0
+
+
+def _described(item: Item) -> dict[str, Any]:
+    facts = dataclasses.asdict(item)
+    keep = ("id", "path", "label", "tags", "size", "mtime_ns", "hash")
+    return {key: facts[key] for key in keep} | {"path": str(item.path), "hash": item.hash.hex()}
+
+
+def check(config: IndexCheckConfig) -> int:
+    """``splip index check``; 1 if anything is damaged."""
+    with Gallery.open(config.gallery) as gallery:
+        found = check_gallery(gallery, config.pictures)
+        if config.json:
+            print(json.dumps(dataclasses.asdict(found) | {"missing": [str(path) for path in found.missing]}, indent=1))
+        else:
+            for line in found.damage:
+                print(line)
+            for path in found.missing:
+                print(f"missing: {_shown(path)}")
+            state = "damaged" if found.damage else "in order"
+            print(
+                f"{gallery.folder}: {state}; {_count(found.items, 'picture')}, {len(found.missing)} of their files are"
+                f" missing, {_count(found.deleted, 'row')} to compact, model {gallery.model}"
+            )
+    return 1 if found.damage else 0
+
+
+def compact(config: IndexCompactConfig) -> int:
+    """``splip index compact``."""
+    with Gallery.open(config.gallery, write=True) as gallery:
+        done = gallery.compact()
+        print(
+            f"{gallery.folder}: {_count(done.rows, 'vector')}, {done.dropped} dropped, {done.freed / 1e6:.1f} MB given back"
+        )
+    return 0
+
+
+def export(config: IndexExportConfig) -> int:
+    """``splip index export``."""
+    with Gallery.open(config.gallery) as gallery:
+        count = gallery.export(config.out, config.format, _filter(config))
+        print(f"{config.out}: {_count(count, 'picture')}, vectors.npy and items.{config.format}")
+    return 0
+
+
+# ---- search ----
+
+
+def search(config: SearchConfig) -> int:
+    """``splip search``."""
+    if not config.sketch and not config.photo and not config.text:
+        raise UserError("nothing to search for: give --sketch, --photo or --text")
+    pictures = [("sketch", path) for path in config.sketch] + [("photo", path) for path in config.photo]
+    queries: list[dict[str, str]] = [{kind: str(path)} for kind, path in pictures]
+    if queries and config.text:
+        words = config.text * len(queries) if len(config.text) == 1 else config.text
+        queries = [query | {"text": word} for query, word in zip(queries, words, strict=False)]
+    queries = queries or [{"text": word} for word in config.text]
+    with Gallery.open(config.gallery, engine=config.engine, device=config.device, model=config.model) as gallery:
+        if not len(gallery):
+            raise UserError(f"{config.gallery}: the gallery is empty")
+        results = gallery.search(
+            config.sketch, config.photo, config.text, k=config.k, filter=_filter(config), text_weight=config.text_weight
+        )
     if config.json:
-        report: list[dict[str, Any]] = [
-            {
-                "sketch": str(sketch),
-                "matches": [{"rank": r, "score": m.score, "path": str(m.path)} for r, m in enumerate(matches, 1)],
-            }
-            for sketch, matches in zip(config.sketch, results, strict=True)
-        ]
-        print(json.dumps(report, indent=1))
+        print(json.dumps([q | {"matches": _ranked(m)} for q, m in zip(queries, results, strict=True)], indent=1))
     else:
-        for sketch, matches in zip(config.sketch, results, strict=True):
-            print(sketch)
+        for query, matches in zip(queries, results, strict=True):
+            print(" + ".join(_shown(value) for value in query.values()))
             for rank, match in enumerate(matches, 1):
-                print(f"{rank:5d}  {match.score:7.4f}  {match.path}")
+                label = "" if match.label is None else f"  ({_shown(match.label)})"
+                print(f"{rank:5d}  {match.score:7.4f}  {_shown(match.path)}{label}")
+            if not matches:
+                print("       no picture passes the filter")
     if config.grid is not None:
-        rows = [
-            grid.Row(sketch, [m.path for m in matches], [m.score for m in matches], [None] * len(matches), sketch.stem)
-            for sketch, matches in zip(config.sketch, results, strict=True)
-        ]
-        grid.save(config.grid, rows)
-    return results
+        _draw(config.grid, queries, results)
+    return 0
+
+
+def _ranked(matches: list[Match]) -> list[dict[str, Any]]:
+    return [
+        {"rank": rank, "id": m.id, "score": m.score, "path": str(m.path), "label": m.label, "tags": m.tags}
+        for rank, m in enumerate(matches, 1)
+    ]
+
+
+def _draw(path: Path, queries: list[dict[str, str]], results: list[list[Match]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        rows = []
+        for number, (query, matches) in enumerate(zip(queries, results, strict=True)):
+            picture = query.get("sketch", query.get("photo"))
+            drawn = Path(picture) if picture else _card(Path(folder) / f"{number}.png", query["text"])
+            rows.append(
+                grid.Row(
+                    drawn,
+                    [m.path for m in matches],
+                    [m.score for m in matches],
+                    [None] * len(matches),
+                    query.get("text", drawn.stem),
+                )
+            )
+        grid.save(path, rows)
+
+
+def _card(path: Path, words: str) -> Path:
+    """A query of words only, as a picture."""
+    image = Image.new("RGB", (grid.CELL, grid.CELL), grid.PAPER)
+    pen, font, lines = ImageDraw.Draw(image), ImageFont.load_default(14), [""]
+    for word in words.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if pen.textlength(longer, font) < grid.CELL - 12 else [*lines, word]
+    pen.multiline_text((6, 6), "\n".join(line for line in lines if line), grid.INK, font)
+    image.save(path)
+    return path

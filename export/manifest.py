@@ -1,0 +1,140 @@
+"""``export.json``: what an export folder holds. Imports neither torch nor an engine: it is read where encoders run."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from splip.errors import UserError
+
+FORMAT = 1
+FILE = "export.json"
+MODALITIES = ("sketch", "photo")
+INPUT, OUTPUT = "images", "features"
+
+
+class Batch(NamedTuple):
+    """Images per call: an engine is built for min to max and tuned for opt."""
+
+    min: int
+    opt: int
+    max: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Batch":
+        """``min:opt:max``, or one number for all three."""
+        parts = text.split(":")
+        if len(parts) in (1, 3) and all(p.isascii() and p.isdigit() for p in parts):
+            low, best, high = (int(p) for p in (parts * 3 if len(parts) == 1 else parts))
+            if 1 <= low <= best <= high:
+                return cls(low, best, high)
+        raise UserError(f"--batch must be min:opt:max with 1 <= min <= opt <= max, e.g. 1:8:64, got {text}")
+
+
+@dataclass
+class Built:
+    """The files of one kind of engine."""
+
+    files: dict[str, list[str]]
+    """For each modality the file to load, and those it needs beside it."""
+    precisions: list[str]
+    """In which the files passed their verification, or were built: the fastest first."""
+    status: str
+    """verified; built, not run; or checked, not run."""
+    fidelity: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """For each precision how near the features are to float32 PyTorch."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """TensorRT: what it was built with and for."""
+
+
+@dataclass
+class Manifest:
+    """Everything that a machine without torch must know of a model."""
+
+    format: int
+    splip: str
+    identity: str  # sha256 of the checkpoint file
+    name: str  # for people
+    image_size: int
+    embed_dim: int
+    fit: str
+    crop_sketches: bool
+    mean: list[float]
+    std: list[float]
+    fused: bool  # images are uint8 [B, S, S, 3], else normalised float32 [B, 3, S, S]
+    batch: list[int]  # min, opt, max
+    precision: str
+    opset: int
+    engines: dict[str, Built]
+    sha256: dict[str, str]  # of every file
+    model: dict[str, Any]  # method, backbone, prompts: for people
+    verification: dict[str, Any]  # which pictures
+    versions: dict[str, str]
+    rejected: dict[str, Any] = field(default_factory=dict)  # files that failed their verification, and why
+
+    def image_shape(self) -> list[int]:
+        """Of one image, as the files take it."""
+        S = self.image_size
+        return [S, S, 3] if self.fused else [3, S, S]
+
+    def save(self, folder: Path) -> None:
+        dtype = "uint8" if self.fused else "float32"
+        shapes = {
+            "input": {"name": INPUT, "dtype": dtype, "shape": ["batch", *self.image_shape()]},
+            "output": {"name": OUTPUT, "dtype": "float32", "shape": ["batch", self.embed_dim]},
+        }
+        text = json.dumps(dataclasses.asdict(self) | shapes, indent=1)
+        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+    def check(self, folder: Path, engine: str) -> None:
+        """Compare the engine's files with their hashes.
+
+        Raises:
+            UserError: a file is missing or is not the one that was exported.
+        """
+        for files in self.engines[engine].files.values():
+            for name in files:
+                path = folder / name
+                if not path.is_file():
+                    raise UserError(f"{path}: is missing; {folder / FILE} lists it")
+                if file_hash(path) != self.sha256.get(name):
+                    raise UserError(
+                        f"{path}: damaged, or not the file that was exported (sha256 differs); export again"
+                    )
+
+
+def is_export(folder: Path) -> bool:
+    return (folder / FILE).is_file()
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of an export folder.
+
+    Raises:
+        UserError: no export, damaged, or of another format.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise UserError(f"{folder}: not an export (no {FILE}); `splip export` makes one")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        form = values["format"]
+        if form != FORMAT:
+            raise UserError(f"{path}: export format {form}, this version reads {FORMAT}")
+        known = {f.name for f in dataclasses.fields(Manifest)}
+        values = {key: value for key, value in values.items() if key in known}
+        values["engines"] = {name: Built(**built) for name, built in values["engines"].items()}
+        return Manifest(**values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

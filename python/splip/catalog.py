@@ -1,0 +1,367 @@
+"""The database of a gallery: items, tags, and which vectors count. One SQLite file, ``gallery.db``.
+
+It is in WAL mode: readers see one committed state for as long as their transaction lasts and never hold up the
+writer. A commit waits for the disk (``synchronous=FULL``), and vectors are on the disk before the commit that
+counts them.
+"""
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from splip.errors import UserError
+
+APPLICATION = 0x73706C70  # "splp", in the header of the file
+WAIT_SECONDS = 30.0
+MANY = 500  # values in one statement
+
+# Each entry brings a database from one format to the next; format 1 was a folder without a database.
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    -- Vectors: rows 0 to count of a file, whose crc32 is crc. Numbers are never used again.
+    CREATE TABLE segments (number INTEGER PRIMARY KEY AUTOINCREMENT, count INTEGER NOT NULL, crc INTEGER NOT NULL);
+    -- What each commit added: crc is that of the segment's rows before stop.
+    CREATE TABLE blocks (segment INTEGER, stop INTEGER, crc INTEGER NOT NULL, PRIMARY KEY (segment, stop)) WITHOUT ROWID;
+    -- An item's vector never changes, and its place grows with its id; another vector is another item.
+    CREATE TABLE items (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        path BLOB NOT NULL UNIQUE,
+        label TEXT,
+        size INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL,
+        hash BLOB NOT NULL,
+        segment INTEGER NOT NULL,
+        row INTEGER NOT NULL
+    );
+    CREATE UNIQUE INDEX items_place ON items (segment, row);
+    CREATE INDEX items_label ON items (label);
+    CREATE INDEX items_hash ON items (hash);
+    CREATE TABLE tags (item INTEGER, key TEXT, value TEXT NOT NULL, PRIMARY KEY (item, key)) WITHOUT ROWID;
+    CREATE INDEX tags_value ON tags (key, value, item);
+    -- Rows without an item, until the segments are compacted.
+    CREATE TABLE deleted (revision INTEGER, segment INTEGER, row INTEGER, PRIMARY KEY (revision, segment, row))
+        WITHOUT ROWID;
+    """,
+)
+
+
+def newest() -> int:
+    """The format that this version writes."""
+    return 1 + len(MIGRATIONS)
+
+
+def text(value: str) -> str:
+    """A label or tag as the database holds it; bytes of a file name that are no text become U+FFFD."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+@dataclass
+class Item:
+    """One picture of a gallery."""
+
+    id: int
+    path: Path
+    label: str | None
+    tags: dict[str, str]
+    size: int  # bytes
+    mtime_ns: int  # when the file was written
+    hash: bytes = field(repr=False)  # blake2b, 16 bytes, of the file
+    segment: int = field(repr=False)  # where its vector is
+    row: int = field(repr=False)
+
+    @property
+    def mtime(self) -> float:
+        """When the file was written, in seconds."""
+        return self.mtime_ns / 1e9
+
+
+@dataclass
+class Filter:
+    """Which items may be results: all conditions that are given must hold."""
+
+    labels: tuple[str, ...] = ()
+    """One of these labels."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """All of these tags, with these values."""
+    under: Path | None = None
+    """In this folder, at any depth."""
+    ids: tuple[int, ...] | None = None
+    """One of these items."""
+
+    def key(self) -> tuple[object, ...]:
+        """Equal for filters that mean the same."""
+        ids = None if self.ids is None else tuple(sorted(set(self.ids)))
+        under = None if self.under is None else os.path.abspath(self.under)
+        return tuple(sorted({text(v) for v in self.labels})), tuple(sorted(self.tags.items())), under, ids
+
+    def __bool__(self) -> bool:
+        return bool(self.labels or self.tags or self.under is not None or self.ids is not None)
+
+    def where(self) -> tuple[str, list[object]]:
+        """An SQL condition on items, without ``ids``, and its values."""
+        terms: list[str] = []
+        values: list[object] = []
+        if self.labels:
+            terms.append(f"label IN ({marks(self.labels)})")
+            values += [text(v) for v in self.labels]
+        for key, value in self.tags.items():
+            terms.append("id IN (SELECT item FROM tags WHERE key = ? AND value = ?)")
+            values += [text(key), text(value)]
+        if self.under is not None:
+            folder = os.fsencode(os.path.abspath(self.under)).rstrip(b"/")
+            terms.append("path > ? AND path < ?")
+            values += [folder + b"/", folder + b"0"]  # 0 comes after /
+        return " AND ".join(terms) or "1", values
+
+
+def marks(values: Sequence[object]) -> str:
+    return ",".join("?" * len(values))
+
+
+ITEM = "id, path, label, size, mtime_ns, hash, segment, row"
+
+
+class Catalog:
+    """Connections to a gallery's database.
+
+    Args:
+        path: of ``gallery.db``.
+
+    Raises:
+        UserError: no database of a gallery, damaged, or of a newer version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._free: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        self._stamp: tuple[int, ...] | None = None  # of the file, if it is read as one that never changes
+        with self.errors():
+            first = self._connect()
+            try:
+                application = first.execute("PRAGMA application_id").fetchone()[0]
+                self.format: int = first.execute("PRAGMA user_version").fetchone()[0]
+            except BaseException:
+                first.close()
+                raise
+        self._free.append(first)
+        if application != APPLICATION:
+            self.close()
+            raise UserError(f"{path}: not the database of a gallery")
+        if self.format > newest():
+            self.close()
+            raise UserError(f"{path.parent}: gallery format {self.format}, this version reads up to {newest()}")
+
+    @classmethod
+    def create(cls, path: Path, facts: dict[str, object]) -> None:
+        """Write a new database, of an empty gallery."""
+        db = sqlite3.connect(path, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute(f"PRAGMA application_id = {APPLICATION}")
+            _migrate(db, 1)
+            db.executemany("INSERT INTO facts VALUES (?, ?)", [*facts.items(), ("revision", 0)])
+        finally:
+            db.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        """A connection that reads; on a read-only medium one that needs no files beside the database."""
+        options = "mode=rw"
+        if not all(os.access(path, os.W_OK, effective_ids=True) for path in (self.path.parent, self.path)):
+            options, stamp = "mode=ro", self._facts()
+            if not self._beside("-shm").exists():  # nobody else has it open
+                if stamp[2]:
+                    raise UserError(
+                        f"{self.path.parent}: cannot be written, and its last writer was stopped: open it where it can be"
+                    )
+                options, self._stamp = "mode=ro&immutable=1", stamp
+        db = sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?{options}",
+            uri=True,
+            timeout=WAIT_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        db.execute("PRAGMA synchronous = FULL")
+        return db
+
+    def _beside(self, ending: str) -> Path:
+        return self.path.with_name(self.path.name + ending)
+
+    def _facts(self) -> tuple[int, ...]:
+        """What changes when another user writes: time and size of the database, size of its journal."""
+        facts, journal = self.path.stat(), self._beside("-wal")
+        return facts.st_mtime_ns, facts.st_size, journal.stat().st_size if journal.exists() else 0
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn SQLite's errors into lines that name the gallery."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            reason = " ".join(str(error).split())
+            if "malformed" in reason or "not a database" in reason:
+                reason += "; the database is damaged"
+            raise UserError(f"{self.path}: {reason}") from None
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection that no other thread uses meanwhile."""
+        with self.errors():
+            with self._lock:
+                if self._closed:
+                    raise UserError(f"{self.path.parent}: the gallery was closed")
+                if self._stamp is not None and self._stamp != self._facts():
+                    self._stamp, old, self._free = None, self._free, []
+                    for connection in old:
+                        connection.close()
+                db = self._free.pop() if self._free else None
+            db = db or self._connect()
+            try:
+                yield db
+            except BaseException:
+                if db.in_transaction:
+                    with contextlib.suppress(sqlite3.Error):
+                        db.execute("ROLLBACK")
+                raise
+            finally:
+                with self._lock:
+                    if self._closed:
+                        db.close()
+                    else:
+                        self._free.append(db)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """One committed state, for as long as the block lasts."""
+        with self.connection() as db:
+            db.execute("BEGIN")
+            yield db
+            db.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing; counts as a new revision. For the writer only."""
+        with self.connection() as db:
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("UPDATE facts SET value = value + 1 WHERE name = 'revision'")
+            yield db
+            db.execute("COMMIT")
+
+    def migrate(self) -> None:
+        """Bring an older database to this version's format. For the writer only."""
+        with self.connection() as db:
+            _migrate(db, self.format)
+            self.format = newest()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            free, self._free = self._free, []
+        for db in free:
+            db.close()
+
+
+def _migrate(db: sqlite3.Connection, start: int) -> None:
+    for number in range(start, newest()):
+        statements = MIGRATIONS[number - 1]
+        # A script cannot run inside a transaction of ours, so it brings its own.
+        try:
+            db.executescript(f"BEGIN IMMEDIATE; {statements}; PRAGMA user_version = {number + 1}; COMMIT;")
+        except sqlite3.Error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+
+# ---- questions, all of one connection ----
+
+
+def revision(db: sqlite3.Connection) -> int:
+    value: int = db.execute("SELECT value FROM facts WHERE name = 'revision'").fetchone()[0]
+    return value
+
+
+def facts(db: sqlite3.Connection) -> dict[str, object]:
+    return dict(db.execute("SELECT name, value FROM facts"))
+
+
+def items(db: sqlite3.Connection, column: str, values: Sequence[object]) -> list[Item]:
+    """Items by their id, path (bytes) or hash."""
+    found: list[Item] = []
+    for first in range(0, len(values), MANY):
+        some = values[first : first + MANY]
+        found += _items(db, f"SELECT {ITEM} FROM items WHERE {column} IN ({marks(some)})", some)
+    return found
+
+
+def items_at(db: sqlite3.Connection, segment: int, rows: Sequence[int]) -> list[Item]:
+    """Items by where their vectors are."""
+    found: list[Item] = []
+    for first in range(0, len(rows), MANY):
+        some = rows[first : first + MANY]
+        statement = f"SELECT {ITEM} FROM items WHERE segment = ? AND row IN ({marks(some)})"
+        found += _items(db, statement, [segment, *some])
+    return found
+
+
+def chosen(db: sqlite3.Connection, filter: Filter | None = None) -> Iterator[Item]:
+    """The items that pass a filter, by id."""
+    where, values = filter.where() if filter else ("1", [])
+    if filter and filter.ids is not None:
+        ids: list[tuple[int]] = []
+        for some in _slices(sorted(set(filter.ids))):
+            ids += db.execute(
+                f"SELECT id FROM items WHERE id IN ({marks(some)}) AND {where} ORDER BY id", [*some, *values]
+            )
+    else:
+        ids = db.execute(f"SELECT id FROM items WHERE {where} ORDER BY id", values).fetchall()
+    for some in _slices([id for (id,) in ids]):
+        yield from _items(db, f"SELECT {ITEM} FROM items WHERE id IN ({marks(some)}) ORDER BY id", some)
+
+
+def places(db: sqlite3.Connection, filter: Filter) -> Iterator[tuple[int, int]]:
+    """Segment and row of the items that pass a filter."""
+    where, values = filter.where()
+    if filter.ids is None:
+        yield from db.execute(f"SELECT segment, row FROM items WHERE {where}", values)
+        return
+    for some in _slices(sorted(set(filter.ids))):
+        yield from db.execute(
+            f"SELECT segment, row FROM items WHERE id IN ({marks(some)}) AND {where}", [*some, *values]
+        )
+
+
+def drop(db: sqlite3.Connection, items: Iterable[Item]) -> None:
+    """Take items out, within a transaction that writes."""
+    now = revision(db)
+    for item in items:
+        db.execute("DELETE FROM tags WHERE item = ?", (item.id,))
+        db.execute("DELETE FROM items WHERE id = ?", (item.id,))
+        db.execute("INSERT INTO deleted VALUES (?, ?, ?)", (now, item.segment, item.row))
+
+
+def _slices(values: Sequence[int]) -> Iterator[Sequence[int]]:
+    for first in range(0, len(values), MANY):
+        yield values[first : first + MANY]
+
+
+def _items(db: sqlite3.Connection, statement: str, values: Sequence[object]) -> list[Item]:
+    found = [
+        Item(id, Path(os.fsdecode(path)), label, {}, size, mtime_ns, hash, segment, row)
+        for id, path, label, size, mtime_ns, hash, segment, row in db.execute(statement, values)
+    ]
+    by_id = {item.id: item for item in found}
+    ids = list(by_id)
+    for first in range(0, len(ids), MANY):
+        some = ids[first : first + MANY]
+        for item, key, value in db.execute(f"SELECT item, key, value FROM tags WHERE item IN ({marks(some)})", some):
+            by_id[item].tags[key] = value
+    return found

@@ -1,0 +1,311 @@
+"""What stands between the network and the service: slow and large requests, foreign hosts and pages, tokens.
+
+``Guard`` is ASGI middleware around the whole application; ``Connection`` is uvicorn's HTTP/1.1 protocol with a
+deadline for the head of a request, which uvicorn itself does not have.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import time
+from collections.abc import Sequence
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from splip.telemetry import Telemetry, log
+
+HEAD_SECONDS = 10.0  # for the request line and the headers
+SEND_SECONDS = 60.0  # that a client may leave an answer unread
+COOKIE = "splip_session"
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+API_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+class Refusal(HTTPException):
+    """An answer that is an error: its status, a word for programs and a sentence for people."""
+
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status, message, headers)
+        self.code = code
+
+    def response(self) -> JSONResponse:
+        return JSONResponse({"error": self.code, "message": self.detail}, self.status_code, self.headers)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to bind to can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Access:
+    """Who may do what: an API token, and the cookie that the page gets in exchange for it.
+
+    Args:
+        token: None: there is none, and nothing can be written.
+        protect_reads: ask for the token in searches too, not only in writes.
+    """
+
+    def __init__(self, token: str | None, protect_reads: bool) -> None:
+        self.token, self.protect_reads = token, protect_reads
+        # The cookie cannot be turned back into the token, and ends with this process.
+        secret = secrets.token_bytes(32)
+        self.cookie = hmac.new(secret, (token or "").encode(), hashlib.sha256).hexdigest() if token else None
+
+    def has_token(self, headers: Headers) -> bool:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and self.token is not None and _same(given.strip(), self.token)
+
+    def has_cookie(self, headers: Headers) -> bool:
+        try:
+            cookies = SimpleCookie(headers.get("cookie", ""))
+        except CookieError:
+            return False
+        return COOKIE in cookies and self.cookie is not None and _same(cookies[COOKIE].value, self.cookie)
+
+    def knows_token(self, headers: Headers) -> bool:
+        return self.has_token(headers) or self.has_cookie(headers)
+
+    def check(self, scope: Scope, headers: Headers) -> None:
+        """Refuse what this request may not do."""
+        path = scope["path"]
+        if scope["method"] == "OPTIONS":  # a browser asks first, and shows no token then
+            return
+        if path.startswith("/v1/items"):
+            if self.token is None:
+                raise Refusal(403, "writes_off", "adding and removing are off: the service has no token")
+            # The token itself, not the cookie: another site's page can make a browser send cookies.
+            if not self.has_token(headers):
+                raise Refusal(401, "token", "this needs the header Authorization: Bearer TOKEN", BEARER)
+        elif self.protect_reads and path.startswith(PROTECTED) and not self.knows_token(headers):
+            raise Refusal(401, "token", "this needs the header Authorization: Bearer TOKEN", BEARER)
+
+
+BEARER = {"WWW-Authenticate": "Bearer"}
+PROTECTED = ("/v1/", "/metrics", "/openapi.json")
+
+
+def _same(a: str, b: str) -> bool:
+    return hmac.compare_digest(a.encode(), b.encode())
+
+
+class Guard:
+    """ASGI middleware: limits, checks and headers of every request, and its line in the log.
+
+    Args:
+        app: the application.
+        access: tokens.
+        telemetry: sees every request.
+        max_body: bytes of a request's body.
+        body_seconds: time for a client to send it.
+        hosts: names that the Host header may have, without ports; empty: any.
+        origins: origins of other sites whose pages may ask.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        telemetry: Telemetry,
+        max_body: int,
+        body_seconds: float,
+        hosts: Sequence[str],
+        origins: Sequence[str],
+    ) -> None:
+        self.app, self.access, self.telemetry = app, access, telemetry
+        self.max_body, self.body_seconds = max_body, body_seconds
+        self.hosts, self.origins = frozenset(h.lower() for h in hosts), frozenset(origins)
+        self.budget = 32 * max_body  # bytes of all bodies that are being received or used at once
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = Exchange(self, scope, receive, send)
+        try:
+            try:
+                self._check(scope, Headers(scope=scope))
+            except Refusal as refusal:
+                self.telemetry.refused.labels(refusal.code).inc()
+                await refusal.response()(scope, receive, exchange.send)
+                return
+            await self.app(scope, exchange.receive, exchange.send)
+        except ClientGone:
+            pass
+        except Exception:
+            log.exception("a request failed")
+            if not exchange.answered:
+                raise
+        finally:
+            self.budget += exchange.received
+            exchange.finish()
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        host = headers.get("host", "")
+        if self.hosts and _name(host) not in self.hosts:
+            # A page whose name was made to point at this machine (DNS rebinding) sends its own name.
+            raise Refusal(421, "host", "the Host header does not name this service (see --allow-host)")
+        origin = headers.get("origin")
+        if (
+            origin is not None
+            and not self.origins & {origin, "*"}
+            and origin.partition("://")[2].lower() != host.lower()
+        ):
+            raise Refusal(403, "origin", "pages of other sites may not use this service (see --cors)")
+        self.access.check(scope, headers)
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > self.max_body:
+            raise self.too_large()
+
+    def too_large(self) -> Refusal:
+        close = {"Connection": "close"}
+        return Refusal(413, "too_large", f"the body is larger than {self.max_body / 1e6:g} MB", close)
+
+
+def _name(host: str) -> str:
+    """A Host header without its port; empty when it is malformed."""
+    try:
+        parts = urlsplit(f"//{host}")
+        port = parts.port  # a ValueError if it is not a number
+    except ValueError:
+        return ""
+    return (parts.hostname or "") if parts.netloc == host and port != 0 else ""
+
+
+class ClientGone(Exception):
+    """The client left, or does not read its answer."""
+
+
+class Exchange:
+    """One request and its answer, as they pass the guard."""
+
+    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
+        self.guard, self.scope = guard, scope
+        self._receive, self._send = receive, send
+        self.began = time.perf_counter()
+        self.deadline = time.monotonic() + guard.body_seconds
+        self.received = 0
+        self.complete = False
+        self.status = 499  # nothing was sent: the client left
+        self.sent = 0
+        self.answered = False
+        self.request_id = secrets.token_hex(6)
+
+    async def receive(self) -> Message:
+        """The next part of the body.
+
+        Raises:
+            Refusal: too large, too slow, or too much from everybody together.
+        """
+        if self.complete:
+            return await self._receive()  # all that can come is that the client leaves
+        try:
+            with anyio.fail_after(max(0.0, self.deadline - time.monotonic())):
+                message = await self._receive()
+        except TimeoutError:
+            raise Refusal(408, "slow", "the body did not come in time", {"Connection": "close"}) from None
+        if message["type"] == "http.request":
+            size = len(message.get("body", b""))
+            self.received += size
+            self.guard.budget -= size
+            self.complete = not message.get("more_body", False)
+            if self.received > self.guard.max_body:
+                raise self.guard.too_large()
+            if self.guard.budget < 0:
+                headers = {"Retry-After": "1", "Connection": "close"}
+                raise Refusal(429, "busy", "too many uploads at once; try again in a moment", headers)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers[name] = value
+            headers.setdefault("Content-Security-Policy", API_POLICY)
+            headers.setdefault("Cache-Control", "no-store")
+            headers["Cross-Origin-Resource-Policy"] = "cross-origin" if self.guard.origins else "same-origin"
+            headers["X-Request-ID"] = self.request_id
+            if not self.complete and self.scope["method"] != "GET" and self.status >= 400:
+                headers["Connection"] = "close"  # the rest of the body is not wanted
+        elif message["type"] == "http.response.body":
+            self.sent += len(message.get("body", b""))
+        try:
+            with anyio.fail_after(SEND_SECONDS):
+                await self._send(message)
+        except TimeoutError:
+            raise ClientGone from None
+        self.answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+    def finish(self) -> None:
+        seconds = time.perf_counter() - self.began
+        route = getattr(self.scope.get("route"), "path", "other")
+        # Clients can make up methods; each would become a series of its own.
+        method = self.scope["method"] if self.scope["method"] in METHODS else "other"
+        self.guard.telemetry.request(route, method, self.status, seconds)
+        fields: dict[str, Any] = {
+            "id": self.request_id,
+            "client": (self.scope.get("client") or ("?",))[0],
+            "method": method,
+            "route": route,
+            "status": self.status,
+            "ms": round(1000 * seconds, 1),
+            "received": self.received,
+            "sent": self.sent,
+        }
+        log.info("request", extra={"fields": fields})
+
+
+class Connection(H11Protocol):
+    """uvicorn's HTTP/1.1, closed when the head of a request takes longer than ``HEAD_SECONDS``."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+        elif self._head_timer is None and not self.transport.is_closing():
+            self._wait_for_head()  # part of the next one, or of a body that nobody reads
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        self._head_timer = None
+        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
+            self.transport.close()

@@ -1,0 +1,326 @@
+"""What stands behind the HTTP service: a gallery, threads for each kind of work, and the way of a search.
+
+The event loop only moves bytes and waits. Pictures are decoded and squared in threads, SVG in a process of its
+own, and the batches' worker (``splip.batching``) encodes and searches.
+"""
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from splip import images, queries
+from splip.batching import Admission, Batcher, Search
+from splip.config import ServeConfig
+from splip.errors import UnreadablePicture, UserError
+from splip.guard import Refusal, is_loopback
+from splip.messages import Add, Added
+from splip.queries import Busy, Missing, Query
+from splip.svg import Renderer
+from splip.telemetry import Telemetry, log, timed
+from splip.thumbnails import File, Thumbnails
+
+if TYPE_CHECKING:
+    from splip.gallery import Gallery, Match
+
+T = TypeVar("T")
+GALLERY_PIXELS = 4  # a picture of the gallery may have this many times the pixels of an upload
+RETRY = {"Retry-After": "1"}
+
+
+class Pool:
+    """Threads for one kind of work, and how many jobs may wait for them."""
+
+    def __init__(self, name: str, threads: int, pending: int) -> None:
+        self.name, self.pending = name, pending
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._jobs = 0
+        self._lock = threading.Lock()
+
+    async def run(self, job: Callable[..., T], *args: Any) -> T:
+        """Run a job in a thread.
+
+        Raises:
+            Busy: too many wait already.
+        """
+        with self._lock:
+            if self._jobs >= self.pending:
+                raise Busy(f"too many {self.name} at once; try again in a moment")
+            self._jobs += 1
+        future = self._threads.submit(job, *args)
+        future.add_done_callback(self._count_down)
+        return await asyncio.wrap_future(future)
+
+    def _count_down(self, _: Any) -> None:
+        with self._lock:
+            self._jobs -= 1
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+class Service:
+    """A gallery, and all that answers questions about it.
+
+    Args:
+        gallery: open for reading; stays the caller's to close.
+        config: limits and switches.
+        writer: opens the same gallery for writing; None if it cannot be written.
+    """
+
+    def __init__(self, gallery: "Gallery", config: ServeConfig, writer: "Callable[[], Gallery] | None" = None) -> None:
+        self.gallery, self.config, self.writer = gallery, config, writer
+        self.telemetry = Telemetry()
+        self.max_body = int(config.max_body_mb * 1e6)
+        self.max_pixels = int(config.max_megapixels * 1e6)
+        self.show_paths = is_loopback(config.host) if config.show_paths is None else config.show_paths
+        self.roots = [Path(root).resolve() for root in config.allow_root]
+        threads = config.threads or len(os.sched_getaffinity(0))
+        self.pictures = Pool("pictures", threads, 2 * config.max_queue)
+        self.svg = Pool("svg", 1, 16)
+        self.files = Pool("thumbnails", max(2, threads), 1024)
+        self.writes = Pool("writes", 1, 4)
+        self.renderer = Renderer()
+        self.thumbnails = Thumbnails(int(config.thumbnails_mb * 1e6), GALLERY_PIXELS * self.max_pixels, self.telemetry)
+        self.batcher = Batcher(gallery, self.telemetry, config.max_batch, config.window_ms / 1000, config.max_queue)
+        Image.init()  # reads Pillow's plugins: before the first request, not in it
+        self.text = False
+        self.ready = False
+        self._labels: dict[str, int] = {}
+
+    # ---- life ----
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _: object) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(self._warm_up()), asyncio.create_task(self._refresh())]
+        try:
+            yield
+        finally:
+            self.ready = False
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Answer what waits, and stop all threads."""
+        self.batcher.close()
+        for pool in (self.pictures, self.svg, self.files, self.writes):
+            pool.close()
+        self.renderer.close()
+
+    async def _warm_up(self) -> None:
+        """Encode and search once, alone and as a full batch; from then on the service is ready."""
+        try:
+            await asyncio.to_thread(self._try_engine)
+            with self.batcher.admit() as admission:
+                search = self._search(Query(k=1), self._grey(), None, time.monotonic() + 600)
+                await admission.answer(search)
+        except Exception:
+            log.exception("the warm-up failed: the service does not become ready")
+            return
+        self.ready = True
+        log.info("ready", extra={"fields": {"items": len(self.gallery), "engine": self.gallery.encoder.engine}})
+
+    def _try_engine(self) -> None:
+        encoder = self.gallery.encoder
+        for count in sorted({1, self.config.max_batch}):
+            encoder.encode(np.stack([self._grey()] * count), "sketch")
+        encoder.encode(self._grey()[None], "photo")
+        with contextlib.suppress(UserError):
+            encoder.encode_text(["a photo"])
+            self.text = True
+        self._look()
+
+    def _grey(self) -> np.ndarray:
+        side = self.gallery.encoder.image_size
+        return np.full((side, side, 3), 128, np.uint8)
+
+    async def _refresh(self) -> None:
+        """Take in what others write to the gallery."""
+        while True:
+            await asyncio.sleep(self.config.refresh_s)
+            try:
+                await asyncio.to_thread(self._look)
+            except Exception:
+                log.exception("the gallery could not be read anew; going on with what is known")
+
+    def _look(self) -> None:
+        self.gallery.refresh()
+        self._labels = self.gallery.labels()
+        self.telemetry.items.set(len(self.gallery))
+
+    # ---- searching ----
+
+    def _search(self, query: Query, image: np.ndarray | None, vector: np.ndarray | None, deadline: float) -> Search:
+        from splip.gallery import Filter
+
+        restricted = bool(query.labels or query.tags)
+        return Search(
+            image=image,
+            vector=vector,
+            modality=query.modality,
+            text=query.text,
+            text_weight=query.text_weight,
+            k=query.k,
+            filter=Filter(labels=tuple(query.labels), tags=query.tags) if restricted else None,
+            deadline=deadline,
+        )
+
+    def _check(self, query: Query, upload: bytes | None) -> None:
+        sources = query.sources() + (["a file"] if upload is not None else [])
+        if len(sources) > 1:
+            raise UserError(f"one picture a query, not {' and '.join(sources)}")
+        if not sources and query.text is None:
+            raise UserError("an empty query: send a picture, strokes, an id or a text")
+        if query.text is not None and self.ready and not self.text:
+            raise UserError("this gallery's model does not understand text")
+        if query.k > self.config.max_k:
+            raise UserError(f"k: at most {self.config.max_k}, got {query.k}")
+
+    async def answer(
+        self, query: Query, upload: bytes | None, admission: Admission, deadline: float, began: float
+    ) -> dict[str, Any]:
+        """One query's answer, as it is sent.
+
+        Raises:
+            UserError: the query cannot be answered; Missing: no such id.
+            TimeoutError: not in time.
+        """
+        self._check(query, upload)
+        stages: dict[str, float] = {}
+        image = vector = None
+        left = deadline - time.monotonic()
+        if query.id is not None:
+            vector = await asyncio.wait_for(self.pictures.run(self._known, self.gallery.vector, query.id), left)
+        elif query.sources() or upload is not None:
+            image = await asyncio.wait_for(self._picture(query, upload, stages), left)
+        search = self._search(query, image, vector, deadline)
+        search.stages = stages
+        await admission.answer(search)
+        end = timed(stages, "lookup")
+        matches = [self._found(match) for match in search.matches]
+        end()
+        for name, seconds in stages.items():
+            self.telemetry.stage(name, seconds)
+        timing = {name: round(1000 * seconds, 3) for name, seconds in stages.items()}
+        timing["total"] = round(1000 * (time.perf_counter() - began), 3)
+        return {"matches": matches, "timing_ms": timing, "batch": search.batch}
+
+    def _found(self, match: "Match") -> dict[str, Any]:
+        return {
+            "id": match.id,
+            "score": round(float(match.score), 6),
+            "label": match.label,
+            "tags": match.tags,
+            "name": match.path.name,
+            "path": str(match.path) if self.show_paths else None,
+        }
+
+    async def _picture(self, query: Query, upload: bytes | None, stages: dict[str, float]) -> np.ndarray:
+        """The query's picture as uint8 ``[S, S, 3]``; the time goes to the stages decode and prepare."""
+        data = upload if query.svg is None else query.svg.encode(errors="replace")
+        began = time.perf_counter()
+        if query.svg is not None and not queries.looks_like_svg(data or b""):
+            raise UserError("svg: not an SVG")
+        if data is not None and queries.looks_like_svg(data):
+            data = await self.svg.run(self.renderer.png, data)
+        stages["decode"] = time.perf_counter() - began
+        return await self.pictures.run(self._decode_and_prepare, query, data, stages)
+
+    def _decode_and_prepare(self, query: Query, data: bytes | None, stages: dict[str, float]) -> np.ndarray:
+        end = timed(stages, "decode")
+        if query.strokes is not None:
+            image = queries.draw_strokes(query)
+        else:
+            image = queries.read_picture(data or queries.decode_base64(query.image or ""), self.max_pixels)
+        end()
+        end = timed(stages, "prepare")
+        prepared = np.ascontiguousarray(self.gallery.encoder.prepare(image, query.modality))
+        if query.modality == "sketch":
+            queries.check_ink(prepared)
+        end()
+        return prepared
+
+    def open(self, id: int) -> File:
+        """The file of a picture.
+
+        Raises:
+            Missing: no such id.
+            Refusal: the file is gone, or something else by now.
+        """
+        item = self._known(self.gallery.item, id)
+        try:
+            return File(item.path)
+        except UnreadablePicture as error:
+            raise Refusal(404, "gone", str(error)) from None
+
+    @staticmethod
+    def _known(look_up: Callable[[int], T], id: int) -> T:
+        try:
+            return look_up(id)
+        except KeyError:
+            raise Missing("the gallery has no picture with this id") from None
+
+    # ---- writing ----
+
+    def add(self, request: Add) -> Added:
+        """Add pictures below the allowed roots.
+
+        Raises:
+            Refusal: a path that is not below one of them, or another process is writing.
+        """
+        paths = images.find(self._allowed(path) for path in request.paths)
+        # A folder may hold links to elsewhere.
+        paths = [self._allowed(path) for path in paths]
+        with self._writing() as gallery:
+            done = gallery.add(paths, label=request.label, tags=request.tags)
+        self._look()
+        return Added(
+            new=done.new + done.duplicates + done.moved,
+            changed=done.changed + done.relabelled,
+            unchanged=done.unchanged,
+            unreadable=len(done.skipped),
+            count=len(self.gallery),
+        )
+
+    def remove(self, id: int) -> None:
+        """Remove a picture from the gallery; its file stays.
+
+        Raises:
+            Missing: no such id.
+            Refusal: another process is writing.
+        """
+        with self._writing() as gallery:
+            if not gallery.remove([id]):
+                raise Missing("the gallery has no picture with this id")
+        self._look()
+
+    @contextlib.contextmanager
+    def _writing(self) -> "Iterator[Gallery]":
+        """The gallery open for writing, for as long as it takes: others may write to it between."""
+        assert self.writer is not None
+        try:
+            gallery = self.writer()
+        except UserError as error:
+            raise Refusal(409, "locked", str(error), RETRY) from None
+        with contextlib.closing(gallery):
+            yield gallery
+
+    def _allowed(self, given: str | Path) -> Path:
+        try:
+            path = Path(given).resolve(strict=True)
+        except (OSError, ValueError, RuntimeError):
+            path = None
+        # The same answer for what is elsewhere and what does not exist: else one could look for files.
+        if path is None or not any(path.is_relative_to(root) for root in self.roots):
+            raise Refusal(403, "path", "paths must exist below a folder of --allow-root")
+        return path

@@ -1,0 +1,155 @@
+"""A small gallery of drawn shapes behind a real server in a thread, for the tests of the service and its page."""
+
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import uvicorn
+from conftest import draw
+
+from splip import app, images, serve
+from splip.config import ServeConfig
+from splip.errors import UserError
+from splip.gallery import Match
+from splip.service import Service
+
+SHAPES = ["ball", "box", "slash", "dash", "cone", "pole"]
+TOKEN = "a-token-for-the-tests-only"
+
+
+def unit(rows):
+    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+class FakeEncoder:
+    """Where the ink is, on a grid of 8 by 8: enough to tell six shapes apart."""
+
+    path, engine, precision, name, identity = Path("fake"), "fake", "fp32", "fake (shapes)", "0" * 64
+    image_size, embed_dim, fit, crop_sketches = 32, 64, "pad", True
+
+    def __init__(self):
+        self.batches = []  # sizes of the batches that were encoded
+        self.hold = threading.Event()  # encoding waits while it is cleared
+        self.hold.set()
+
+    def prepare(self, image, modality):
+        rows, columns = np.nonzero(np.asarray(image).min(axis=2) < 200)
+        if len(rows):
+            image = image.crop((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+        return images.square(image, self.image_size)
+
+    def encode(self, pixels, modality):
+        assert pixels.dtype == np.uint8 and pixels.shape[1:] == (32, 32, 3)
+        self.batches.append(len(pixels))
+        assert self.hold.wait(30)
+        dark = 1 - pixels.min(axis=3).reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4)) / 255
+        return unit(dark.reshape(-1, 64) - dark.mean(axis=(1, 2))[:, None])
+
+    def encode_text(self, texts, modality="photo"):
+        """A text is a shape's name, and means what that shape looks like."""
+        for text in texts:
+            if len(text) > 300:
+                raise UserError("text: too long for this model")
+        return np.stack([self.meanings.get(text, np.eye(64, dtype=np.float32)[0]) for text in texts])
+
+    def close(self):
+        pass
+
+
+class FakeGallery:
+    """What the service needs of a gallery, in memory."""
+
+    def __init__(self, folder):
+        self.encoder = FakeEncoder()
+        self.items, self.vectors = {}, {}
+        for number in range(24):
+            kind, i = number % 6, number // 6
+            path = folder / SHAPES[kind] / f"photo {i}.jpg"
+            draw(path, kind, "blue" if i % 2 else "black", i, size=(64, 56))
+            self.put(number + 1, path, SHAPES[kind], {"colour": "blue" if i % 2 else "black"})
+        means = {s: [v for n, v in self.vectors.items() if self.items[n].label == s] for s in SHAPES}
+        self.encoder.meanings = {shape: unit(np.mean(rows, axis=0)[None])[0] for shape, rows in means.items()}
+
+    def put(self, id, path, label, tags):
+        self.items[id] = SimpleNamespace(id=id, path=path, label=label, tags=tags)
+        self.vectors[id] = self.encoder.encode(self.encoder.prepare(images.read(path), "photo")[None], "photo")[0]
+
+    def __len__(self):
+        return len(self.items)
+
+    def labels(self):
+        found = [item.label for item in self.items.values() if item.label]
+        return {label: found.count(label) for label in found}
+
+    def refresh(self):
+        return False
+
+    def item(self, id):
+        return self.items[id]
+
+    def vector(self, id):
+        return self.vectors[id]
+
+    def search_vectors(self, vectors, k=10, filter=None):
+        filters = filter if isinstance(filter, list) else [filter] * len(vectors)
+        answers = []
+        for vector, one in zip(vectors, filters, strict=True):
+            found = []
+            for id, item in self.items.items():
+                if one and one.labels and item.label not in one.labels:
+                    continue
+                if one and any(item.tags.get(key) != value for key, value in one.tags.items()):
+                    continue
+                found.append(Match(id, float(vector @ self.vectors[id]), item.path, item.label, item.tags))
+            answers.append(sorted(found, key=lambda match: (-match.score, match.id))[:k])
+        return answers
+
+    def add(self, paths, label=None, tags=None):
+        for path in paths:
+            self.put(max(self.items) + 1, path, label, dict(tags or {}))
+        return SimpleNamespace(new=len(paths), duplicates=0, moved=0, changed=0, relabelled=0, unchanged=0, skipped=[])
+
+    def remove(self, ids):
+        return [self.items.pop(id) for id in ids if id in self.items]
+
+    def close(self):
+        pass
+
+
+@contextmanager
+def running(gallery, token=None, wait=True, **settings):
+    """A server in a thread; yields a client with the attributes ``service`` and ``address``."""
+    config = ServeConfig(gallery=Path("unused"), port=0, **settings)
+    serve.check(config)
+    with serve.listen(config.host, 0) as listener:
+        service = Service(gallery, config, lambda: gallery)
+        server = uvicorn.Server(serve.settings(app.create(service, token), config))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            with httpx.Client(base_url=address, timeout=30) as client:
+                client.service, client.address = service, address
+                end = time.monotonic() + 30
+                while wait and client.get("/readyz").status_code != 200:
+                    assert time.monotonic() < end, "the service does not become ready"
+                    time.sleep(0.02)
+                yield client
+        finally:
+            gallery.encoder.hold.set()
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def sketch(kind="box", size=(64, 56)):
+    """The bytes of a drawn shape, PNG."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "sketch.png"
+        draw(file, SHAPES.index(kind), "black", 2, size)
+        return file.read_bytes()

@@ -1,0 +1,75 @@
+"""Prove that an export runs where torch is not: export here, install splip alone in a fresh environment, encode there.
+
+    python tools/check_without_torch.py                      # the tiny backbone with random weights
+    python tools/check_without_torch.py runs/mine/best.pt    # a checkpoint
+
+The environment gets splip without its dependencies, numpy, Pillow, onnxruntime and openvino, and nothing else.
+Exit code 0 if both engines give the checkpoint's features to 1e-5 there.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from splip.config import BackboneConfig, ExportConfig, TrainConfig
+from splip.export import command, manifest, verify
+from splip.model import SpLIP, load_model
+
+ROOT = Path(__file__).resolve().parent.parent
+
+THERE = """
+import importlib.util, sys, time
+import numpy as np
+from splip.engines import Encoder
+
+for package in ("torch", "open_clip", "tyro", "yaml"):
+    assert importlib.util.find_spec(package) is None, f"{package} is installed here"
+folder = sys.argv[1]
+data = np.load(f"{folder}/data.npz")
+for engine in ("onnxruntime", "openvino"):
+    began = time.monotonic()
+    encoder = Encoder.load(f"{folder}/exported", engine, device="cpu", precision="fp32")
+    for modality in ("sketch", "photo"):
+        got = encoder.encode(data[f"{modality} pixels"], modality)
+        difference = float(np.abs(got - data[f"{modality} features"]).max())
+        assert difference <= 1e-5, (engine, modality, difference)
+        print(f"{engine} {modality}: {len(got)} pictures, largest difference {difference:.1e}")
+    print(f"{engine}: {time.monotonic() - began:.1f} s from loading to the last vector")
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, nargs="?")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        checkpoint = args.checkpoint or place / "best.pt"
+        if args.checkpoint is None:
+            model = SpLIP(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), ["dog", "cup"])
+            torch.save(model.checkpoint(), checkpoint)
+        config = ExportConfig(checkpoint, place / "exported", onnx=True, openvino=True, fuse_preprocess=True)
+        if code := command.export(config):
+            sys.exit(code)
+        pixels = verify.load(None, manifest.read(place / "exported"), {"sketch": 8, "photo": 8})
+        features = verify.reference(load_model(checkpoint), pixels)
+        data = {f"{m} pixels": pixels[m] for m in pixels} | {f"{m} features": features[m] for m in pixels}
+        np.savez(place / "data.npz", **data)  # type: ignore[arg-type]
+
+        venv.create(place / "venv", with_pip=True)
+        python = place / "venv" / "bin" / "python"
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--no-deps", ROOT], check=True, env=os.environ | {"SPLIP_CUDA": "off"})
+        subprocess.run([*pip, "numpy", "pillow", "onnxruntime", "openvino"], check=True)
+        subprocess.run([python, "-c", THERE, place], check=True, cwd=place)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,407 @@
+"""Attack a running ``splip serve``: damaged uploads, bombs, forged ids, slow clients, and more clients than it serves.
+
+    python tools/serve_faults.py --gallery gallery                      # everything, about ten minutes
+    python tools/serve_faults.py --gallery gallery --seconds 60 --clients 200 --only overload
+    python tools/serve_faults.py --gallery gallery --uploads 300 --examples 10 --seconds 3
+
+Starts a service of its own on the gallery (any that ``splip index add`` made). Every answer must be one that the
+service's OpenAPI names, never a 5xx except 503 under overload, and the service must answer a search afterwards.
+The tests run the same functions with small counts. Needs ``pip install 'splip[test]'``.
+"""
+
+import argparse
+import asyncio
+import io
+import json
+import random
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image, ImageDraw
+
+REFUSALS = {400, 401, 403, 404, 405, 408, 413, 415, 421, 422, 429}
+DOCUMENT = (
+    b'<?xml version="1.0" encoding="UTF-8"?><svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100">'
+    b'<style>.a{fill:none;stroke:#000;stroke-width:3}</style><g class="a" transform="translate(5 5) scale(0.9)">'
+    b'<path d="M10 80C40 10 65 10 95 80S150 150 180 80"/><circle cx="30" cy="40" r="20"/>'
+    b'<polyline points="1,2 30,40 50,90"/><rect x="4" y="5" width="60" height="30" rx="4"/></g></svg>'
+)
+
+
+# ---- material ----
+
+
+def drawing(seed: int = 0, side: int = 96) -> Image.Image:
+    """A few black lines on white."""
+    rng = random.Random(seed)
+    image = Image.new("RGB", (side, side), "white")
+    pen = ImageDraw.Draw(image)
+    pen.line([(rng.randrange(side), rng.randrange(side)) for _ in range(9)], "black", 3)
+    pen.ellipse((side // 4, side // 4, side // 2, side // 2), outline="black", width=3)
+    return image
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    data = io.BytesIO()
+    image.save(data, form, **options)
+    return data.getvalue()
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A small PNG whose header promises a large picture."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(100_000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def webp_of_size(width: int, height: int) -> bytes:
+    """The same as a WebP."""
+    frame = encoded(drawing(), "WEBP", lossless=True)[12:]
+    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + size + frame
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def svg(body: str, head: str = "") -> bytes:
+    return f'{head}<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 99 99">{body}</svg>'.encode()
+
+
+def bombs() -> dict[str, bytes]:
+    """Small files that ask for much, or for what is none of their business."""
+    laughs = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 10))
+    uses = "".join(f'<g id="u{i}">{f"<use href={chr(34)}#u{i - 1}{chr(34)}/>" * 10}</g>' for i in range(1, 9))
+    scans = encoded(drawing(), "JPEG", progressive=True)
+    return {
+        "PNG 50,000 x 50,000": png_of_size(50_000, 50_000),
+        "PNG 1 x 2,000,000,000": png_of_size(1, 2_000_000_000),
+        "PNG 0 x 0": png_of_size(0, 0),
+        "WebP 16,000,000 x 16,000,000": webp_of_size(16_000_000, 16_000_000),
+        "WebP 30,000 x 30,000": webp_of_size(30_000, 30_000),
+        "GIF 65,535 x 65,535": b"GIF89a"
+        + b"\xff" * 4
+        + b"\x80\0\0"
+        + bytes(6)
+        + b",\0\0\0\0\xff\xff\xff\xff\0\x08\x01\0\0;",
+        "BMP 2,000,000,000 wide": b"BM"
+        + struct.pack("<IHHI", 54, 0, 0, 54)
+        + struct.pack("<IiiHH", 40, 2_000_000_000, 2_000_000_000, 1, 24)
+        + bytes(24),
+        "JPEG of 5,000 scans": scans[:-2] + scans[scans.index(b"\xff\xda") : -2] * 5000 + b"\xff\xd9",
+        "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file pop\n",
+        "SVG billion laughs": svg("<path d='&l9;'/>", f'<!DOCTYPE svg [<!ENTITY l0 "M0 0">{laughs}]>'),
+        "SVG external entity": svg("<path d='&x;'/>", '<!DOCTYPE svg [<!ENTITY x SYSTEM "file:///etc/passwd">]>'),
+        "SVG parameter entity": svg("", '<!DOCTYPE svg [<!ENTITY % x SYSTEM "http://127.0.0.1:9/x"> %x;]>'),
+        "SVG image of a file": svg('<image href="/etc/passwd" width="9" height="9"/>'),
+        "SVG billion uses": svg(f'<defs><g id="u0"><path d="M0 0L9 9"/></g>{uses}</defs><use href="#u8"/>'),
+        "SVG nested 100,000 deep": svg("<g>" * 100_000),
+        "SVG 5,000 large circles": svg('<circle cx="50" cy="50" r="49" fill-opacity="0.5"/>' * 4990),
+        "SVG tiny dashes": svg('<path d="M0 0L99 99" stroke="#000" style="stroke-dasharray:1e-9"/>'),
+        "SVG far away": svg('<path d="M1e30 1e30L-1e30 5" stroke="#000" stroke-width="1e30"/>'),
+        "SVG longer than wide": b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1e-3 1e6"/>',
+        "SVG style import": svg(
+            '<style>@import url("http://127.0.0.1:9/x.css");</style><path d="M0 0L99 99" stroke="#000"/>'
+        ),
+        "SVG script": svg('<script>while(1);</script><path d="M0 0L99 99" stroke="#000"/>'),
+    }
+
+
+def mutants(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """Truncated, spliced and flipped files: ``(media type, bytes)``."""
+    rng = random.Random(seed)
+    image = drawing(seed)
+    sources = [
+        ("image/png", encoded(image, "PNG")),
+        ("image/png", encoded(image.convert("P"), "PNG")),
+        ("image/png", encoded(image.convert("RGBA"), "PNG")),
+        ("image/jpeg", encoded(image, "JPEG")),
+        ("image/jpeg", encoded(image.convert("CMYK"), "JPEG", progressive=True)),
+        ("image/webp", encoded(image, "WEBP")),
+        ("image/gif", encoded(image, "GIF")),
+        ("image/bmp", encoded(image, "BMP")),
+        ("image/tiff", encoded(image, "TIFF", compression="tiff_lzw")),
+        ("image/svg+xml", DOCUMENT),
+        ("image/svg+xml", DOCUMENT),
+    ]
+    for _ in range(count):
+        kind, data = rng.choice(sources)
+        mutant = bytearray(data)
+        for _ in range(rng.choice((1, 1, 2, 4, 16))):
+            at = rng.randrange(len(mutant)) if mutant else 0
+            action = rng.randrange(6)
+            if action == 0:
+                del mutant[at:]
+            elif action == 1:
+                del mutant[at : at + rng.randrange(64)]
+            elif action == 2:
+                mutant[at:at] = rng.randbytes(rng.randrange(32))
+            elif action == 3 and mutant:
+                mutant[at] ^= 1 << rng.randrange(8)
+            elif action == 4:
+                mutant[at : at + 4] = rng.choice((b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"1e99"))
+            else:
+                other = rng.choice(sources)[1]
+                start = rng.randrange(len(other))
+                mutant[at:at] = other[start : start + rng.randrange(256)]
+        yield kind, bytes(mutant)
+
+
+# ---- attacks: each returns how often it saw which answer, and fails on one that must not be ----
+
+
+class Failed(AssertionError):
+    """The service did what it must not do."""
+
+
+def check(answer: httpx.Response, what: str, allowed: set[int]) -> None:
+    if answer.status_code not in allowed:
+        raise Failed(f"{what}: {answer.status_code} {answer.text[:300]}")
+    if answer.status_code >= 400:
+        body = answer.json()
+        if set(body) != {"error", "message"}:
+            raise Failed(f"{what}: an error without its two fields: {answer.text[:300]}")
+
+
+def alive(address: str) -> None:
+    """A search must find something."""
+    image = encoded(drawing(), "PNG")
+    answer = httpx.post(f"{address}/v1/search", files={"image": image}, data={"k": "1"}, timeout=30)
+    if answer.status_code != 200 or not answer.json()["matches"]:
+        raise Failed(f"no answer to a plain search: {answer.status_code} {answer.text[:300]}")
+
+
+def uploads(address: str, count: int, seed: int) -> Counter[int]:
+    """Damaged files of all kinds."""
+    seen: Counter[int] = Counter()
+    with httpx.Client(base_url=address, timeout=60) as client:
+        for number, (kind, data) in enumerate(mutants(count, seed)):
+            answer = client.post("/v1/search", content=data, headers={"Content-Type": kind}, params={"k": 1})
+            check(answer, f"mutant {number} of seed {seed} ({kind})", {200, *REFUSALS})
+            seen[answer.status_code] += 1
+    return seen
+
+
+def explosives(address: str) -> Counter[int]:
+    """Each of :func:`bombs`, which must be refused, or drawn, at once."""
+    seen: Counter[int] = Counter()
+    with httpx.Client(base_url=address, timeout=60) as client:
+        for name, data in bombs().items():
+            began = time.monotonic()
+            kind = "image/svg+xml" if name.startswith("SVG") else "image/png"
+            answer = client.post("/v1/search", content=data, headers={"Content-Type": kind})
+            check(answer, name, {200, 413, 422})
+            if time.monotonic() - began > 10:
+                raise Failed(f"{name}: took {time.monotonic() - began:.1f} s")
+            seen[answer.status_code] += 1
+        for number in (-1, 2**31, 2**63, 2**64, 10**400, "1e3", "%2e%2e%2fetc%2fpasswd", "..%5c..", "0x1", "%00", "١"):
+            for kind in ("images", "thumbnails"):
+                answer = client.get(f"/v1/{kind}/{number}")
+                check(answer, f"{kind} {number}", {404, 422})
+                seen[answer.status_code] += 1
+        for path in (
+            "/../../etc/passwd",
+            "//etc/passwd",
+            "/v1/../../etc/passwd",
+            "/page.css/../../config.py",
+            "/page/",
+            "/.git",
+        ):
+            check(client.get(path), path, {400, 404})
+    return seen
+
+
+def schemas(address: str, examples: int, seed: int) -> Counter[int]:
+    """What schemathesis makes of the OpenAPI document."""
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import seed as seeded
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import (
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
+
+    checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+    schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
+    seen: Counter[int] = Counter()
+    for found in schema.get_all_operations():
+        operation = found.ok()
+
+        @seeded(seed)
+        @settings(
+            max_examples=examples, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        @given(case=operation.as_strategy())
+        def one(case: Any) -> None:
+            response = case.call(base_url=address)
+            case.validate_response(response, checks=checks)
+            seen[response.status_code] += 1
+
+        one()
+    return seen
+
+
+def slow(address: str, seconds: float, clients: int = 50) -> Counter[str]:
+    """Clients that send their request a byte at a time, or not at all: closed, while others are served."""
+    host, port = address.removeprefix("http://").rsplit(":", 1)
+    image = encoded(drawing(), "PNG")
+    head = f"POST /v1/search HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: image/png\r\nContent-Length: {len(image)}\r\n"
+    starts = {"nothing": b"", "half a head": head[:40].encode(), "half a body": (head + "\r\n").encode() + image[:30]}
+    seen: Counter[str] = Counter()
+    sockets = []
+    for number in range(clients):
+        name, start = list(starts.items())[number % 3]
+        peer = socket.create_connection((host, int(port)))
+        peer.sendall(start)
+        sockets.append((name, peer))
+    end = time.monotonic() + seconds
+    while sockets and time.monotonic() < end:
+        alive(address)
+        for name, peer in list(sockets):
+            try:
+                if name != "nothing":
+                    peer.sendall(b"x")
+                peer.setblocking(False)
+                answer = peer.recv(4096)
+            except BlockingIOError:
+                peer.setblocking(True)
+                continue
+            except OSError:
+                answer = b""
+            seen[f"{name}: {answer.split()[1].decode() if answer else 'closed'}"] += 1
+            sockets.remove((name, peer))
+            peer.close()
+        time.sleep(0.2)
+    for _, peer in sockets:
+        peer.close()
+    if sockets:
+        raise Failed(f"{len(sockets)} of {clients} slow clients still connected after {seconds:g} s: {dict(seen)}")
+    return seen
+
+
+def overload(address: str, clients: int, seconds: float) -> Counter[int]:
+    """Many clients at once, each with its next search as soon as the last is answered: nothing but 200 and 429."""
+    host, port = address.removeprefix("http://").rsplit(":", 1)
+    image = encoded(drawing(), "PNG")
+    head = f"POST /v1/search?k=10 HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: image/png\r\nContent-Length: {len(image)}\r\n\r\n"
+    request = head.encode() + image
+    seen: Counter[int] = Counter()
+
+    async def client(end: float) -> None:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        while time.monotonic() < end:
+            writer.write(request)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            status = int(answer.split()[1])
+            length = next(
+                int(line.split(b":")[1]) for line in answer.split(b"\r\n") if line.lower().startswith(b"content-length")
+            )
+            body = await reader.readexactly(length)
+            seen[status] += 1
+            if status not in (200, 429):
+                raise Failed(f"under overload: {status} {body[:300]!r}")
+            if b"connection: close" in answer.lower():
+                writer.close()
+                reader, writer = await asyncio.open_connection(host, int(port))
+            if status == 429:
+                await asyncio.sleep(0.05)
+        writer.close()
+
+    async def everybody() -> None:
+        await asyncio.gather(*(client(time.monotonic() + seconds) for _ in range(clients)))
+
+    asyncio.run(everybody())
+    return seen
+
+
+# ---- the service under attack ----
+
+
+@contextmanager
+def served(gallery: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """``splip serve`` on a free port, ready; yields its address."""
+    command = [sys.executable, "-m", "splip", "serve", "--gallery", str(gallery), "--port", "0", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        line = next((line for line in process.stdout if line.startswith("http")), None)
+        if line is None:
+            raise SystemExit(f"{' '.join(command)} did not start")
+        address = line.split()[0]
+        for _ in range(600):
+            if httpx.get(f"{address}/readyz").status_code == 200:
+                break
+            time.sleep(0.1)
+        yield address, process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def memory(process: subprocess.Popen[str]) -> int:
+    """Resident memory of a process, MB."""
+    return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096 // 10**6
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gallery", type=Path, required=True)
+    parser.add_argument("--uploads", type=int, default=10_000, help="damaged files to send (default: 10000)")
+    parser.add_argument(
+        "--examples", type=int, default=200, help="requests per operation of the OpenAPI (default: 200)"
+    )
+    parser.add_argument("--clients", type=int, default=200, help="clients at once in the overload (default: 200)")
+    parser.add_argument("--seconds", type=float, default=60, help="of overload (default: 60)")
+    parser.add_argument("--queue", type=int, default=64, help="--max-queue of the service (default: 64)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", help="bombs, uploads, schemas, slow, overload")
+    parser.add_argument("--json", type=Path, help="write the counts to this file")
+    args = parser.parse_args()
+    attacks: dict[str, Callable[[str], Counter[Any]]] = {
+        "bombs": explosives,
+        "uploads": lambda address: uploads(address, args.uploads, args.seed),
+        "schemas": lambda address: schemas(address, args.examples, args.seed),
+        "slow": lambda address: slow(address, 40),
+        "overload": lambda address: overload(address, args.clients, args.seconds),
+    }
+    report: dict[str, Any] = {}
+    with served(args.gallery, "--max-queue", str(args.queue)) as (address, process):
+        for name in args.only or attacks:
+            before, began = memory(process), time.monotonic()
+            seen = attacks[name](address)
+            alive(address)
+            if process.poll() is not None:
+                raise Failed(f"{name}: the service ended with {process.returncode}")
+            counts = {str(key): seen[key] for key in sorted(seen, key=str)}
+            report[name] = {
+                "answers": counts,
+                "seconds": round(time.monotonic() - began, 1),
+                "memory_mb": [before, memory(process)],
+            }
+            print(name, json.dumps(report[name]), flush=True)
+        process.terminate()
+        report["exit_code"] = process.wait(60)
+    if report["exit_code"] != 0:
+        raise Failed(f"the service ended with {report['exit_code']} when it was asked to stop")
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
