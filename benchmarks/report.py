@@ -152,6 +152,86 @@ def evaluation() -> str:
     )
 
 
+def encoder() -> str:
+    """Latency of every engine, beside how faithful it is."""
+    report = load("encoder-cpu")
+    rows = []
+    for r in report["rows"]:
+        f = r["fidelity"]
+        batches = [f"{r['ms'][b]['median']:.1f} ({r['speedup'][b]:.1f}x)" for b in r["ms"]]
+        faith = [f"{f['min_cosine']:.6f}", f"{100 * f['top10']:.1f}%"] if f else ["", ""]
+        rows.append([r["engine"], *batches, f"{r['start_s']:.1f}", f"{r['rss_GB']:.1f}", *faith])
+    first = report["rows"][0]
+    head = [f"{first['backbone']}, CPU", *(f"batch {b}, ms" for b in first["ms"])]
+    head += ["cold start, s", "RSS, GB", "smallest cosine", "same top 10"]
+    return (
+        table(head, rows)
+        + "\n\nMedians from uint8 pixels to the vector, random weights; in brackets, how many times faster than open_clip in eager"
+        + f" float32. `plain`: without prompts. {_machine(report['machine'])}"
+    )
+
+
+def answers() -> str:
+    """From PNG bytes to ten paths, by stage."""
+    report = load("search-cpu")
+    rows = []
+    for r in report["rows"]:
+        ms = r["ms"]
+        stages = [f"{ms[s]['p50']:.1f}" if s in ms else "" for s in ("decode", "prepare", "encode", "search", "lookup")]
+        total = " / ".join(f"{ms['total'][p]:.1f}" for p in ("p50", "p95", "p99"))
+        case = {"one": "one query", "filtered": "one query, one label of 1,000", "batch": "32 queries"}[r["case"]]
+        name = f"{r['model'].split(' (')[0]}, {r['engine']} {r['precision']}"
+        rows.append([name, f"{r['N']:,}", case, *stages, total, f"{r['queries_per_s']:.0f}"])
+    head = ["", "photos", "", "decode", "prepare", "encode", "search", "lookup", "total p50 / p95 / p99", "queries/s"]
+    return table(head, rows) + f"\n\nms; stages are medians. {_machine(report['machine'])}"
+
+
+def galleries() -> str:
+    """Indexing against the engine alone, and opening a large gallery."""
+    report = load("index-cpu")
+    rows = [
+        [
+            r["model"].split(" (")[0],
+            f"{r['pictures']:,}",
+            f"{r['pictures_per_s']:.0f}",
+            f"{r['engine_alone_per_s']:.0f}",
+        ]
+        + [f"{100 * r['share']:.0f}%", f"{r['unchanged_per_s']:,.0f}"]
+        for r in report["rows"]
+        if r["case"] == "add"
+    ]
+    head = ["`splip index add`", "pictures", "pictures/s", "engine alone", "share", "unchanged pictures/s"]
+    text = table(head, rows)
+    for r in report["rows"]:
+        if r["case"] == "open":
+            text += (
+                f"\n\nOpening {r['rows']:,} vectors of width {r['dim']}: {1e3 * r['open_s']:.0f} ms; the first search, which maps"
+                f" them, {1e3 * r['first_search_s']:.0f} ms, later ones {r['search_ms']:.1f} ms."
+            )
+    return text + f" {_machine(report['machine'])}"
+
+
+def service() -> str:
+    """Requests a second with and without dynamic batching, and the page's latency."""
+    report = load("serve-cpu")
+    rows = [
+        [str(r["clients"])]
+        + [f"{r[name]['requests_per_s']:.0f}" for name in ("off", "on")]
+        + [f"{r['gain']:.2f}"]
+        + [" / ".join(f"{r['on']['ms'][p]:.0f}" for p in ("p50", "p95", "p99"))]
+        for r in report["rows"]
+    ]
+    head = ["clients", "requests/s, batching off", "on", "on / off", "ms with batching, p50 / p95 / p99"]
+    page, text = report.get("page"), table(head, rows)
+    text += f"\n\n{report['model'].removesuffix('.pt')}, {report['gallery']:,} vectors."
+    if page:
+        text += (
+            f" The page, from pen-up to the new photos on the screen: p50 {page['frame_ms']['p50']:.0f} ms,"
+            f" p95 {page['frame_ms']['p95']:.0f} ms ({page['strokes']} strokes, Chromium {page['chromium'].split('.')[0]})."
+        )
+    return text + f" {_machine(report['machine'])}"
+
+
 def _machine(m: dict[str, Any]) -> str:
     """Where and how a table was measured."""
     return f"Measured on {m['cpu']}, {m['threads']} threads, torch {m['torch']}:\n`{m['command']}`"
@@ -165,6 +245,10 @@ TABLES = {
     "evaluation": evaluation,
     "search": search,
     "kernels": kernels,
+    "encoder": encoder,
+    "answers": answers,
+    "galleries": galleries,
+    "service": service,
 }
 
 

@@ -75,6 +75,7 @@ def load(engine, checkpoint, request):
     return Encoder.load(checkpoint if engine == "torch" else request.getfixturevalue("exported"), engine, device="cpu")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
 def test_every_engine_gives_the_models_features(engine, checkpoint, model, request):
     encoder = load(engine, checkpoint, request)

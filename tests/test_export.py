@@ -238,6 +238,7 @@ def quantised(checkpoint):
     return folder / "int8.onnx"
 
 
+@pytest.mark.exhaustive
 def test_int8_is_symmetric_and_spares_the_head(quantised, checkpoint):
     onnx = pytest.importorskip("onnx")
     file = onnx.load(quantised)
@@ -256,6 +257,7 @@ def test_int8_is_symmetric_and_spares_the_head(quantised, checkpoint):
 # ---- OpenVINO ----
 
 
+@pytest.mark.exhaustive
 def test_openvino_equals_the_model(exported, checkpoint):
     openvino = pytest.importorskip("openvino")
     model = load_model(checkpoint)
@@ -278,7 +280,7 @@ def test_openvino_keeps_its_head_out_of_bfloat16(exported, checkpoint):
 # ---- TensorRT ----
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_tensorrt_rtx_builds(precision, tmp_path):
     """A real parse and a real build; it needs no GPU."""
@@ -383,6 +385,7 @@ def test_bfloat16_is_measured_where_it_can_be(checkpoint, tmp_path):
     assert fidelity["bf16"]["min_cosine"] > 0.999 and about.opset == 23
 
 
+@pytest.mark.exhaustive
 def test_bad_files_are_set_aside(checkpoint, tmp_path, cli, monkeypatch):
     """Weights that differ by a little: exit code 1, nothing that could be taken for a good file."""
     pytest.importorskip("onnxruntime")
@@ -414,6 +417,7 @@ def test_a_failed_export_does_not_replace_a_good_one(checkpoint, tmp_path, cli, 
     assert (tmp_path / "out.rejected" / "photo.onnx.rejected").is_file()
 
 
+@pytest.mark.exhaustive
 def test_without_tensorrt_the_onnx_is_written_and_the_code_is_3(tmp_path, capsys, monkeypatch):
     """And the preprocessing that the folder names is the checkpoint's."""
     pytest.importorskip("onnxruntime")
@@ -433,7 +437,7 @@ def test_without_tensorrt_the_onnx_is_written_and_the_code_is_3(tmp_path, capsys
     assert "with mean 0.48145466, 0.4578275, 0.40821073" in (out / "README.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_tensorrt_engines_are_marked_as_not_run(checkpoint, tmp_path, cli):
     pytest.importorskip("tensorrt_rtx")
     pytest.importorskip("onnxruntime")

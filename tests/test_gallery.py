@@ -772,6 +772,7 @@ def test_a_full_disk_loses_nothing(make, photos, monkeypatch):
         assert len(gallery) == 45 and not gallery.check().damage
 
 
+@pytest.mark.exhaustive
 def test_killed_writers_lose_nothing():
     """A reduced count of what the script does in full."""
     arguments = ["--repeats", "2", "--full-disk", "0", "--seed", "40"]

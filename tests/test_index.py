@@ -230,6 +230,7 @@ def test_an_earlier_version_is_told(tmp_path, tree, model, refused):
         assert "of an earlier version; make it again: splip index add" in refused(*args, "--gallery", tmp_path)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("twice", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_interrupted_work_goes_on(model, tmp_path, cli, twice):
     noise = np.random.default_rng(0).integers(0, 256, (300, 24, 24, 3), dtype=np.uint8)

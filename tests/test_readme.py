@@ -21,7 +21,7 @@ def test_tables_come_from_the_committed_results():
     assert README.count("<!-- table: ") == len(report.TABLES)
 
 
-COMMANDS = re.findall(r"^splip ((?:data )?\w+)(.*?)$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^splip ((?:data |index )?\w+)(.*?)$", README, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("verb", "rest"), [c for c in COMMANDS if c[0] in VERBS], ids=lambda c: c)
@@ -30,7 +30,16 @@ def test_commands_parse(verb, rest):
 
 
 def test_commands_are_found():
-    assert {verb for verb, _ in COMMANDS} >= {"data sample", "train", "eval", "index", "search", "info"}
+    assert {verb for verb, _ in COMMANDS} >= {
+        "data sample",
+        "train",
+        "eval",
+        "index add",
+        "search",
+        "serve",
+        "export",
+        "info",
+    }
 
 
 def test_pictures_exist():

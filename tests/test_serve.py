@@ -699,6 +699,7 @@ def start(folder, *options):
     raise AssertionError(process.stderr.read())
 
 
+@pytest.mark.exhaustive
 def test_a_real_gallery_from_start_to_end(real, tmp_path):
     from splip.gallery import Filter, Gallery
 

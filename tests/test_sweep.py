@@ -22,6 +22,7 @@ def small(tree, tmp_path):
     )
 
 
+@pytest.mark.exhaustive
 def test_sweep(small, tmp_path, capsys):
     out = tmp_path / "sweep"
     config = SweepConfig(("zero-shot", "ablations/no-b_[tv]"), set=small, seeds=(0, 1), out=out)
@@ -45,6 +46,7 @@ def test_sweep(small, tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.pt")} == before
 
 
+@pytest.mark.exhaustive
 def test_runs_with_other_settings_are_not_taken(small, tmp_path, capsys):
     config = SweepConfig(("clip-ln",), set=small, seeds=(0,), out=tmp_path / "sweep")
     sweep.sweep(config)
@@ -53,6 +55,7 @@ def test_runs_with_other_settings_are_not_taken(small, tmp_path, capsys):
     assert "holds a run with other settings: lr: 0.001 -> 0.1" in capsys.readouterr().out
 
 
+@pytest.mark.exhaustive
 def test_one_failed_row_leaves_the_others(small, tmp_path):
     rows = ("ablations/depth-9", "clip-ln", "ablations/full")  # deeper than the tiny backbone
     table = sweep.sweep(SweepConfig(rows, set=small, seeds=(0,), out=tmp_path / "sweep")).read_text()

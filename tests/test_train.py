@@ -422,6 +422,7 @@ def test_two_processes_are_one(settings, tmp_path):
         torch.testing.assert_close(value, b["buffers"][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_resumes(settings, signal_number):
     settings = dataclasses.replace(settings, steps=5000, eval_every=5000)
