@@ -36,7 +36,7 @@ constexpr float kNever = -std::numeric_limits<float>::infinity();
 constexpr float kRounding = 4e-6f;  // what float arithmetic can change a score by, generously
 constexpr int64_t kBlockBytes = 256
                                 << 10;    // of panels: stay in L2 while all queries pass over them
-constexpr int64_t kListBytes = 96 << 20;  // of shortlists at a time; more queries take turns
+constexpr int64_t kListBytes = 96 << 20;  // of shortlists a thread; more queries take turns
 constexpr int64_t kMaxBatch = 512;        // queries that share a pass over the gallery
 constexpr int64_t kAhead = 2;  // rows between the one that is scored and the one that is fetched
 constexpr int64_t kMeanChunks = 64;  // fixed, so that the mean does not depend on the threads
@@ -66,10 +66,10 @@ bool better(const Entry& a, const Entry& b) {
   return a.score > b.score || (a.score == b.score && a.row < b.row);
 }
 
-int64_t list_capacity(int64_t K) { return std::max<int64_t>(2048, 16 * K); }
+int64_t list_capacity(int64_t K) { return std::max<int64_t>(8192, 32 * K); }
 
 int64_t batch_size(int64_t Q, int64_t K, int threads) {
-  const int64_t per_query = threads * (list_capacity(K) + kPairRows) * 8;
+  const int64_t per_query = (list_capacity(K) + kPairRows) * 8;
   const int64_t fits = std::max<int64_t>(kMaxGroup, kListBytes / per_query / kMaxGroup * kMaxGroup);
   return std::min({round_up(Q, kMaxGroup), fits, kMaxBatch});
 }
