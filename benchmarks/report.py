@@ -83,7 +83,8 @@ def plot_search(path: Path) -> None:
     first = report["rows"][0]
     same = [r for r in report["rows"] if all(r[key] == first[key] for key in ("gallery", "N", "D", "K"))]
     plt.rcParams["svg.hashsalt"] = "splip"
-    figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
+    axes.set_prop_cycle(color=["#1d3557", "#457b9d", "#2a9d8f", "#8ab17d", "#6d597a", "#b08968", "#7f8c8d", "#adb5bd"])
     for name in first["median_ms"]:
         x, y = [r["Q"] for r in same], [1e3 * r["Q"] / r["median_ms"][name] for r in same]
         style = {"color": "#c1121f", "linewidth": 2.8, "zorder": 5} if name == "splip" else {"linewidth": 1.2}
@@ -99,7 +100,7 @@ def plot_search(path: Path) -> None:
         f"Top-{first['K']} of {first['N']:,} vectors, D = {first['D']}, {report['machine']['threads']} CPU threads"
     )
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
