@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from splip import images
 from splip.errors import UserError
 
 FORMAT = 1
@@ -59,7 +60,7 @@ class Manifest:
     name: str  # for people
     image_size: int
     embed_dim: int
-    fit: str
+    fit: images.Fit
     crop_sketches: bool
     mean: list[float]
     std: list[float]

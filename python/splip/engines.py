@@ -183,7 +183,7 @@ class Encoder:
     def prepare(self, image: Image.Image, modality: str) -> np.ndarray:
         """A picture as this model takes it: uint8 ``[S, S, 3]``."""
         crop = self.crop_sketches and modality == "sketch"
-        return images.square(image, self.image_size, cast(images.Fit, self.fit), crop)
+        return images.square(image, self.image_size, self.fit, crop)
 
     def close(self) -> None:
         """Give back memory and the GPU; the encoder cannot be used any more."""
