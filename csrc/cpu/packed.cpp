@@ -68,7 +68,7 @@ bool better(const Entry& a, const Entry& b) {
 
 int64_t list_capacity(int64_t K) { return std::max<int64_t>(8192, 32 * K); }
 
-int64_t batch_size(int64_t Q, int64_t K, int threads) {
+int64_t batch_size(int64_t Q, int64_t K) {
   const int64_t per_query = (list_capacity(K) + kPairRows) * 8;
   const int64_t fits = std::max<int64_t>(kMaxGroup, kListBytes / per_query / kMaxGroup * kMaxGroup);
   return std::min({round_up(Q, kMaxGroup), fits, kMaxBatch});
@@ -455,12 +455,12 @@ void pack_gallery(const PackGallery& a, int threads) {
 
 int64_t packed_topk_scratch(int64_t Q, int64_t D, int64_t K, int threads) {
   threads = std::min(threads, kMaxThreads);
-  return Workspace(nullptr, batch_size(Q, K, threads), D, K, threads).bytes_total;
+  return Workspace(nullptr, batch_size(Q, K), D, K, threads).bytes_total;
 }
 
 void packed_topk(const PackedTopk& a, int threads) {
   threads = std::min(threads, kMaxThreads);
-  const int64_t batch = batch_size(a.Q, a.K, threads);
+  const int64_t batch = batch_size(a.Q, a.K);
   const Workspace space(a.scratch, batch, a.D, a.K, threads);
   for (int64_t first = 0; first < a.Q; first += batch) {
     scan_batch(a, space, first, std::min(batch, a.Q - first), threads);
