@@ -8,17 +8,12 @@ a Chromium; ``--chromium`` says where it is.
 """
 
 import argparse
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
+from serve_faults import served
 
 # A horse in a square of 100: lines of x, y.
 HORSE = [
@@ -30,31 +25,6 @@ HORSE = [
     [(29, 22), (37, 24), (43, 32), (44, 40)],
     [(21, 29), (22, 29)],
 ]
-
-
-@contextmanager
-def served(gallery: Path) -> Iterator[str]:
-    """``splip serve`` on a free port, ready; yields its address."""
-    command = [sys.executable, "-m", "splip", "serve", "--gallery", str(gallery), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        line = next((line for line in process.stdout if line.startswith("http")), None)
-        if line is None:
-            raise SystemExit("splip serve did not start")
-        address = line.split()[0]
-        for _ in range(600):
-            try:
-                with urllib.request.urlopen(f"{address}/readyz") as answer:
-                    if answer.status == 200:
-                        break
-            except OSError:
-                pass
-            time.sleep(0.1)
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def draw(page: Page, lines: list[list[tuple[int, int]]]) -> None:
@@ -82,7 +52,7 @@ def main() -> None:
     parser.add_argument("--weight", type=float, default=0.5, help="of the words, 0 to 1 in steps of 0.05")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     args = parser.parse_args()
-    with served(args.gallery) as address, sync_playwright() as playwright:
+    with served(args.gallery) as (address, _), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
         page = browser.new_page(
             viewport={"width": args.width, "height": args.height}, color_scheme="dark" if args.dark else "light"

@@ -5,9 +5,7 @@
 // the next pair multiplies: the two use different units.
 //
 // SPLIP_EMULATE_AMX: the tiles in plain C++, to test this kernel on processors that have none.
-#include <immintrin.h>
-
-#include "packed.h"
+#include "packed_avx512.h"
 
 namespace splip::cpu {
 namespace {
@@ -96,15 +94,6 @@ inline void release() { asm volatile("tilerelease"); }
 
 #endif
 
-// Write the rows of one panel whose upper bound reaches the threshold.
-inline void keep(Shortlist& list, __m512 upper, __mmask16 mask, int64_t row) {
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i rows = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(row)));
-  _mm512_storeu_ps(list.upper + list.count, _mm512_maskz_compress_ps(mask, upper));
-  _mm512_storeu_si512(list.row + list.count, _mm512_maskz_compress_epi32(mask, rows));
-  list.count += __builtin_popcount(mask);
-}
-
 // Sums of one pair of panels, and what turns them into upper bounds.
 struct Sums {
   alignas(64) int32_t value[kTileQueries][kPairRows];
@@ -113,27 +102,11 @@ struct Sums {
 // Compare the sums of queries [first, last) with their thresholds.
 inline void filter(const Scan& a, int64_t pair, const Sums& sums, int first, int last) {
   if (first == last) return;
-  const __m512 s0 = _mm512_loadu_ps(a.scale + pair * kPairRows);
-  const __m512 s1 = _mm512_loadu_ps(a.scale + pair * kPairRows + kPanelRows);
-  const __m512 e0 = _mm512_loadu_ps(a.error + pair * kPairRows);
-  const __m512 e1 = _mm512_loadu_ps(a.error + pair * kPairRows + kPanelRows);
-  const uint32_t allowed = a.allowed == nullptr ? ~0u : a.allowed[pair];
+  const PairBounds bounds(a, pair);
   for (int q = first; q < last; ++q) {
-    Shortlist& list = a.lists[q];
     const __m512i start = _mm512_set1_epi32(a.start[q]);
-    const __m512 scale = _mm512_set1_ps(a.query_scale[q]), t = _mm512_set1_ps(list.threshold);
-    const __m512i low = _mm512_add_epi32(_mm512_load_si512(sums.value[q]), start);
-    const __m512i high = _mm512_add_epi32(_mm512_load_si512(sums.value[q] + kPanelRows), start);
-    const __m512 u0 = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(low), s0), scale, e0);
-    const __m512 u1 = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(high), s1), scale, e1);
-    const __mmask16 m0 = _mm512_cmp_ps_mask(u0, t, _CMP_GE_OQ) & allowed;
-    const __mmask16 m1 = _mm512_cmp_ps_mask(u1, t, _CMP_GE_OQ) & (allowed >> kPanelRows);
-    if (__builtin_expect(m0 | m1, 0)) {
-      const int64_t row = a.first_row + pair * kPairRows;
-      keep(list, u0, m0, row);
-      keep(list, u1, m1, row + kPanelRows);
-      if (list.count >= list.next) a.compact(a.context, q);
-    }
+    filter(a, bounds, q, _mm512_add_epi32(_mm512_load_si512(sums.value[q]), start),
+           _mm512_add_epi32(_mm512_load_si512(sums.value[q] + kPanelRows), start));
   }
 }
 
