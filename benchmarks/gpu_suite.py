@@ -5,9 +5,11 @@
 
 For a bare machine with nvcc, cmake, ninja, pybind11 and torch; no network, and nothing of splip installed. The
 extension is built for the GPU at hand in a temporary folder, the tree stays as it is. Every time stands beside its
-floor: the bytes that must move at this card's measured copy bandwidth, or the products at its measured bf16 rate,
-whichever takes longer. Stages that do not fit in `--seconds` are skipped and named. Writes gpu_suite.json and
-gpu_suite.md. Exit code 0: all passed; 1: a test, the sanitizer or a result failed; 3: no GPU.
+floor: the bytes that must move at this card's measured copy bandwidth, or the products at its measured rate (bf16 or
+int8), whichever takes longer, and beside the times of the kernels it is made of. A sweep compares the ways to multiply
+(stream, tiles of mma.sync, wgmma) at every number of queries: their results, too. Stages that do not fit in `--seconds`
+are skipped and named. Writes gpu_suite.json, after every stage, and gpu_suite.md. Exit code 0: all passed; 1: a test,
+the sanitizer or a result failed; 3: no GPU.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,16 @@ TESTS = ["test_cuda.py", "test_cosine_topk.py", "test_prompt_layernorm.py", "tes
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
 CHUNK = 1 << 18  # gallery rows of a step of the chunked peer
 
-# Q, N, D, K, dtype, gallery: what is measured, the most telling first.
+# Q, N, D, K, dtype, gallery: what is measured, the most telling first. int8: a float16 gallery in 8 bits.
 TOPK = [
     (1, 10_000_000, 512, 10, "float16", "random"),
     (8, 10_000_000, 512, 10, "float16", "random"),
     (32, 10_000_000, 512, 10, "float16", "random"),
     (256, 10_000_000, 512, 10, "float16", "random"),
+    (1, 10_000_000, 512, 10, "int8", "random"),
+    (32, 10_000_000, 512, 10, "int8", "random"),
+    (256, 10_000_000, 512, 10, "int8", "random"),
+    (1024, 1_000_000, 512, 10, "int8", "random"),
     (1024, 1_000_000, 512, 10, "bfloat16", "random"),
     (4096, 1_000_000, 512, 10, "bfloat16", "random"),
     (1, 1_000_000, 512, 10, "bfloat16", "random"),
@@ -52,8 +58,15 @@ TOPK = [
     (1024, 1_000_000, 512, 10, "bfloat16", "clustered"),
     (1024, 1_000_000, 512, 10, "bfloat16", "ascending"),
     (1024, 1_000_000, 512, 10, "bfloat16", "one in ten allowed"),
+    (1024, 1_000_000, 512, 10, "int8", "clustered"),
+    (1024, 1_000_000, 512, 100, "int8", "random"),
+    (32, 1_000_000, 512, 1024, "int8", "random"),
 ]
-TOPK_COMPILED = (TOPK[4], TOPK[7])  # compiling takes seconds: a few cases of each op
+TELLING = 10  # of these, before the sweep and the sanitizer
+TOPK_COMPILED = (TOPK[8], TOPK[11])  # compiling takes seconds: a few cases of each op
+SWEEP = (1, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 4096)  # queries, at N = 1,000,000, D = 512, K = 10
+LEAVE_OUT: set[str] = set()  # ways to multiply that are not run: asked for, or wgmma if its trial fails
+SWEEP_MOST = {"stream": 256, "tiles64": 1024}  # ways to multiply that are not meant for more
 LAYERNORM = [(256, 197, 6, 768, "bfloat16"), (256, 50, 6, 768, "bfloat16"), (256, 197, 6, 768, "float32")]
 PATCHIFY = [
     (256, 224, 32, "bfloat16"),
@@ -66,9 +79,9 @@ PATCHIFY = [
 class Suite:
     """Stages in turn, each with what it found, until the time is up."""
 
-    def __init__(self, seconds: float) -> None:
-        self.began, self.seconds = time.monotonic(), seconds
-        self.report: dict[str, Any] = {"stages": {}, "skipped": []}
+    def __init__(self, seconds: float, out: Path | None = None) -> None:
+        self.began, self.seconds, self.out = time.monotonic(), seconds, out
+        self.report: dict[str, Any] = {"stages": {}, "skipped": [], "rows": []}
         self.failed = False
 
     def left(self) -> float:
@@ -91,7 +104,15 @@ class Suite:
             traceback.print_exc()
             found, self.failed = {"error": f"{type(e).__name__}: {e}"}, True
         self.report["stages"][name] = {"seconds": round(time.monotonic() - began, 1), "found": found}
+        self.write()
         return found
+
+    def write(self) -> None:
+        """What there is so far: whoever has the GPU for ten minutes may be cut off."""
+        if self.out is not None:
+            self.report |= {"failed": self.failed, "seconds": round(time.monotonic() - self.began)}
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "gpu_suite.json").write_text(json.dumps(self.report, indent=1, default=str) + "\n")
 
 
 # ---- build, tests, sanitizer ----
@@ -149,9 +170,11 @@ def run_tests(site: Path, seconds: float, collect_only: bool) -> dict[str, Any]:
     for module in ("pytest", "PIL"):
         if importlib.util.find_spec(module) is None:
             return {"not run": f"no module {module}"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda", "--tb=short", "-x"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda", "--tb=short"]
+    command += ["--maxfail=8", "-p", "no:randomly"]
     command += ["--rootdir", ROOT, *(ROOT / "tests" / name for name in TESTS)]
     command += ["--collect-only"] if collect_only else []
+    command += ["-k", " and ".join(f"not {way}" for way in sorted(LEAVE_OUT))] if LEAVE_OUT else []
     run = subprocess.run(command, env=environment(site), capture_output=True, text=True, timeout=seconds, cwd=site)
     lines = run.stdout.strip().splitlines()
     print("\n".join(lines[-1:] if run.returncode == 0 else lines[-40:]), run.stderr[-2000:])
@@ -170,7 +193,7 @@ def sanitize(site: Path, tool: str, seconds: float) -> dict[str, Any]:
         "--kernel-name-exclude",
         "kernel_substring=at::",
     ]
-    command += [sys.executable, str(Path(__file__).resolve()), "--small-cases"]
+    command += itself("--small-cases")
     variables = environment(site, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     run = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=seconds, cwd=site)
     last = [line for line in run.stdout.splitlines() if "ERROR SUMMARY" in line or "RACECHECK SUMMARY" in line]
@@ -178,6 +201,46 @@ def sanitize(site: Path, tool: str, seconds: float) -> dict[str, Any]:
     if run.returncode:
         raise RuntimeError(f"{tool}: exit code {run.returncode}\n{run.stdout[-3000:]}")
     return {"summary": last}
+
+
+def itself(task: str) -> list[str]:
+    """The command for a part of the suite in a process of its own."""
+    command = [sys.executable, str(Path(__file__).resolve()), task]
+    return command + (["--leave-out", *sorted(LEAVE_OUT)] if LEAVE_OUT else [])
+
+
+def try_wgmma() -> None:
+    """It against mma.sync, many times: one tile and many, every way to use the shared memory."""
+    import torch
+
+    from splip import ops
+
+    torch.manual_seed(0)
+    for dtype in (torch.bfloat16, torch.float16):
+        for Q, N, D in [(1, 300, 64), (130, 1100, 24), (200, 30_000, 512), (1024, 200_000, 512), (300, 50_000, 768)]:
+            queries, gallery = (torch.randn(n, D, device="cuda").to(dtype) for n in (Q, N))
+            for searched in (gallery, ops.eight_bit_gallery(gallery)):
+                want = ops._cuda_topk(queries, searched, 10, None, "tiles128")
+                for _ in range(5):
+                    got = ops._cuda_topk(queries, searched, 10, None, "wgmma")
+                    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1]), (dtype, Q, N, D)
+    print("wgmma: all right")
+
+
+def trial(site: Path) -> dict[str, Any]:
+    """Whether wgmma can be run at all: a kernel that hangs or fails would take all that follows with it."""
+    command = itself("--try-wgmma")
+    LEAVE_OUT.add("wgmma")  # unless all ends well
+    code = "import torch; from splip import _C; print(_C.cuda_has_wgmma(0))"
+    asked = [sys.executable, "-c", code]
+    has = subprocess.run(asked, env=environment(site), capture_output=True, text=True, cwd=site)
+    if has.stdout.strip() != "True":
+        return {"not run": has.stderr.strip() or "not a GPU of compute capability 9.0, or not built for it"}
+    run = subprocess.run(command, env=environment(site), capture_output=True, text=True, timeout=60, cwd=site)
+    if run.returncode:
+        raise RuntimeError(f"wgmma: {run.stderr[-2000:]}")
+    LEAVE_OUT.discard("wgmma")
+    return {"summary": run.stdout.strip()}
 
 
 def small_cases() -> None:
@@ -192,13 +255,16 @@ def small_cases() -> None:
         for Q, N, D, K in [(3, 700, 40, 10), (70, 5000, 72, 5), (2, 333, 17, 333)]:
             queries, gallery = torch.randn(Q, D).to(dtype), torch.randn(N, D).to(dtype)
             want = reference.cosine_topk(queries, gallery, K)[0]
-            for scan in range(4):
-                allowed = torch.ones(N, dtype=torch.bool, device=device) if scan % 2 else None
-                got = ops._cosine_topk_native(queries.to(device), gallery.to(device), K, allowed, scan)
-                torch.testing.assert_close(got[0].cpu(), want, rtol=0, atol=2e-6)
-        equal = torch.randn(1, 16, dtype=dtype).repeat(6000, 1)  # every row a candidate: the exact scan
-        got = ops._cosine_topk_native(equal[:2].to(device), equal.to(device), 4, None, 3)
-        assert got[1].tolist() == [[0, 1, 2, 3]] * 2, got[1]
+            rows = gallery.to(device)
+            for number, scan in enumerate(scan for scan in ops.SCANS if scan not in LEAVE_OUT):
+                allowed = torch.ones(N, dtype=torch.bool, device=device) if number % 2 else None
+                for searched in (rows, ops.eight_bit_gallery(rows)):
+                    got = ops._cuda_topk(queries.to(device), searched, K, allowed, scan)
+                    torch.testing.assert_close(got[0].cpu(), want, rtol=0, atol=2e-6)
+        equal = torch.randn(1, 16).to(dtype).repeat(6000, 1).to(device)  # every row a candidate: the exact scan
+        for searched in (equal, ops.eight_bit_gallery(equal), ops.eight_bit_gallery(equal, keep_rows=False)):
+            got = ops._cuda_topk(equal[:2], searched, 4, None, "tiles128")
+            assert got[1].tolist() == [[0, 1, 2, 3]] * 2, got[1]
         for D, own in ((768, False), (17, True), (128, True)):
             x = torch.randn(5, 9, D).to(dtype).to(device).requires_grad_()
             prompts = torch.randn(*((5,) if own else ()), 3, D).to(dtype).to(device).requires_grad_()
@@ -276,30 +342,40 @@ def ceilings() -> dict[str, float]:
     del source, target
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     product = time_ms([functools.partial(torch.matmul, a, b)], 1.0)["median"]
-    found = {"copy_GB_per_s": 2 * (1 << 30) / copy / 1e6, "bf16_TFLOP_per_s": 2 * 8192**3 / product / 1e9}
-    print(f"   copy {found['copy_GB_per_s']:.0f} GB/s, bf16 product {found['bf16_TFLOP_per_s']:.0f} TFLOP/s")
+    bytes_a, bytes_b = (torch.randint(-127, 128, (8192, 8192), device="cuda", dtype=torch.int8) for _ in range(2))
+    # The second factor by columns, as the kernel wants it.
+    eight = attempt([functools.partial(torch._int_mm, bytes_a, bytes_b.t())])
+    found = {
+        "copy_GB_per_s": 2 * (1 << 30) / copy / 1e6,
+        "bf16_TFLOP_per_s": 2 * 8192**3 / product / 1e9,
+        # Twice bf16's by the data sheet, if it cannot be measured.
+        "int8_TOP_per_s": 2 * 8192**3 / eight.get("median", product / 2) / 1e9,
+    }
+    print("   " + ", ".join(f"{name} {rate:.0f}" for name, rate in found.items()))
     return found
 
 
-def floor_of(moved: float, products: float, ceiling: dict[str, float]) -> tuple[float, str]:
-    """The least time in ms, and what sets it."""
-    memory, arithmetic = moved / ceiling["copy_GB_per_s"] / 1e6, 2 * products / ceiling["bf16_TFLOP_per_s"] / 1e9
-    return max(memory, arithmetic), "memory" if memory >= arithmetic else "arithmetic"
-
-
-def row_of(
-    op: str, sizes: str, floor: tuple[float, str], times: dict[str, Any], ours: str = "splip", **more: Any
+def floor_of(
+    moved: float, products: float, ceiling: dict[str, float], rate: str = "bf16_TFLOP_per_s"
 ) -> dict[str, Any]:
-    own = times[ours]["median"]
+    """The least time in ms, what sets it, and from what."""
+    memory, arithmetic = moved / ceiling["copy_GB_per_s"] / 1e6, 2 * products / ceiling[rate] / 1e9
+    bound = "memory" if memory >= arithmetic else "arithmetic"
+    return {"floor_ms": max(memory, arithmetic), "bound": bound, "bytes": moved, "products": products}
+
+
+def row_of(op: str, sizes: str, floor: dict[str, Any], times: dict[str, Any], **more: Any) -> dict[str, Any]:
+    own = times["splip"]["median"]
     ratios = {n: t["median"] / own for n, t in times.items() if "median" in t}
-    row = {"op": op, "sizes": sizes, "ms": own, "floor_ms": floor[0], "bound": floor[1],
-           "of_floor": floor[0] / own, "ratio": ratios, "times": times, **more}  # fmt: skip
+    row = {"op": op, "sizes": sizes, "ms": own, **floor, "of_floor": floor["floor_ms"] / own,
+           "GB_per_s": floor["bytes"] / own / 1e6, "TFLOP_per_s": 2 * floor["products"] / own / 1e9,
+           "ratio": ratios, "times": times, **more}  # fmt: skip
     others = "  ".join(
         f"{n} {t['median']:.3f} ({ratios[n]:.1f}x)" if "median" in t else f"{n}: {t['error']}"
         for n, t in times.items()
-        if n != ours
+        if n != "splip"
     )
-    print(f"   {op} {sizes}: {own:.3f} ms, {row['of_floor']:.0%} of the {floor[1]} floor; {others}", flush=True)
+    print(f"   {op} {sizes}: {own:.3f} ms, {row['of_floor']:.0%} of the {floor['bound']} floor; {others}", flush=True)
     return row
 
 
@@ -344,8 +420,20 @@ def make_gallery(N: int, D: int, dtype: str, kind: str) -> Any:
     return gallery, queries.to(gallery.dtype)
 
 
-def exact_ids(queries: Any, gallery: Any, k: int, allowed: Any) -> Any:
-    """Indices by scores summed in float64, ties by index."""
+@functools.lru_cache(maxsize=1)
+def make_eight_bits(N: int, D: int, kind: str) -> Any:
+    from splip import ops
+
+    return ops.eight_bit_gallery(make_gallery(N, D, "float16", kind)[0])
+
+
+def forget_galleries() -> None:
+    make_eight_bits.cache_clear()
+    make_gallery.cache_clear()
+
+
+def exact_topk(queries: Any, gallery: Any, k: int, allowed: Any) -> Any:
+    """Scores summed in float64 and indices, ties by index."""
     import torch
 
     found = []
@@ -358,7 +446,8 @@ def exact_ids(queries: Any, gallery: Any, k: int, allowed: Any) -> Any:
         s, order = scores.sort(dim=1, descending=True, stable=True)
         found.append((s[:, :k], order[:, :k] + first))
     scores, ids = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
-    return ids.gather(1, scores.argsort(dim=1, descending=True, stable=True)[:, :k])
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return scores.gather(1, order), ids.gather(1, order)
 
 
 def bench_topk(case: tuple[Any, ...], ceiling: dict[str, float], left: float) -> dict[str, Any]:
@@ -367,7 +456,9 @@ def bench_topk(case: tuple[Any, ...], ceiling: dict[str, float], left: float) ->
     from splip import ops
 
     Q, N, D, K, dtype, kind = case
-    gallery, pool = make_gallery(N, D, dtype, "random" if "allowed" in kind else kind)
+    shape = (N, D, "float16" if dtype == "int8" else dtype, "random" if "allowed" in kind else kind)
+    gallery, pool = make_gallery(*shape)
+    searched = make_eight_bits(N, D, shape[3]) if dtype == "int8" else gallery
     allowed = torch.rand(N, device="cuda") < 0.1 if "allowed" in kind else None
     batches = [pool[torch.randperm(4096, device="cuda")[:Q]] for _ in range(4)]
 
@@ -387,15 +478,14 @@ def bench_topk(case: tuple[Any, ...], ceiling: dict[str, float], left: float) ->
     def on_all(search: Callable[[Any], Any]) -> list[Callable[[], Any]]:
         return [functools.partial(search, q) for q in batches]
 
-    def splip(q: Any, scan: int = 0) -> Any:
-        return ops._cosine_topk_native(q, gallery, K, allowed, scan)
+    def splip(q: Any) -> Any:
+        return ops._cuda_topk(q, searched, K, allowed)
 
     times = {"splip": time_ms(on_all(splip))}
-    _, got = splip(batches[0])
-    few = batches[0][:16]
-    want = exact_ids(few, gallery, K, allowed)
-    exact = bool(torch.equal(got[:16], want))
+    got_scores, got = splip(batches[0])
+    want_scores, want = exact_topk(batches[0][:16], gallery, K, allowed)
     recall = float((got[:16, :, None] == want[:, None, :]).any(2).float().mean())
+    error = float((got_scores[:16] - want_scores).abs().max())
     size = gallery.element_size()
     if Q * N * size < 20e9:
         times["torch"] = attempt(on_all(whole))
@@ -403,13 +493,54 @@ def bench_topk(case: tuple[Any, ...], ceiling: dict[str, float], left: float) ->
         times["torch in chunks"] = attempt(on_all(chunked))
     if left > 120 and case in TOPK_COMPILED:
         times["torch.compile"] = attempt(on_all(torch.compile(whole)))
-    if N <= 1_000_000 and kind == "random" and K == 10:  # is the choice by Q the right one?
-        for name, scan in (("stream", 1), ("tiles of 64", 2), ("tiles of 128", 3)):
-            if scan != 1 or Q <= 256:
-                times[name] = attempt(on_all(functools.partial(splip, scan=scan)))
-    floor = floor_of(N * D * size, Q * N * D * (2 if dtype == "float32" else 1), ceiling)
+    if dtype == "int8":
+        times["splip, float16"] = attempt(on_all(lambda q: ops._cuda_topk(q, gallery, K, allowed)))
+        floor = floor_of(N * (D + 8), Q * N * D, ceiling, "int8_TOP_per_s")
+    else:
+        floor = floor_of(N * D * size, Q * N * D * (2 if dtype == "float32" else 1), ceiling)
     sizes = f"Q={Q} N={N:,} D={D} K={K} {dtype}, {kind}"
-    return row_of("cosine_topk", sizes, floor, times, recall=recall, ids_equal_float64=exact)
+    equal = bool(torch.equal(got[:16], want))
+    return row_of("cosine_topk", sizes, floor, times, recall=recall, error=error, ids_equal_float64=equal)
+
+
+def sweep(ceiling: dict[str, float]) -> dict[str, Any]:
+    """ms of every way to multiply by the number of queries: is the choice the right one, do they agree?"""
+    import torch
+
+    from splip import _C, ops
+
+    N, D, K = 1_000_000, 512, 10
+    found: dict[str, Any] = {"automatic": {"stream": _C.cuda_stream_queries, "tiles64": _C.cuda_narrow_queries}}
+    for dtype in ("bfloat16", "int8", "float32"):
+        gallery, pool = make_gallery(N, D, "float16" if dtype == "int8" else dtype, "random")
+        searched = make_eight_bits(N, D, "random") if dtype == "int8" else gallery
+        size, rate = (1, "int8_TOP_per_s") if dtype == "int8" else (gallery.element_size(), "bf16_TFLOP_per_s")
+        ways = [s for s in ops.SCANS if s not in LEAVE_OUT | {"automatic"} and (s, dtype) != ("wgmma", "float32")]
+        rows, wrong = {}, []
+        for Q in SWEEP:
+            queries, times, want = pool[:Q], {}, None
+            for way in ways:
+                if SWEEP_MOST.get(way, Q) < Q:
+                    continue
+                call = functools.partial(ops._cuda_topk, queries, searched, K, None, way)
+                _, ids = call()
+                want = ids if want is None else want
+                if not torch.equal(ids, want):
+                    wrong.append(f"{way} at Q={Q}: {float((ids != want).float().mean()):.2%} of the ids differ")
+                times[way] = time_ms([call], 0.1)["median"]
+            floor = floor_of(N * D * size, Q * N * D * (2 if dtype == "float32" else 1), ceiling, rate)["floor_ms"]
+            best = min(times, key=lambda way: times[way])
+            rows[Q] = {"ms": times, "best": best, "of_floor": floor / times[best]}
+            said = "  ".join(f"{way} {ms:.3f}" for way, ms in times.items())
+            print(f"   {dtype} Q={Q}: {said}; best {best}, {floor / times[best]:.0%} of the floor", flush=True)
+        found[dtype] = {"queries": rows, "fastest_up_to": last_of_each(rows), "wrong": wrong}
+        print(f"   {dtype}: fastest up to {found[dtype]['fastest_up_to']}; chosen up to {found['automatic']}; {wrong}")
+    return found
+
+
+def last_of_each(rows: dict[int, dict[str, Any]]) -> dict[str, int]:
+    """The most queries at which each way was the fastest."""
+    return {row["best"]: Q for Q, row in sorted(rows.items())}
 
 
 def copies_beyond_cache(moved: int) -> int:
@@ -423,7 +554,7 @@ def bench_layernorm(case: tuple[Any, ...], ceiling: dict[str, float]) -> list[di
     import torch
     import torch.nn.functional as F
 
-    from splip import ops
+    from splip import ops, reference
 
     B, L, P, D, name = case
     dtype = getattr(torch, name)
@@ -450,7 +581,10 @@ def bench_layernorm(case: tuple[Any, ...], ceiling: dict[str, float]) -> list[di
     if case == LAYERNORM[0]:
         times["torch.compile"] = attempt([functools.partial(compiled, x, prompts, *low) for x, _, _ in sets])
     sizes = f"B={B} L={L} P={P} D={D} {name}"
-    rows = [row_of("prompt_layernorm", sizes, floor_of(forward_bytes, 0, ceiling), times)]
+    got = one(sets[0][0], prompts, gamma, beta, 1e-5, 0)[1]
+    want = reference.prompt_layernorm(sets[0][0][:8].float(), prompts.float(), gamma, beta)[1]
+    error = float((got[:8].float() - want).abs().max())
+    rows = [row_of("prompt_layernorm", sizes, floor_of(forward_bytes, 0, ceiling), times, error=error)]
 
     def both(x: Any, d_tokens: Any, d_normed: Any) -> Any:
         tokens, _, mean, rstd = one(x, prompts, gamma, beta, 1e-5, 0)
@@ -469,8 +603,8 @@ def bench_layernorm(case: tuple[Any, ...], ceiling: dict[str, float]) -> list[di
     }
     if case == LAYERNORM[0]:
         times["torch.compile"] = attempt([functools.partial(both_by(compiled), *s) for s in sets])
-    moved = forward_bytes + size * D * (3 * B * T + B * L)
-    rows.append(row_of("prompt_layernorm + backward", sizes, floor_of(moved, 0, ceiling), times))
+    floor = floor_of(forward_bytes + size * D * (3 * B * T + B * L), 0, ceiling)
+    rows.append(row_of("prompt_layernorm + backward", sizes, floor, times))
     return rows
 
 
@@ -507,8 +641,87 @@ def bench_patchify(case: tuple[Any, ...], ceiling: dict[str, float]) -> list[dic
         if case == PATCHIFY[0]:
             times["torch.compile"] = attempt([functools.partial(compiled, p, tiles) for p in pictures])
         sizes = f"B={B} side={side} S={S} {name}, {kind}"
-        rows.append(row_of("patchify", sizes, floor_of(moved, 0, ceiling), times))
+        rows.append(row_of("patchify", sizes, floor_of(moved, 0, ceiling), times, error=0.0))
     return rows
+
+
+# ---- the time of every kernel ----
+
+
+def kernel_times(call: Callable[[], Any]) -> dict[str, Any]:
+    """Microseconds of each kernel that a call launches, of all its launches together."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    sys.path.insert(0, str(ROOT / "tools"))
+    import cuda_resources
+
+    calls = 3
+    call()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        for _ in range(calls):
+            call()
+        torch.cuda.synchronize()
+    spent = {e.key: e.self_device_time_total / calls for e in seen.key_averages() if e.self_device_time_total > 0}
+    names = cuda_resources.readable(list(spent))
+    return {name: round(us, 2) for name, us in sorted(zip(names, spent.values(), strict=True), key=lambda p: -p[1])}
+
+
+def profile_kernels() -> dict[str, Any]:
+    """Of calls that are measured elsewhere without the profiler, which slows them."""
+    import torch
+
+    from splip import ops
+
+    found = {}
+    N, D, K = 1_000_000, 512, 10
+    for name in ("bfloat16", "int8"):
+        gallery, pool = make_gallery(N, D, "float16" if name == "int8" else name, "random")
+        searched = make_eight_bits(N, D, "random") if name == "int8" else gallery
+        cases = [
+            (1, "stream"),
+            (32, "stream"),
+            (64, "tiles64"),
+            (1024, "tiles128"),
+            (1024, "tiles256"),
+            (1024, "wgmma"),
+        ]
+        for Q, scan in cases:
+            if scan in LEAVE_OUT:
+                continue
+            call = functools.partial(ops._cuda_topk, pool[:Q], searched, K, None, scan)
+            found[f"cosine_topk Q={Q} N={N:,} D={D} K={K} {name}, {scan}"] = kernel_times(call)
+    B, L, P, D, name = LAYERNORM[0]
+    dtype = getattr(torch, name)
+    x, prompts = torch.randn(B, L, D, device="cuda", dtype=dtype), torch.randn(P, D, device="cuda", dtype=dtype)
+    leaves = [t.requires_grad_() for t in (x, prompts, torch.randn(D, device="cuda"), torch.randn(D, device="cuda"))]
+
+    def both() -> Any:
+        out = ops.prompt_layernorm(*leaves)
+        return torch.autograd.grad(out, leaves, [torch.ones_like(t) for t in out])
+
+    found[f"prompt_layernorm + backward {LAYERNORM[0]}"] = kernel_times(both)
+    for case in PATCHIFY[:2]:
+        B, side, S, name = case
+        images = torch.randint(0, 256, (B, side, side, 3), dtype=torch.uint8, device="cuda").permute(0, 3, 1, 2)
+        tiles = torch.stack([torch.randperm(9) for _ in range(B)]).cuda()
+        cut = functools.partial(ops.patchify, images, S, MEAN, STD, tiles, dtype=getattr(torch, name))
+        found[f"patchify {case}"] = kernel_times(cut)
+    return found
+
+
+def kernels(site: Path, seconds: float) -> Any:
+    """In a process of its own: the profiler's hooks would stay in this one."""
+    run = subprocess.run(
+        itself("--kernels"), env=environment(site), capture_output=True, text=True, timeout=seconds, cwd=site
+    )
+    if run.returncode:
+        raise RuntimeError(f"profile of the kernels: {run.stderr[-2000:]}")
+    found = json.loads(run.stdout.strip().splitlines()[-1])
+    for case, times in found.items():
+        print(f"   {case}: " + ", ".join(f"{name} {us:.0f} us" for name, us in list(times.items())[:4]))
+    return found
 
 
 def tensorrt(site: Path, seconds: float) -> Any:
@@ -548,7 +761,8 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [f"# {report['machine'].get('gpu', 'no GPU')}, torch {report['machine'].get('torch')}", ""]
     if "copy_GB_per_s" in ceiling:
         lines += [
-            f"Copy {ceiling['copy_GB_per_s']:.0f} GB/s, bf16 product {ceiling['bf16_TFLOP_per_s']:.0f} TFLOP/s.",
+            f"Copy {ceiling['copy_GB_per_s']:.0f} GB/s, bf16 product {ceiling['bf16_TFLOP_per_s']:.0f} TFLOP/s, "
+            f"int8 {ceiling['int8_TOP_per_s']:.0f} TOP/s.",
             "",
         ]
     lines += ["| op | sizes | ms | of the floor | bound | against |", "| --- | --- | --- | --- | --- | --- |"]
@@ -557,6 +771,18 @@ def markdown(report: dict[str, Any]) -> str:
         lines.append(
             f"| {row['op']} | {row['sizes']} | {row['ms']:.3f} | {row['of_floor']:.0%} | {row['bound']} | {against} |"
         )
+    for dtype, swept in (report["stages"].get("sweep", {}).get("found") or {}).items():
+        if not isinstance(swept, dict) or "queries" not in swept:
+            continue
+        ways = list(dict.fromkeys(way for row in swept["queries"].values() for way in row["ms"]))
+        lines += [
+            "",
+            f"| {dtype}, ms by Q | {' | '.join(ways)} | of the floor |",
+            "| --- |" + " --- |" * (len(ways) + 1),
+        ]
+        for Q, row in swept["queries"].items():
+            cells = [f"{row['ms'][way]:.3f}" if way in row["ms"] else "" for way in ways]
+            lines.append(f"| {Q} | {' | '.join(cells)} | {row['of_floor']:.0%} |")
     lines += ["", *(f"- skipped {s['stage']}: {s['why']}" for s in report["skipped"])]
     for name, stage in report["stages"].items():
         found = stage["found"]
@@ -566,20 +792,38 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def benchmarks(suite: Suite) -> Iterator[dict[str, Any]]:
-    ceiling = suite.stage("ceilings", 20, ceilings)
-    if not ceiling or "error" in ceiling:
-        suite.skip("benchmarks", "no ceilings to compare with")
-        return
-    suite.report["ceilings"] = ceiling
-    work = [(f"cosine_topk {case}", functools.partial(bench_topk, case, ceiling)) for case in TOPK]
-    small = [(f"prompt_layernorm {case}", functools.partial(bench_layernorm, case, ceiling)) for case in LAYERNORM]
-    small += [(f"patchify {case}", functools.partial(bench_patchify, case, ceiling)) for case in PATCHIFY]
-    # One of each small op and the most telling galleries first, in case the time runs out.
-    small.sort(key=lambda job: str(LAYERNORM[0]) not in job[0] and str(PATCHIFY[0]) not in job[0])
-    for name, job in [*small[:2], *work, *small[2:]]:
-        yield from listed(suite.stage(name, 25, lambda: job(suite.left()) if "topk" in name else job()))
-    make_gallery.cache_clear()
+Job = tuple[str, Callable[[], Any]]
+
+
+def benchmarks(suite: Suite, ceiling: dict[str, float]) -> tuple[list[Job], list[Job]]:
+    """Names and work: the most telling first, in case the time runs out."""
+    import torch
+
+    room = torch.cuda.get_device_properties(0).total_memory
+    topk: list[Job] = []
+    for case in TOPK:
+        name, needs = f"cosine_topk {case}", 3 * case[1] * case[2] * (4 if case[4] == "float32" else 2)
+        if needs < room:
+            topk.append((name, lambda case=case: bench_topk(case, ceiling, suite.left())))
+        else:
+            suite.skip(name, f"needs {needs / 2**30:.0f} GB of GPU memory")
+    layernorm = [(f"prompt_layernorm {c}", functools.partial(bench_layernorm, c, ceiling)) for c in LAYERNORM]
+    patches = [(f"patchify {c}", functools.partial(bench_patchify, c, ceiling)) for c in PATCHIFY]
+    return (
+        [layernorm[0], patches[0], *topk[:TELLING]],
+        [*topk[TELLING:], *layernorm[1:], *patches[1:]],
+    )
+
+
+def run_benchmarks(suite: Suite, jobs: list[Job], keep: float) -> None:
+    """keep: seconds to leave for what comes after."""
+    for name, job in jobs:
+        for row in listed(suite.stage(name, 25 + keep, job)):
+            suite.report["rows"].append(row)
+            if row.get("recall", 1) < 1 or not row.get("ids_equal_float64", True):
+                print(f"   recall {row['recall']}, ids those of float64: {row['ids_equal_float64']}")
+                suite.failed = suite.failed or row["recall"] < 1
+    forget_galleries()
 
 
 def listed(found: Any) -> list[dict[str, Any]]:
@@ -598,9 +842,19 @@ def main() -> int:
     parser.add_argument("--arch", help="compute capability to build for (default: the GPU's; 90a without one)")
     parser.add_argument("--dry-run", action="store_true", help="build, list the tests and the cases, run nothing")
     parser.add_argument("--small-cases", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--kernels", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--try-wgmma", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--leave-out", nargs="*", default=[], help="ways to multiply that are not run, e.g. wgmma")
     args = parser.parse_args()
+    LEAVE_OUT.update(args.leave_out)
+    if args.try_wgmma:
+        try_wgmma()
+        return 0
     if args.small_cases:
         small_cases()
+        return 0
+    if args.kernels:
+        print(json.dumps(profile_kernels()))
         return 0
     lack = missing_tools()
     if lack:
@@ -608,13 +862,13 @@ def main() -> int:
         return 1
     import torch
 
-    suite = Suite(args.seconds)
+    suite = Suite(args.seconds, args.out)
     gpu = torch.cuda.is_available() and not args.dry_run
     arch = args.arch
     if arch is None:
         major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
         arch = f"{major}{minor}" + ("a" if (major, minor) == (9, 0) else "")
-    suite.report |= {"machine": machine(), "rows": []}
+    suite.report["machine"] = machine()
     with tempfile.TemporaryDirectory() as folder:
         site = Path(folder) / "site"
         built = suite.stage("build", 60, lambda: build(site, arch))
@@ -625,27 +879,18 @@ def main() -> int:
                 print(f"   kernels that spill: {built['spilling']}")
                 suite.failed = True
             sys.path.insert(0, str(site))
-            suite.stage("tests", 60, lambda: run_tests(site, 180, not gpu))
-            if gpu and shutil.which("compute-sanitizer"):
-                for tool in ("memcheck", "racecheck"):
-                    suite.stage(tool, 150, lambda: sanitize(site, tool, 120))
-            else:
-                suite.skip("compute-sanitizer", "no GPU" if not gpu else "not on PATH")
+            if gpu and "wgmma" not in LEAVE_OUT:
+                suite.stage("wgmma", 60, lambda: trial(site))
+            suite.stage("tests", 60, lambda: run_tests(site, 150, not gpu))
             if gpu:
-                for row in benchmarks(suite):
-                    suite.report["rows"].append(row)
-                    if row.get("recall", 1) < 1:
-                        print(f"   WRONG: recall {row['recall']}")
-                        suite.failed = True
-                suite.stage("tensorrt", 60, lambda: tensorrt(site, suite.left() - 10))
+                measure(suite, site)
             else:
                 cases = [*(("cosine_topk", c) for c in TOPK), *(("prompt_layernorm", c) for c in LAYERNORM)]
                 for op, case in [*cases, *(("patchify", c) for c in PATCHIFY)]:
                     suite.skip(f"{op} {case}", "no GPU")
-                suite.skip("tensorrt", "no GPU")
-    args.out.mkdir(parents=True, exist_ok=True)
-    suite.report |= {"failed": suite.failed, "seconds": round(time.monotonic() - suite.began)}
-    (args.out / "gpu_suite.json").write_text(json.dumps(suite.report, indent=1, default=str) + "\n")
+                for name in ("compute-sanitizer", "sweep", "tensorrt"):
+                    suite.skip(name, "no GPU")
+    suite.write()
     (args.out / "gpu_suite.md").write_text(markdown(suite.report))
     print(markdown(suite.report))
     if suite.failed:
@@ -654,6 +899,28 @@ def main() -> int:
         print("gpu_suite: no GPU")
         return 3
     return 0
+
+
+def measure(suite: Suite, site: Path) -> None:
+    """All that runs on the GPU but the tests: what says most first, then what can go if time is short."""
+    ceiling = suite.stage("ceilings", 20, ceilings)
+    if not ceiling or "error" in ceiling:
+        suite.skip("benchmarks", "no ceilings to compare with")
+        return
+    suite.report["ceilings"] = ceiling
+    first, others = benchmarks(suite, ceiling)
+    run_benchmarks(suite, first, keep=130)
+    swept = suite.stage("sweep", 110, lambda: sweep(ceiling)) or {}
+    suite.failed = suite.failed or any(isinstance(s, dict) and s.get("wrong") for s in swept.values())
+    forget_galleries()
+    suite.stage("kernels", 50, lambda: kernels(site, min(60, suite.left())))
+    if shutil.which("compute-sanitizer"):
+        for tool in ("memcheck", "racecheck"):
+            suite.stage(tool, 50, lambda tool=tool: sanitize(site, tool, min(90, suite.left())))
+    else:
+        suite.skip("compute-sanitizer", "not on PATH")
+    run_benchmarks(suite, others, keep=0)
+    suite.stage("tensorrt", 60, lambda: tensorrt(site, suite.left() - 10))
 
 
 if __name__ == "__main__":

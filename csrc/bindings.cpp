@@ -66,6 +66,9 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_max_k") = cuda::kMaxK;
   m.attr("cuda_max_queries") = cuda::kMaxQueries;
   m.attr("cuda_max_width") = cuda::kMaxWidth;
+  m.attr("cuda_stream_queries") = cuda::kStreamQueries;
+  m.attr("cuda_narrow_queries") = cuda::kNarrowQueries;
+  m.def("cuda_has_wgmma", cuda::has_wgmma);
   m.def("cuda_devices", cuda::devices);
 #else
   m.attr("cuda_toolkit") = "";
@@ -73,6 +76,9 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_max_k") = 0;
   m.attr("cuda_max_queries") = 0;
   m.attr("cuda_max_width") = 0;
+  m.attr("cuda_stream_queries") = 0;
+  m.attr("cuda_narrow_queries") = 0;
+  m.def("cuda_has_wgmma", [](int) { return false; });
   m.def("cuda_devices", [] { return std::vector<std::string>(); });
 #endif
   m.def("instruction_sets", cpu::instruction_sets);
@@ -179,20 +185,22 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cosine_topk_scratch",
       [](int64_t Q, int64_t N, int64_t D, int64_t K, int device, int threads,
-         [[maybe_unused]] int scan) -> int64_t {
+         [[maybe_unused]] int scan, [[maybe_unused]] int64_t pitch) -> int64_t {
         if (device < 0) return cpu::cosine_topk_scratch(Q, N, D, K, std::max(1, threads));
 #ifdef SPLIP_HAS_CUDA
-        return cuda::cosine_topk_scratch(Q, N, K, static_cast<TopkScan>(scan));
+        return cuda::cosine_topk_scratch(Q, N, K, static_cast<TopkScan>(scan), pitch);
 #else
         throw std::runtime_error("splip was built without its CUDA kernels");
 #endif
       },
-      py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg() = 0);
+      py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg() = 0,
+      py::arg() = 0);
   m.def(
       "cosine_topk",
       [](uintptr_t queries, uintptr_t gallery, uintptr_t scores, uintptr_t indices,
          uintptr_t scratch, int64_t Q, int64_t N, int64_t D, int64_t K, int dtype, int device,
-         uintptr_t stream, int threads, uintptr_t allowed, int scan) {
+         uintptr_t stream, int threads, uintptr_t allowed, int scan, uintptr_t eight_bit_rows,
+         uintptr_t scale, uintptr_t error, uintptr_t centre, int64_t pitch) {
         const CosineTopk args{pointer<void>(queries),
                               pointer<void>(gallery),
                               pointer<float>(scores),
@@ -204,11 +212,14 @@ PYBIND11_MODULE(_C, m) {
                               K,
                               static_cast<DType>(dtype),
                               pointer<uint8_t>(allowed),
-                              static_cast<TopkScan>(scan)};
+                              static_cast<TopkScan>(scan),
+                              {pointer<int8_t>(eight_bit_rows), pointer<float>(scale),
+                               pointer<float>(error), pointer<float>(centre), pitch}};
         dispatch(args, {device, stream, threads}, cpu::cosine_topk, SPLIP_CUDA_OP(cosine_topk));
       },
       py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
-      py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg() = 0, py::arg() = 0);
+      py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg() = 0, py::arg() = 0,
+      py::arg() = 0, py::arg() = 0, py::arg() = 0, py::arg() = 0, py::arg() = 0);
   m.def("packed_panel_bytes", cpu::packed_panel_bytes);
   m.def("pack_gallery_scratch",
         [](int64_t D, int threads) { return cpu::pack_gallery_scratch(D, std::max(1, threads)); });

@@ -1,6 +1,9 @@
-// Where the elements of a warp's matrix product lie: mma.sync m16n8k16 of 16-bit numbers and
-// m16n8k8 of tf32, which place bytes in the same way (32 bytes of k). Checked on the host.
+// Where the elements of a warp's matrix product lie: mma.sync m16n8k16 of 16-bit numbers, m16n8k8
+// of tf32 and m16n8k32 of 8-bit numbers, which place bytes in the same way (32 bytes of k); and of
+// a warpgroup's, wgmma m64n256. Checked on the host.
 #pragma once
+
+#include <cstdint>
 
 #include "host_device.h"
 
@@ -36,5 +39,29 @@ SPLIP_HOST_DEVICE int c_column(int lane, int i) { return lane % 4 * 2 + i % 2; }
 // order in memory, but the same for both factors, which is all that a sum over k needs.
 SPLIP_HOST_DEVICE int direct_row(int lane) { return lane / 4; }
 SPLIP_HOST_DEVICE int direct_chunk(int lane) { return lane % 4; }
+
+// ---- wgmma: a warpgroup of 128 threads, both factors straight from shared memory ----
+
+// A factor is rows of 128 bytes of k, eight of them to 1,024 bytes, chunks placed by `swizzled`:
+// the manual's K-major layout with 128-byte swizzle. The hardware swizzles by bits of the address,
+// so a factor begins at a multiple of 1,024.
+constexpr int kEightRows = 8 * kRowChunks * kChunkBytes;
+
+// Fields of the manual's matrix descriptor: start address, leading offset (not used when swizzled,
+// 1 by convention), stride from eight rows to the next eight, all in units of 16 bytes; at bit 62
+// the swizzle, 1 for 128 bytes.
+SPLIP_HOST_DEVICE uint64_t descriptor(unsigned address) {
+  return (uint64_t(address >> 4) & 0x3fff) | uint64_t(1) << 16 | uint64_t(kEightRows >> 4) << 32 |
+         uint64_t(1) << 62;
+}
+
+// The same rows, 32 bytes of k further on: within a row of 128 bytes the start alone moves.
+SPLIP_HOST_DEVICE uint64_t descriptor_at(uint64_t first, int step) { return first + 2 * step; }
+
+// Row and column of element i of the product of 64 rows that a thread of the warpgroup holds.
+SPLIP_HOST_DEVICE int group_row(int thread, int i) {
+  return thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8;
+}
+SPLIP_HOST_DEVICE int group_column(int thread, int i) { return i / 4 * 8 + thread % 4 * 2 + i % 2; }
 
 }  // namespace splip::mma

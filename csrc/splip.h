@@ -12,7 +12,7 @@
 
 namespace splip {
 
-enum class DType : int { f32 = 0, f16 = 1, bf16 = 2, u8 = 3 };
+enum class DType : int { f32 = 0, f16 = 1, bf16 = 2, u8 = 3, i8 = 4 };
 
 // Insert prompt tokens after the class token and normalise the sequence:
 // tokens = cat(x[:, :1], prompts, x[:, 1 + R:]), normed = layer_norm(tokens), T = L - R + P.
@@ -105,20 +105,47 @@ struct PatchifyBackward {
   DType dtype;
 };
 
-// How CUDA's cosine_topk multiplies: past 32 queries at a time, or in tiles of 64 or 128 of them.
-// `automatic` chooses by Q; the others are for tests and measurements.
-enum class TopkScan : int { automatic = 0, stream = 1, tiles64 = 2, tiles128 = 3 };
+// How CUDA's cosine_topk multiplies: past 32 queries at a time; in tiles of 64 or 128 of them and
+// 128 rows; in tiles of 128 queries and 256 rows, by mma.sync (tiles256) or by Hopper's wgmma.
+// `automatic` chooses by Q; the others are for tests and measurements. What a GPU or an input does
+// not allow falls back to the next simpler one.
+enum class TopkScan : int {
+  automatic = 0,
+  stream = 1,
+  tiles64 = 2,
+  tiles128 = 3,
+  tiles256 = 4,
+  wgmma = 5
+};
+
+// A gallery in 8 bits for CUDA's cosine_topk: unit rows less their mean, each with a scale. It is
+// what the scan reads; exact scores come from the rows it was made of, or, where these were not
+// kept, from 8 bits too.
+//
+//   rows    [N, pitch] i8   in  pitch: D rounded up to 16, zero past D; 16-byte aligned
+//   scale   [N] f32         in  NaN: a row without a score
+//   error   [N] f32         in  at least the length of what 8 bits lost; null: rows not kept
+//   centre  [D + 1] f32     in  mean of the unit rows; last: at least the length of any row in 8
+//                               bits
+struct EightBitRows {
+  const int8_t* rows = nullptr;
+  const float* scale = nullptr;
+  const float* error = nullptr;
+  const float* centre = nullptr;
+  int64_t pitch = 0;
+};
 
 // The K largest cosine similarities of each query, score descending, then index ascending.
 // Norms below kMinNorm count as kMinNorm, so a zero row scores 0. A score that is not a number, or
 // whose norm overflows, counts and is reported as -infinity.
 //
 //   queries  [Q, D]      in   f32 (CUDA: f32, f16 or bf16)
-//   gallery  [N, D]      in   same dtype
+//   gallery  [N, D]      in   same dtype; CUDA: null if only eight_bit is at hand
 //   scores   [Q, K] f32  out  CUDA: -infinity beyond the allowed rows
 //   indices  [Q, K] i64  out  CUDA: -1 there
-//   scratch  cosine_topk_scratch() bytes, 8-byte aligned
+//   scratch  cosine_topk_scratch() bytes, 16-byte aligned
 //   allowed  [N] u8      in   CUDA: 0 is a row that may not be a result; null: all may
+//   eight_bit            in   CUDA: what to scan in place of the gallery
 struct CosineTopk {
   const void* queries;
   const void* gallery;
@@ -129,6 +156,7 @@ struct CosineTopk {
   DType dtype;
   const uint8_t* allowed = nullptr;
   TopkScan scan = TopkScan::automatic;
+  EightBitRows eight_bit = {};
 };
 
 // A gallery made ready for many searches on the CPU: unit rows less their mean, in 8 bits, in the
@@ -208,6 +236,9 @@ namespace cuda {
 constexpr int64_t kMaxK = 1024;
 constexpr int64_t kMaxQueries = 1 << 14;  // of one call of cosine_topk
 constexpr int64_t kMaxWidth = 1 << 16;    // of its rows
+// Up to these many queries the automatic choice is the stream, then tiles of 64.
+constexpr int64_t kStreamQueries = 32;
+constexpr int64_t kNarrowQueries = 64;
 
 // One line per GPU: name, compute capability, memory. Throws without a driver.
 std::vector<std::string> devices();
@@ -218,8 +249,11 @@ int64_t prompt_layernorm_scratch(int64_t B, int64_t L, int64_t P, int64_t G, int
 void prompt_layernorm_backward(const PromptLayerNormBackward& a, int device, void* stream);
 void patchify(const Patchify& a, int device, void* stream);
 void patchify_backward(const PatchifyBackward& a, int device, void* stream);
-int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t K, TopkScan scan);
+// pitch: of rows in 8 bits, 0 for others.
+int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t K, TopkScan scan, int64_t pitch);
 void cosine_topk(const CosineTopk& a, int device, void* stream);
+// True if this build holds wgmma's code and the device can run it.
+bool has_wgmma(int device);
 
 }  // namespace cuda
 #endif

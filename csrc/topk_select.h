@@ -4,9 +4,9 @@
 //
 // The algorithm, for each query:
 //   1. Passes over 1/R^n of the rows, ..., 1/R^2, 1/R: each keeps the rows that pass the query's
-//   cut
-//      and then raises the cut to the K-th best approximate score less twice the error that such a
-//      score can have. K rows of the gallery reach it, so no row below it can be in the answer.
+//      cut and then raises the cut to the K-th best approximate score less twice the error that
+//      such a score can have. K rows of the gallery reach it, so no row below it can be in the
+//      answer.
 //   2. The last pass scans all rows. What passes is a candidate: about K * R rows.
 //   3. The candidates not clearly worse than the K-th best are scored again, exactly, and sorted.
 //   4. A query whose candidates do not fit, or are fewer than K, is scanned again exactly, row by
@@ -117,13 +117,19 @@ inline Plan plan_levels(int64_t N, int64_t capacity, int64_t ratio) {
 // A pass lets through about K * ratio rows of each query: few enough for its capacity several
 // times over (how many pass varies by the K-th part's root, so small K get more room), and for
 // tiles of many queries few enough that storing them costs little beside the products.
-inline Plan plan_passes(int64_t N, int64_t K, bool many_queries) {
+// Rows in 8 bits have scores that are known less well, and more of them pass: of normal scores with
+// a deviation of 0.044 (D = 512), e^(z * margin / 0.044) times as many z deviations out, which is 6
+// times at the margin 0.015 of queries in 16 bits, and 20 times at the 0.03 of queries in 8 bits.
+inline Plan plan_passes(int64_t N, int64_t K, bool many_queries, bool eight_bits) {
   int64_t capacity = 16384;
-  if (many_queries && K <= 128) capacity = K <= 32 ? 4096 : 8192;
+  if (many_queries && !eight_bits && K <= 128) capacity = K <= 32 ? 4096 : 8192;
   int64_t ratio = capacity / ((K <= 64 ? 4 : 2) * K);
+  if (eight_bits) {
+    ratio /= many_queries ? 16 : 8;
+    if (ratio < 4) ratio = 4;
+  }
   const int64_t most = many_queries ? 32 : 1024;
-  if (ratio > most) ratio = most;
-  return plan_levels(N, capacity, ratio);
+  return plan_levels(N, capacity, ratio < most ? ratio : most);
 }
 
 // Blocks that share the exact scan of a query: their lists of K go where its candidates were.
@@ -133,6 +139,22 @@ inline int scan_splits(int64_t capacity, int64_t K) {
 }
 
 // ---- how wrong an approximate score can be ----
+
+// Rows in 8 bits have an error each: the length of what 8 bits lost, which no product with a unit
+// query exceeds. Their keys hold the score plus the error, the most that the exact one can be.
+struct RowErrors {
+  const float* errors;  // [N], or null: the error is the same for all rows, and in the margin
+
+  // The order of the least that a row's score can be; 0 if the key is no row.
+  SPLIP_HOST_DEVICE uint32_t least(uint64_t key) const {
+    if (errors == nullptr || key == 0) return key_order(key);
+    return ordered(score_of(key_order(key)) - 2 * errors[key_index(key)]);
+  }
+};
+
+// What rounding in float32 can do to a score of 8-bit numbers, whose sums are exact: four roundings
+// of numbers up to 2, generously.
+constexpr double kEightBitRounding = 2e-6;
 
 // Largest difference between an approximate score of two unit vectors and the exact one, in
 // float32. Products of 16-bit numbers are exact; a sum of n numbers of total size 1 on the tensor
@@ -177,12 +199,13 @@ SPLIP_DEVICE Key kth_largest(Team& team, At at, int count, int k) {
   return found;
 }
 
-// What a score must reach to be of interest: the k-th best less `margin`, twice the error of a
-// score; -infinity while fewer than k rows are known.
+// What a score must reach to be of interest: the k-th best of the rows' least scores, less
+// `margin`, twice the error of a score; -infinity while fewer than k rows are known.
 template <typename Team>
-SPLIP_DEVICE float next_cut(Team& team, const uint64_t* keys, int count, int k, float margin) {
+SPLIP_DEVICE float next_cut(Team& team, const uint64_t* keys, int count, int k, float margin,
+                            RowErrors errors) {
   const uint32_t kth =
-      kth_largest<uint32_t>(team, [&](int i) { return key_order(keys[i]); }, count, k);
+      kth_largest<uint32_t>(team, [&](int i) { return errors.least(keys[i]); }, count, k);
   return kth == 0 ? -INFINITY : score_of(kth) - margin;
 }
 
@@ -212,10 +235,10 @@ SPLIP_DEVICE void sort_descending(Team& team, uint64_t* list, int n) {
 // exact scores; its length, or -1 if the candidates do not hold the answer for certain.
 // exact(index) is called by whole warps.
 template <typename Team, typename Exact>
-SPLIP_DEVICE int finish(Team& team, const uint64_t* keys, int count, int capacity, bool lost, int k,
-                        float margin, Exact exact, uint64_t* list, int* fill) {
-  if (lost || count > capacity || count < k) return -1;
-  const float cut = next_cut(team, keys, count, k, margin);
+SPLIP_DEVICE int finish(Team& team, const uint64_t* keys, int count, int capacity, int k,
+                        float margin, RowErrors errors, Exact exact, uint64_t* list, int* fill) {
+  if (count > capacity || count < k) return -1;
+  const float cut = next_cut(team, keys, count, k, margin, errors);
   if (!(cut > -INFINITY)) return -1;  // fewer than k rows that have a score
   const uint32_t lowest = ordered(cut);
   team.once([&] { *fill = 0; });

@@ -71,10 +71,10 @@ float key_score(uint64_t key) { return topk::score_of(topk::key_order(key)); }
 uint32_t key_index(uint64_t key) { return topk::key_index(key); }
 
 // rows, step: kMaxLevels each. Returns the number of levels; ratio 0: the plan of the kernels.
-int plan(int64_t N, int64_t K, int many, int64_t ratio, int64_t capacity, int64_t* rows,
-         uint64_t* step, int64_t* room) {
-  const topk::Plan p =
-      ratio == 0 ? topk::plan_passes(N, K, many != 0) : topk::plan_levels(N, capacity, ratio);
+int plan(int64_t N, int64_t K, int many, int eight_bits, int64_t ratio, int64_t capacity,
+         int64_t* rows, uint64_t* step, int64_t* room) {
+  const topk::Plan p = ratio == 0 ? topk::plan_passes(N, K, many != 0, eight_bits != 0)
+                                  : topk::plan_levels(N, capacity, ratio);
   std::copy(p.rows, p.rows + p.levels, rows);
   std::copy(p.step, p.step + p.levels, step);
   *room = p.capacity;
@@ -95,13 +95,14 @@ void sort_descending(uint64_t* list, int n) {
 }
 
 // The whole search of one query, pass by pass as cosine_topk.cu launches it. approximate: NaN where
-// a row has no score; exact: -infinity there. queue: rows that a tile of 128 may pass, 0 for any.
-// Returns 1 if the exact scan was needed.
-int search(const float* approximate, const float* exact, const uint8_t* allowed, int64_t N, int k,
-           int many, int64_t capacity, int64_t ratio, float margin, int queue, unsigned seed,
-           float* scores, int64_t* indices) {
-  const topk::Plan plan =
-      ratio == 0 ? topk::plan_passes(N, k, many != 0) : topk::plan_levels(N, capacity, ratio);
+// a row has no score; exact: -infinity there. errors: of each row in 8 bits, or null. Returns 1 if
+// the exact scan was needed.
+int search(const float* approximate, const float* exact, const float* errors,
+           const uint8_t* allowed, int64_t N, int k, int many, int64_t capacity, int64_t ratio,
+           float margin, unsigned seed, float* scores, int64_t* indices) {
+  const topk::Plan plan = ratio == 0 ? topk::plan_passes(N, k, many != 0, errors != nullptr)
+                                     : topk::plan_levels(N, capacity, ratio);
+  const topk::RowErrors row_errors{errors};
   HostTeam team{static_cast<int>(plan.capacity / topk::kPerThread), std::mt19937(seed)};
   std::vector<uint64_t> keys(plan.capacity, 0x1234567812345678);  // as found in fresh memory
   std::vector<uint64_t> list(topk::kFinalists);
@@ -109,29 +110,24 @@ int search(const float* approximate, const float* exact, const uint8_t* allowed,
   float cut = -INFINITY;
   int fill = 0, n = -1;
   for (int level = 0; level < plan.levels; ++level) {
-    int count = 0, passed = 0;
-    bool lost = false;
+    int count = 0;
     for (int64_t j = 0; j < plan.rows[level]; ++j) {
-      if (j % 128 == 0) passed = 0;
       const int64_t index = topk::sampled(j, plan.step[level]);
-      const float score = allowed && !allowed[index] ? NAN : approximate[index];
+      const float most = approximate[index] + (errors ? errors[index] : 0.0f);
+      const float score = allowed && !allowed[index] ? NAN : most;
       if (level == 0) {
         keys[j] = score == score ? topk::make_key(score, static_cast<uint32_t>(index)) : 0;
-      } else if (score >= cut) {
-        if (queue > 0 && ++passed > queue) {
-          lost = true;
-        } else if (count++ < plan.capacity) {
-          keys[count - 1] = topk::make_key(score, static_cast<uint32_t>(index));
-        }
+      } else if (score >= cut && count++ < plan.capacity) {
+        keys[count - 1] = topk::make_key(score, static_cast<uint32_t>(index));
       }
     }
     if (level == 0) count = static_cast<int>(plan.rows[0]);
     if (level + 1 < plan.levels) {
       const int kept = count < plan.capacity ? count : static_cast<int>(plan.capacity);
-      cut = std::fmax(cut, topk::next_cut(team, keys.data(), kept, k, margin));
+      cut = std::fmax(cut, topk::next_cut(team, keys.data(), kept, k, margin, row_errors));
     } else {
-      n = topk::finish(team, keys.data(), count, static_cast<int>(plan.capacity), lost, k, margin,
-                       score_exactly, list.data(), &fill);
+      n = topk::finish(team, keys.data(), count, static_cast<int>(plan.capacity), k, margin,
+                       row_errors, score_exactly, list.data(), &fill);
     }
   }
   const bool unresolved = n < 0;
@@ -162,8 +158,14 @@ void b_source(int lane, int step, int* out) {
 }
 int c_row(int lane, int i) { return mma::c_row(lane, i); }
 int c_column(int lane, int i) { return mma::c_column(lane, i); }
+uint64_t descriptor(unsigned address, int step) {
+  return mma::descriptor_at(mma::descriptor(address), step);
+}
+int group_row(int thread, int i) { return mma::group_row(thread, i); }
+int group_column(int thread, int i) { return mma::group_column(thread, i); }
 int direct_row(int lane) { return mma::direct_row(lane); }
 int direct_chunk(int lane) { return mma::direct_chunk(lane); }
+uint32_t least(uint64_t key, const float* errors) { return topk::RowErrors{errors}.least(key); }
 
 // Where the pixels of runs of 8 come from: patch, offset, b and kCount times (y, x) of every run.
 void runs_of_eight(const int64_t* permutation, int B, int H, int W, int S, int grid, int64_t* out) {

@@ -12,7 +12,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
 ]
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
-SCANS = {"automatic": 0, "stream": 1, "tiles64": 2, "tiles128": 3}
+SCANS = list(ops.SCANS)  # what a GPU cannot do falls back to what it can
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 
 
@@ -26,9 +26,10 @@ def exact(queries, gallery, k, allowed=None):
     return F.pad(scores.gather(1, order), missing, value=float("-inf")), F.pad(order, missing, value=-1)
 
 
-def check(queries, gallery, k, allowed=None, scan=0):
-    scores, indices = ops._cosine_topk_native(queries, gallery, k, allowed, scan)
-    want_scores, want = exact(queries, gallery, k, allowed)
+def check(queries, gallery, k, allowed=None, scan="automatic"):
+    scores, indices = ops._cuda_topk(queries, gallery, k, allowed, scan)
+    rows = gallery.rows if isinstance(gallery, ops.EightBitGallery) else gallery
+    want_scores, want = exact(queries, rows, k, allowed)
     torch.testing.assert_close(scores, want_scores, rtol=0, atol=1.2e-7)
     # Two sums in float64 that round to neighbouring floats may change places; nothing else may.
     moved = indices != want
@@ -53,7 +54,22 @@ def rows(n, D, dtype=torch.float32):
      (300, 40_000, 136, 33), (5, 3000, 4104, 7)],
 )  # fmt: skip
 def test_topk_is_exact(Q, N, D, K, scan, dtype):
-    check(rows(Q, D, dtype), rows(N, D, dtype), K, scan=SCANS[scan])
+    queries, gallery = rows(Q, D, dtype), rows(N, D, dtype)
+    check(queries, gallery, K, scan=scan)
+    check(queries, ops.eight_bit_gallery(gallery), K, scan=scan)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("D", [8, 64, 72, 512, 520, 1024, 2048])
+def test_wgmma_gives_what_mma_gives(D, dtype):
+    """Queries that stay in shared memory and queries that do not; one step, as many as stages, more."""
+    for Q, N in ((1, 1000), (128, 256), (129, 30_001), (700, 9000)):
+        queries, gallery = rows(Q, D, dtype), rows(N, D, dtype)
+        for searched in (gallery, ops.eight_bit_gallery(gallery)):
+            want = ops._cuda_topk(queries, searched, 10, None, "tiles128")
+            for _ in range(3):  # a race would not lose every time
+                got = ops._cuda_topk(queries, searched, 10, None, "wgmma")
+                assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
 
 
 @pytest.mark.parametrize("scan", SCANS)
@@ -74,14 +90,38 @@ def test_topk_of_difficult_galleries(kind, scan):
         gallery, queries = gallery[:1].repeat(N, 1), queries[:4]
     else:
         gallery = gallery * torch.rand(N, 1, device="cuda").mul(100).add(0.01).bfloat16()
-    check(queries, gallery, 10, scan=SCANS[scan])
+    check(queries, gallery, 10, scan=scan)
+    check(queries, ops.eight_bit_gallery(gallery), 10, scan=scan)
 
 
 @pytest.mark.parametrize("scan", SCANS)
 @pytest.mark.parametrize("share", [0.9, 0.01, 0.0002, 0.0])
 def test_topk_with_a_mask(share, scan):
     allowed = torch.rand(50_000, device="cuda") < share
-    check(rows(20, 64, torch.float16), rows(50_000, 64, torch.float16), 10, allowed, SCANS[scan])
+    queries, gallery = rows(20, 64, torch.float16), rows(50_000, 64, torch.float16)
+    check(queries, gallery, 10, allowed, scan)
+    check(queries, ops.eight_bit_gallery(gallery), 10, allowed, scan)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("scan", SCANS)
+def test_topk_in_eight_bits_alone(scan, dtype):
+    """Without the rows they were made of: exact in the rows as 8 bits remember them."""
+    queries, gallery = rows(50, 200, dtype), rows(20_000, 200, dtype)
+    gallery[3], gallery[9, 0] = 0, float("nan")
+    eight_bits = ops.eight_bit_gallery(gallery, keep_rows=False)
+    scores, indices = ops._cuda_topk(queries, eight_bits, 10, None, scan)
+    want_scores, want = ops._approximate_topk(queries, eight_bits, 10, None)
+    torch.testing.assert_close(scores, want_scores, rtol=0, atol=2e-6)
+    assert (indices == want).float().mean() > 0.99
+    torch.testing.assert_close(scores, exact(queries, gallery.nan_to_num(), 10)[0], rtol=0, atol=0.01)
+
+
+def test_topk_in_eight_bits_through_the_public_function():
+    queries, gallery = rows(40, 96, torch.float16), rows(30_000, 96, torch.float16)
+    got = ops.cosine_topk(queries, ops.eight_bit_gallery(gallery), 10)
+    want = ops.cosine_topk(queries, gallery, 10)
+    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
 
 
 def test_topk_mask_through_the_public_function():
@@ -107,19 +147,30 @@ def test_topk_of_rows_without_a_score(scan):
     gallery[2] = 0
     queries = rows(6, 32)
     queries[1], queries[2, 0], queries[3], queries[4] = 0, float("nan"), 1e20, 1e18
-    scores, indices = ops._cosine_topk_native(queries, gallery, 20, None, SCANS[scan])
     want = reference.cosine_topk(queries, gallery, 20)
-    torch.testing.assert_close(scores, want[0], rtol=0, atol=2e-6)
-    assert torch.equal(indices[[1, 2, 3]], want[1][[1, 2, 3]])
+    for searched in (gallery, ops.eight_bit_gallery(gallery)):
+        scores, indices = ops._cuda_topk(queries, searched, 20, None, scan)
+        torch.testing.assert_close(scores, want[0], rtol=0, atol=2e-6)
+        assert torch.equal(indices[[1, 2, 3]], want[1][[1, 2, 3]])
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("offset", [1, 2, 4])
 @pytest.mark.parametrize("D", [64, 33])
-def test_topk_of_misaligned_views(D, offset):
-    store = rows(1, 3000 * D + 8, torch.bfloat16)[0]
+def test_topk_of_misaligned_views(D, offset, dtype):
+    store = rows(1, 3000 * D + 8, dtype)[0]
     gallery = store[offset : offset + 3000 * D].view(3000, D)
-    check(rows(40, D, torch.bfloat16), gallery, 10)
-    check(gallery[:7], rows(3000, D, torch.bfloat16), 10)
+    check(rows(40, D, dtype), gallery, 10)
+    check(gallery[:7], rows(3000, D, dtype), 10)
+    check(gallery[:7], ops.eight_bit_gallery(gallery), 10)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_topk_of_strided_views(dtype):
+    queries, gallery = rows(80, 128, dtype)[::2, :64], rows(64, 5000, dtype).T
+    allowed = (torch.rand(10_000, device="cuda") < 0.5)[::2]
+    check(queries, gallery, 10, allowed)
+    check(queries, ops.eight_bit_gallery(gallery), 10, allowed)
 
 
 def test_topk_takes_many_queries_in_blocks():
@@ -145,11 +196,12 @@ def test_topk_beyond_32_bit_offsets():
         assert torch.equal(indices[:, 0], last.repeat(repeat))
 
 
-def test_topk_gives_the_same_bits_every_time():
+@pytest.mark.parametrize("scan", SCANS)
+def test_topk_gives_the_same_bits_every_time(scan):
     queries, gallery = rows(200, 64, torch.bfloat16), rows(500, 64, torch.bfloat16).repeat(60, 1)
     first = ops.cosine_topk(queries, gallery, 130)
-    for _ in range(5):
-        again = ops.cosine_topk(queries, gallery, 130)
+    for _ in range(3):
+        again = ops._cuda_topk(queries, gallery, 130, None, scan)
         assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
 
 
@@ -167,7 +219,28 @@ def calls():
     images = torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8, device="cuda")
     permutation = torch.stack([torch.randperm(9) for _ in range(4)]).cuda()
     few, many, gallery = rows(5, 64), rows(100, 64), rows(9000, 64)
+    half, eight_bits = many.half(), ops.eight_bit_gallery(gallery.half())
+    tokens, _, mean, rstd = ops._prompt_layernorm_native(x, prompts[None], gamma, beta, 1e-5, 0)
+    grads = [torch.randn_like(tokens) for _ in range(2)]
+
+    def in_eight_bits(q, *parts):  # the centre is not rolled with the rows
+        return ops.cosine_topk(q, ops.EightBitGallery(*parts, eight_bits.centre), 10)
+
+    def backward(*inputs):
+        return ops._prompt_layernorm_backward_native(*inputs, 1, x.shape[1], 0)
+
+    def uncut(d_patches, p):
+        return ops._patchify_backward_native(d_patches, p, images.shape, 16, STD, 3)
+
+    def by_wgmma(q, g):
+        return ops._cuda_topk(q, g, 10, None, "wgmma")
+
     return {
+        "prompt_layernorm_backward": (backward, [*grads, tokens, gamma, mean, rstd]),
+        "patchify_backward": (uncut, [rows(4 * 9, 768).view(4, 9, 768), permutation]),
+        "cosine_topk in 8 bits, few queries": (in_eight_bits, [half[:5], *eight_bits[:4]]),
+        "cosine_topk in 8 bits, many queries": (in_eight_bits, [half, *eight_bits[:4]]),
+        "cosine_topk, wgmma": (by_wgmma, [half, gallery.half()]),
         "prompt_layernorm": (ops.prompt_layernorm, [x, prompts, gamma, beta]),
         "patchify": (lambda i, p: ops.patchify(i, 16, MEAN, STD, p), [images, permutation]),
         "cosine_topk, few queries": (lambda q, g: ops.cosine_topk(q, g, 10), [few, gallery]),
@@ -175,7 +248,11 @@ def calls():
     }
 
 
-NAMES = ["prompt_layernorm", "patchify", "cosine_topk, few queries", "cosine_topk, many queries"]
+NAMES = [
+    "prompt_layernorm", "prompt_layernorm_backward", "patchify", "patchify_backward", "cosine_topk, few queries",
+    "cosine_topk, many queries", "cosine_topk, wgmma", "cosine_topk in 8 bits, few queries",
+    "cosine_topk in 8 bits, many queries",
+]  # fmt: skip
 
 
 def tensors(out):
@@ -229,7 +306,7 @@ def test_runs_where_its_tensors_are(name):
         assert g.device.index == 1 and torch.equal(g.to(w.device), w)
 
 
-def test_layernorm_backward_in_a_graph_and_twice_the_same():
+def test_layernorm_backward_is_twice_the_same():
     x, prompts = rows(300 * 50, 768, torch.bfloat16).view(300, 50, 768), rows(6, 768, torch.bfloat16)
     leaves = [t.requires_grad_() for t in (x, prompts, torch.randn(768).cuda(), torch.randn(768).cuda())]
     out = ops.prompt_layernorm(*leaves, replace=6)
@@ -253,11 +330,20 @@ def test_layernorm_of_every_width_of_vectors(D, dtype):
         torch.testing.assert_close(g, w, rtol=tol, atol=tol * float(w.abs().max().clamp_min(1)))
 
 
-def test_layernorm_of_a_misaligned_view():
-    store = rows(1, 4 * 5 * 64 + 1)[0]
-    x = store[1:].view(4, 5, 64)
-    args = (x, rows(2, 64), torch.randn(65).cuda()[1:], torch.randn(64).cuda())
-    torch.testing.assert_close(ops.prompt_layernorm(*args), reference.prompt_layernorm(*args), rtol=2e-5, atol=2e-5)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("kind", ["misaligned", "strided"])
+def test_layernorm_of_views(kind, dtype):
+    tol = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    if kind == "misaligned":
+        x, prompts = rows(1, 4 * 5 * 64 + 1, dtype)[0, 1:].view(4, 5, 64), rows(1, 2 * 64 + 1, dtype)[0, 1:].view(2, 64)
+    else:
+        x, prompts = rows(64, 20, dtype).view(64, 4, 5).permute(1, 2, 0), rows(4, 128, dtype)[::2, ::2]
+    leaves = [t.detach().requires_grad_() for t in (x, prompts, torch.randn(65).cuda()[1:], torch.randn(64).cuda())]
+    got, want = ops.prompt_layernorm(*leaves), reference.prompt_layernorm(*leaves)
+    grads = [torch.randn_like(t.transpose(0, 1)).transpose(0, 1) for t in got]
+    torch.testing.assert_close(got, want, rtol=tol, atol=tol)
+    for g, w in zip(torch.autograd.grad(got, leaves, grads), torch.autograd.grad(want, leaves, grads), strict=True):
+        torch.testing.assert_close(g, w, rtol=tol, atol=tol * float(w.abs().max().clamp_min(1)))
 
 
 @pytest.mark.parametrize("S", [14, 16, 32])

@@ -12,21 +12,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from splip import reference
+from splip import ops, reference
 
 pytestmark = pytest.mark.exhaustive  # compiling the kernels for the host takes most of it
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
-SOURCES = ["prompt_layernorm", "patchify", "cosine_topk", "cosine_topk_stream", "cosine_topk_tiles"]
+SOURCES = [
+    "prompt_layernorm",
+    "patchify",
+    "cosine_topk",
+    "cosine_topk_stream",
+    "cosine_topk_tiles",
+    "cosine_topk_wgmma",
+]
 
 
 def as_host_code(source):
     """Kernel launches become calls, shared memory the block's own; everything else stays."""
-    source = re.sub(
-        r"extern __shared__ (\w+) (\w+)\[\];", r"\1* \2 = static_cast<\1*>(on_host::shared_memory());", source
-    )
+    shared = re.compile(r"extern __shared__ (?:__align__\(\d+\) )?(\w+) (\w+)\[\];")
+    source = shared.sub(r"\1* \2 = static_cast<\1*>(on_host::shared_memory());", source)
     source = source.replace("__shared__", "static")
     launch = re.compile(r"(\w+_kernel(?:<[\w\s,:]+>)?)\s*<<<(.*?)>>>\s*\((.*?)\);", re.DOTALL)
     source, count = launch.subn(r"on_host::launch(on_host::config(\2), [&] { \1(\3); });", source)
@@ -53,7 +59,7 @@ def kernels(tmp_path_factory):
     shutil.copy(emulator / "ptx.cuh", here / "csrc/cuda")
     shutil.copytree(emulator, here / "tests/cuda_on_host")
     jobs, objects = [], []
-    flags = ["-std=c++17", "-O1", "-w", "-fPIC", "-DSPLIP_HAS_CUDA", f"-I{emulator}"]
+    flags = ["-std=c++17", "-O1", "-w", "-fPIC", "-DSPLIP_HAS_CUDA", "-DSPLIP_WGMMA", f"-I{emulator}"]
     flags += [f"-isystem{path}" for path in include]
     for name in SOURCES:
         path = here / "csrc/cuda" / f"{name}.cpp"
@@ -63,10 +69,24 @@ def kernels(tmp_path_factory):
     objects.append(here / "on_host.o")
     jobs.append(subprocess.Popen([compiler, *flags, "-c", here / "tests/cuda_on_host/on_host.cpp", "-o", objects[-1]]))
     assert not any([job.wait() for job in jobs])
-    subprocess.run([compiler, "-shared", *objects, "-o", here / "kernels.so"], check=True)
+    # Bsymbolic: its own cudaGetDevice and so on, not those of the libcudart that torch may have loaded.
+    subprocess.run([compiler, "-shared", "-Wl,-Bsymbolic", *objects, "-o", here / "kernels.so"], check=True)
     library = ctypes.CDLL(str(here / "kernels.so"))
     library.cosine_topk_scratch.restype = library.prompt_layernorm_scratch.restype = ctypes.c_int64
+    library.last_error.restype = ctypes.c_char_p
+
+    def check(failed, function, arguments):
+        if failed:
+            raise RuntimeError(library.last_error().decode())
+
+    for op in ("prompt_layernorm", "prompt_layernorm_backward", "patchify", "patchify_backward", "cosine_topk"):
+        getattr(library, op).errcheck = check
     return library
+
+
+@pytest.fixture(autouse=True)
+def on_the_first_device(kernels):
+    kernels.place(0, None, 90)
 
 
 def pointer(tensor):
@@ -89,13 +109,18 @@ def floats(values):
 
 
 def topk(kernels, queries, gallery, k, allowed=None, scan=0, seed=0):
+    """gallery: a tensor, or one in 8 bits."""
     kernels.seed(seed)
-    (Q, D), N = queries.shape, len(gallery)
+    (Q, D), N = queries.shape, gallery.shape[0]
     scores, indices = torch.empty(Q, k), torch.full((Q, k), -7)
-    need = kernels.cosine_topk_scratch(*(ctypes.c_int64(v) for v in (Q, N, k)), scan)
+    rows, pitch, eight_bits = gallery, 0, [None] * 4
+    if isinstance(gallery, ops.EightBitGallery):
+        rows, pitch = gallery.rows, gallery.bytes.shape[1]
+        eight_bits = [gallery.bytes, gallery.scale, None if rows is None else gallery.error, gallery.centre]
+    need = kernels.cosine_topk_scratch(*(ctypes.c_int64(v) for v in (Q, N, k)), scan, ctypes.c_int64(pitch))
     scratch = torch.randint(-(2**62), 2**62, (need // 8 + 1,))  # whatever memory held before
-    kernels.cosine_topk(pointer(queries), pointer(gallery), pointer(allowed), pointer(scores), pointer(indices),
-                        pointer(scratch), sizes(Q, N, D, k), KINDS[queries.dtype], scan)  # fmt: skip
+    given = pointers(queries, rows, allowed, scores, indices, scratch, *eight_bits)
+    kernels.cosine_topk(given, sizes(Q, N, D, k, pitch), KINDS[queries.dtype], scan)
     return scores, indices
 
 
@@ -119,7 +144,8 @@ def exact(queries, gallery, k, allowed=None):
 
 def check(kernels, queries, gallery, k, allowed=None, scan=0, seed=0):
     scores, indices = topk(kernels, queries, gallery, k, allowed, scan, seed)
-    want_scores, want = exact(queries, gallery, k, allowed)
+    rows = gallery.rows if isinstance(gallery, ops.EightBitGallery) else gallery
+    want_scores, want = exact(queries, rows, k, allowed)
     torch.testing.assert_close(scores, want_scores, rtol=0, atol=1e-7)
     moved = indices != want  # two sums in float64 that round to neighbours may change places
     torch.testing.assert_close(scores[moved], want_scores[moved], rtol=0, atol=1.2e-7)
@@ -127,7 +153,7 @@ def check(kernels, queries, gallery, k, allowed=None, scan=0, seed=0):
     assert all(len(set(row)) == len(row) for row in indices.tolist() if -1 not in row)
 
 
-SCANS = {"stream": 1, "tiles64": 2, "tiles128": 3}
+SCANS = {name: number for name, number in ops.SCANS.items() if number}
 # Q, N, D, K: one of each; odd sizes; two k-steps and a part; all of the gallery; two passes
 SHAPES = [(1, 1, 1, 1), (3, 50, 17, 10), (5, 70, 72, 70), (9, 300, 136, 5), (2, 9001, 24, 100)]
 
@@ -138,6 +164,49 @@ SHAPES = [(1, 1, 1, 1), (3, 50, 17, 10), (5, 70, 72, 70), (9, 300, 136, 5), (2, 
 def test_topk(shape, scan, dtype, kernels):
     Q, N, D, K = shape
     check(kernels, torch.randn(Q, D).to(dtype), torch.randn(N, D).to(dtype), K, scan=SCANS[scan])
+
+
+@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_topk_in_eight_bits(shape, dtype, scan, kernels):
+    Q, N, D, K = shape
+    gallery = ops.eight_bit_gallery(torch.randn(N, D).to(dtype))
+    check(kernels, torch.randn(Q, D).to(dtype), gallery, K, scan=SCANS[scan])
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_topk_in_eight_bits_alone(scan, kernels):
+    """Without the rows they were made of: exact in the rows as 8 bits remember them."""
+    rows = torch.randn(700, 40)
+    rows[3], rows[9, 0], rows[11] = 0, float("nan"), 1e20
+    gallery, queries = ops.eight_bit_gallery(rows, keep_rows=False), torch.randn(3, 40)
+    for k, allowed in ((60, torch.rand(700) < 0.1), (700, None), (9, None)):
+        scores, indices = topk(kernels, queries, gallery, k, allowed, SCANS[scan])
+        want_scores, want = ops._approximate_topk(queries, gallery, k, allowed)
+        torch.testing.assert_close(scores, want_scores, rtol=0, atol=1e-6)
+        assert (indices == want).float().mean() > 0.97
+    truth = reference.cosine_topk(queries, rows, 9)[0]
+    assert ((scores - truth).abs() < 0.01).all()
+
+
+# D in 16 bits: one step, queries that stay in shared memory and all four stages; then three; queries that do not fit
+@pytest.mark.parametrize("D", [24, 264, 440, 520])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=str)
+def test_wgmma_of_several_tiles_and_turns_of_its_stages(D, dtype, kernels):
+    """More rows than a tile, more queries than a tile, more steps than stages, a mask, an order of threads by chance."""
+    gallery, allowed = torch.randn(1100, D).bfloat16(), torch.rand(1100) < 0.8
+    queries = torch.randn(130, D).bfloat16()
+    searched = ops.eight_bit_gallery(gallery) if dtype == torch.int8 else gallery
+    for seed in range(2):
+        check(kernels, queries, searched, 5, allowed, SCANS["wgmma"], seed)
+
+
+def test_wgmma_is_for_hopper_only(kernels):
+    """On other GPUs the same call takes mma.sync."""
+    queries, gallery = torch.randn(9, 64).half(), torch.randn(500, 64).half()
+    kernels.place(0, None, 80)
+    check(kernels, queries, gallery, 5, scan=SCANS["wgmma"])
 
 
 @pytest.mark.parametrize("scan", SCANS)
@@ -198,6 +267,96 @@ def test_topk_does_not_depend_on_the_order_of_threads(kernels):
     for seed in (2, 3):
         again = topk(kernels, queries, gallery, 130, scan=2, seed=seed)
         assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_topk_of_more_rows_than_a_queue_holds(scan, kernels):
+    """Most rows of the second pass beat the first pass's cut: its sample holds the worst ones."""
+    gallery = torch.nn.functional.normalize(torch.randn(17_000 if scan == "stream" else 4200, 16), dim=1)
+    direction = torch.randn(1, 16)
+    sample = (torch.arange(len(gallery)) * 1.618033988749895).long()
+    gallery[sample[sample < len(gallery)]] -= direction
+    queries = direction + 0.1 * torch.randn(5, 16)
+    check(kernels, queries.half(), gallery.half(), 30, scan=SCANS[scan])
+
+
+# ---- where the ops run ----
+
+
+def calls(kernels):
+    """Each op on small inputs, as a function without arguments that returns what it wrote."""
+    x, prompts, gamma, beta = torch.randn(2, 5, 16), torch.randn(1, 3, 16), torch.randn(16), torch.randn(16)
+    n = sizes(2, 5, 3, 1, 16, 0)
+    tokens, normed, mean, rstd = torch.empty(2, 8, 16), torch.empty(2, 8, 16), torch.empty(2, 8), torch.empty(2, 8)
+
+    def forward():
+        given = pointers(x, prompts, gamma, beta, tokens, normed, mean, rstd)
+        kernels.prompt_layernorm(given, n, ctypes.c_float(1e-5), 0)
+        return tokens, normed
+
+    def backward():
+        made = torch.empty_like(x), torch.empty(1, 3, 16), torch.empty(16), torch.empty(16)
+        scratch = torch.empty(kernels.prompt_layernorm_scratch(n))
+        kernels.prompt_layernorm_backward(pointers(normed, tokens, tokens, gamma, mean, rstd, *made, scratch), n, 0)
+        return made
+
+    images, d_patches = torch.rand(1, 3, 16, 16), torch.rand(1, 4, 192)
+    m = sizes(1, 3, 16, 16, 8, 1)
+
+    def cut():
+        patches = torch.empty(1, 4, 192)
+        kernels.patchify(pointer(images), sizes(*images.stride()), None, pointer(patches), m, floats(MEAN[:3]),
+                         floats(STD[:3]), 0, 0)  # fmt: skip
+        return (patches,)
+
+    def uncut():
+        d_images = torch.empty(1, 3, 16, 16)
+        kernels.patchify_backward(pointer(d_patches), None, pointer(d_images), m, floats(STD[:3]), 0)
+        return (d_images,)
+
+    queries, gallery = torch.randn(3, 16).half(), torch.randn(300, 16).half()
+    made = {
+        "prompt_layernorm": forward,
+        "prompt_layernorm_backward": backward,
+        "patchify": cut,
+        "patchify_backward": uncut,
+    }
+    for scan, number in SCANS.items():
+        made[f"cosine_topk {scan}"] = lambda number=number: topk(kernels, queries, gallery, 5, scan=number)
+    made["cosine_topk in 8 bits"] = lambda: topk(kernels, queries, ops.eight_bit_gallery(gallery), 5)
+    return made
+
+
+def test_ops_run_on_the_device_and_the_stream_they_are_given(kernels):
+    """The emulator refuses a launch on another of both; the device that was current is so again."""
+    for name, call in calls(kernels).items():
+        want = [t.clone() for t in call()]
+        kernels.place(1, 0x5EED, 90)
+        got = call()
+        kernels.place(0, None, 90)
+        assert kernels.current_device() == 0, name
+        assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True)), name
+
+
+def test_a_failed_launch_is_an_error_that_leaves_the_device_as_it_was(kernels):
+    for name, call in calls(kernels).items():
+        call()
+        kernels.place(1, None, 90)
+        kernels.fail_next_launch()
+        with pytest.raises(RuntimeError, match=r"\.cpp:\d+: cudaErrorInvalidConfiguration"):
+            call()
+        assert kernels.current_device() == 0, name
+        kernels.place(0, None, 90)
+
+
+def test_what_cannot_be_is_refused(kernels):
+    for Q, N, D, k, message in ((1, 5, 8, 6, "K must be at most N"), (1, 5, 8, 1025, "K must be"),
+                                (1 << 15, 5, 8, 1, "Q must be"), (1, 5, 70_000, 1, "D must be")):  # fmt: skip
+        with pytest.raises(RuntimeError, match=message):
+            kernels.cosine_topk(pointers(*[None] * 10), sizes(Q, N, D, k, 0), 0, 0)
+    gallery = ops.eight_bit_gallery(torch.randn(20, 16))
+    with pytest.raises(RuntimeError, match="aligned to 16 bytes"):
+        topk(kernels, torch.randn(1, 16), gallery._replace(bytes=torch.zeros(20, 24, dtype=torch.int8)), 3)
 
 
 # ---- prompt_layernorm ----

@@ -74,6 +74,13 @@ inline int multiprocessors(int device) {
   return count;
 }
 
+// Bytes of shared memory that a block of the device may ask for.
+inline int most_shared(int device) {
+  int bytes = 0;
+  SPLIP_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return bytes;
+}
+
 // Let a kernel use `bytes` of dynamic shared memory; above 48 KB it must ask.
 template <typename Kernel>
 void allow_shared(Kernel kernel, int bytes) {

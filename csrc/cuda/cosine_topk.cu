@@ -3,6 +3,11 @@
 // to find the thresholds. Bound by memory up to about 300 queries (N * D * sizeof(T)), then by the
 // tensor cores (Q * N * D products). All launches are the same whatever the data holds: nothing
 // waits for the device, and a graph can capture them.
+//
+// A gallery in 8 bits is scanned in its place at half the bytes and twice the products. Each row's
+// error is known, and so is that of the query, which comes in 16 bits for the stream, where the
+// tensor cores have time, and in 8 for the tiles: what could be a result by these bounds
+// (Cauchy-Schwarz) is scored again from the rows themselves, so the answer is the same.
 #include "cosine_topk.cuh"
 
 namespace splip::cuda {
@@ -10,7 +15,8 @@ namespace {
 
 constexpr int kThreads = 256;  // of the blocks of the exact scan and of prepare
 constexpr int kMostThreads = 1024;
-constexpr int kStreamQueries = 32;  // up to these the gallery is streamed past the queries
+// In 8 bits, for more results the queries need 16: the stream's margin is half that of tiles.
+constexpr int64_t kMostTileResults = 256;
 constexpr int kExactBlocksPerMultiprocessor = 2;
 
 // The block as a team of topk_select.h.
@@ -66,6 +72,8 @@ struct BlockTeam {
 // The caller's scratch memory, for Q queries.
 struct Scratch {
   Candidates candidates;
+  int8_t* bytes;    // [Q, parts, pitch] queries in 8 bits, if the gallery is
+  float* scales;    // [Q] theirs
   float* margins;   // [Q] twice the error of a score; NaN: a query to be scanned exactly
   int* unresolved;  // [Q] queries whose candidates do not hold the answer for certain
   int* unresolved_count;
@@ -73,12 +81,15 @@ struct Scratch {
 
 constexpr int64_t kBytesPerQuery = 5 * sizeof(int);
 
-Scratch divide(void* memory, int64_t Q, int64_t capacity) {
+int64_t query_parts(bool streamed) { return streamed ? 2 : 1; }
+
+Scratch divide(void* memory, int64_t Q, int64_t capacity, int64_t query_bytes) {
   auto* keys = static_cast<uint64_t*>(memory);
-  auto* words = reinterpret_cast<int*>(keys + Q * capacity);
   Scratch s{};
-  s.candidates = {keys, words, words + Q, reinterpret_cast<float*>(words + 2 * Q),
-                  static_cast<int>(capacity)};
+  s.bytes = reinterpret_cast<int8_t*>(keys + Q * capacity);
+  auto* words = reinterpret_cast<int*>(s.bytes + Q * query_bytes);
+  s.candidates = {keys, words, reinterpret_cast<float*>(words + Q), static_cast<int>(capacity)};
+  s.scales = reinterpret_cast<float*>(words + 2 * Q);
   s.margins = reinterpret_cast<float*>(words + 3 * Q);
   s.unresolved = words + 4 * Q;
   s.unresolved_count = words + 5 * Q;
@@ -106,6 +117,14 @@ __device__ __forceinline__ void load_eight(const T* row, int chunk, int D, bool 
   }
 }
 
+__device__ __forceinline__ float warp_max(float v) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    v = fmaxf(v, __shfl_xor_sync(kFullMask, v, offset));
+  }
+  return v;
+}
+
 __device__ __forceinline__ double warp_sum(double v) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kFullMask, v, offset);
@@ -123,12 +142,40 @@ __device__ __forceinline__ double inverse_length(double squares) {
 template <typename T>
 struct ExactScore {
   const T* query;
-  const T* gallery;
+  const T* gallery;  // null: the rows are at hand in 8 bits only
+  EightBitRows eight_bit;
   double query_scale;
   int D;
   bool vector;
 
   __device__ __forceinline__ float operator()(uint32_t index) const {
+    return gallery != nullptr ? of_row(index) : of_eight_bits(index);
+  }
+
+  __device__ __forceinline__ float of_eight_bits(uint32_t index) const {
+    const int8_t* row = eight_bit.rows + int64_t(index) * eight_bit.pitch;
+    const double scale = static_cast<double>(eight_bit.scale[index]);
+    double dot = 0;
+    for (int chunk = threadIdx.x % kWarp; 8 * chunk < D; chunk += kWarp) {
+      float a[8];
+      load_eight(query, chunk, D, vector, a);
+      union {
+        uint2 words;
+        int8_t values[8];
+      } b;
+      b.words = __ldg(reinterpret_cast<const uint2*>(row + 8 * chunk));
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const double centre = 8 * chunk + i < D ? eight_bit.centre[8 * chunk + i] : 0.0f;
+        dot = fma(static_cast<double>(a[i]), fma(scale, static_cast<double>(b.values[i]), centre),
+                  dot);
+      }
+    }
+    const double score = warp_sum(dot) * query_scale;
+    return scale == scale && query_scale > 0 ? static_cast<float>(score) : -INFINITY;
+  }
+
+  __device__ __forceinline__ float of_row(uint32_t index) const {
     const T* row = gallery + int64_t(index) * D;
     double dot = 0, squares = 0;
     for (int chunk = threadIdx.x % kWarp; 8 * chunk < D; chunk += kWarp) {
@@ -166,10 +213,17 @@ __device__ __forceinline__ ExactScore<T> exact_score(const CosineTopk& a, int q,
   const auto* query = static_cast<const T*>(a.queries) + int64_t(q) * a.D;
   const int D = static_cast<int>(a.D);
   const double scale = inverse_length(squared_length(query, D, vector));
-  return {query, static_cast<const T*>(a.gallery), scale, D, vector};
+  return {query, static_cast<const T*>(a.gallery), a.eight_bit, scale, D, vector};
 }
 
-// One warp per query: its margin, no cut yet, empty lists.
+// No cut yet, an empty list. A margin that is not a number: nothing will pass.
+__device__ __forceinline__ void start_query(const Scratch& s, int64_t q, double margin) {
+  s.candidates.counts[q] = 0;
+  s.candidates.cuts[q] = margin >= 0 ? -INFINITY : INFINITY;
+  s.margins[q] = static_cast<float>(margin);
+}
+
+// One warp per query: its margin.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     prepare_kernel(CosineTopk a, Scratch s, double error, bool vector) {
@@ -180,17 +234,65 @@ __global__ void __launch_bounds__(kThreads)
   const double squares = squared_length(query, static_cast<int>(a.D), vector);
   if (threadIdx.x % kWarp) return;
   const bool plain = squares <= topk::kLargestSquare;  // false for NaN
-  s.candidates.counts[q] = 0;
-  s.candidates.lost[q] = 0;
-  s.candidates.cuts[q] = plain ? -INFINITY : INFINITY;
-  s.margins[q] =
-      plain ? static_cast<float>(2 * error * fmax(sqrt(squares), static_cast<double>(kMinNorm)))
-            : NAN;
+  start_query(s, q,
+              plain ? 2 * error * fmax(sqrt(squares), static_cast<double>(kMinNorm))
+                    : static_cast<double>(NAN));
+}
+
+// The same for a gallery in 8 bits: the unit query in 8 bits, or in 16 as two parts, with what that
+// takes from it in the margin.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    prepare_eight_bit_kernel(CosineTopk a, Scratch s, int parts, bool vector) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) *s.unresolved_count = 0;
+  const int64_t q = int64_t(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
+  if (q >= a.Q) return;
+  const auto* query = static_cast<const T*>(a.queries) + q * a.D;
+  const int lane = threadIdx.x % kWarp, D = static_cast<int>(a.D);
+  const double inverse = inverse_length(squared_length(query, D, vector));
+  float largest = 0;
+  for (int chunk = lane; 8 * chunk < D; chunk += kWarp) {
+    float v[8];
+    load_eight(query, chunk, D, vector, v);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(v[i]));
+  }
+  const double steps = parts == 2 ? 127.0 * 256.0 : 127.0;
+  const bool plain = inverse > 0;
+  const float scale = plain ? static_cast<float>(warp_max(largest) * inverse / steps) : 0.0f;
+  const double per_step = scale > 0 ? inverse / scale : 0;
+  double lost = 0;
+  for (int chunk = lane; 8 * chunk < a.eight_bit.pitch; chunk += kWarp) {
+    float v[8];
+    load_eight(query, chunk, D, vector, v);
+    union {
+      uint2 words;
+      int8_t values[8];
+    } high, low;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const double wanted = plain ? static_cast<double>(v[i]) : 0.0;
+      const int step = static_cast<int>(fmin(fmax(rint(wanted * per_step), -steps), steps));
+      const double off = wanted * inverse - static_cast<double>(step) * scale;
+      lost = fma(off, off, lost);
+      high.values[i] = static_cast<int8_t>(parts == 2 ? (step + 128) >> 8 : step);
+      low.values[i] = static_cast<int8_t>(step - 256 * high.values[i]);
+    }
+    int8_t* out = s.bytes + q * parts * a.eight_bit.pitch + 8 * chunk;
+    *reinterpret_cast<uint2*>(out) = high.words;
+    if (parts == 2) *reinterpret_cast<uint2*>(out + a.eight_bit.pitch) = low.words;
+  }
+  lost = sqrt(warp_sum(lost)) * static_cast<double>(a.eight_bit.centre[D]);
+  if (lane) return;
+  s.scales[q] = scale;
+  start_query(s, q,
+              plain ? 2 * (1.0001 * lost + topk::kEightBitRounding) : static_cast<double>(NAN));
 }
 
 // Between two passes, one block per query: raise its cut, empty its list. `rows`: of a dense pass,
 // whose list is full; 0 for the others.
-__global__ void __launch_bounds__(kMostThreads) raise_cut_kernel(Scratch s, int rows, int K) {
+__global__ void __launch_bounds__(kMostThreads)
+    raise_cut_kernel(CosineTopk a, Scratch s, int rows) {
   __shared__ int partial[2 * kWarp];
   BlockTeam team{partial, 0};
   const int64_t q = blockIdx.x;
@@ -200,12 +302,12 @@ __global__ void __launch_bounds__(kMostThreads) raise_cut_kernel(Scratch s, int 
   const int passed = rows > 0 ? rows : c.counts[q];
   // Of a full list the rows that found room will do: K rows that are this good exist.
   const int count = passed < c.capacity ? passed : c.capacity;
-  const float cut = topk::next_cut(team, c.keys + q * c.capacity, count, K, margin);
+  const float cut = topk::next_cut(team, c.keys + q * c.capacity, count, static_cast<int>(a.K),
+                                   margin, {a.eight_bit.error});
   if (threadIdx.x == 0) {
     // A cut never falls: the rows behind the last one exist too.
     c.cuts[q] = fmaxf(c.cuts[q], cut);
     c.counts[q] = 0;
-    c.lost[q] = 0;
   }
 }
 
@@ -223,7 +325,7 @@ __global__ void __launch_bounds__(kMostThreads)
   int n = -1;
   if (margin >= 0) {
     n = topk::finish(team, c.keys + int64_t(q) * c.capacity, rows > 0 ? rows : c.counts[q],
-                     c.capacity, c.lost[q] != 0, K, margin, exact_score<T>(a, q, vector), list,
+                     c.capacity, K, margin, {a.eight_bit.error}, exact_score<T>(a, q, vector), list,
                      &fill);
   }
   if (n >= 0) {
@@ -270,52 +372,72 @@ __global__ void __launch_bounds__(kMostThreads) merge_kernel(CosineTopk a, Scrat
   }
 }
 
-bool use_stream(int64_t Q, TopkScan scan) {
+bool use_stream(int64_t Q, int64_t K, TopkScan scan, bool eight_bits) {
   if (scan != TopkScan::automatic) return scan == TopkScan::stream;
-  return Q <= kStreamQueries;
+  return Q <= kStreamQueries || (eight_bits && K > kMostTileResults);
 }
 
 // cp.async moves 16 bytes: other rows take the scan that can read them one by one.
-bool can_tile(const CosineTopk& a, int64_t element) {
-  return a.D * element % mma::kChunkBytes == 0 && aligned(a.queries, mma::kChunkBytes) &&
-         aligned(a.gallery, mma::kChunkBytes);
+bool can_tile(const Pass& p, int64_t element) {
+  return p.D * element % mma::kChunkBytes == 0 && aligned(p.queries, mma::kChunkBytes) &&
+         aligned(p.gallery, mma::kChunkBytes);
+}
+
+void scan_pass(const Pass& pass, DType dtype, TopkScan scan, bool streamed, int device,
+               cudaStream_t stream) {
+  const int64_t element = dtype == DType::f32 ? 4 : (dtype == DType::i8 ? 1 : 2);
+  if (streamed || !can_tile(pass, element)) return scan_stream(pass, dtype, device, stream);
+  if (scan == TopkScan::wgmma && dtype != DType::f32 && has_wgmma(device)) {
+    return scan_wgmma(pass, dtype, device, stream);
+  }
+  // wgmma and tiles of 256 rows are not chosen until they have been measured.
+  if (scan == TopkScan::automatic) {
+    scan = pass.Q <= kNarrowQueries ? TopkScan::tiles64 : TopkScan::tiles128;
+  }
+  const bool wide = scan == TopkScan::tiles256 || scan == TopkScan::wgmma;
+  scan_tiles(pass, dtype, scan == TopkScan::tiles64 ? 64 : 128, wide ? 256 : 128, device, stream);
 }
 
 template <typename T>
 void launch(const CosineTopk& a, int device, cudaStream_t stream) {
-  const bool streamed = use_stream(a.Q, a.scan);
-  const topk::Plan plan = topk::plan_passes(a.N, a.K, !streamed);
-  const Scratch s = divide(a.scratch, a.Q, plan.capacity);
+  const bool eight_bits = a.eight_bit.rows != nullptr;
+  const bool streamed = use_stream(a.Q, a.K, a.scan, eight_bits);
+  const topk::Plan plan = topk::plan_passes(a.N, a.K, !streamed, eight_bits);
+  const int64_t parts = query_parts(streamed);
+  const Scratch s = divide(a.scratch, a.Q, plan.capacity, parts * a.eight_bit.pitch);
   const bool vector = a.D % 8 == 0 && aligned(a.queries, 16) && aligned(a.gallery, 16);
-  const double error = topk::score_error(a.D, a.dtype == DType::f32);
   const auto Q = static_cast<unsigned>(a.Q);
-  const int K = static_cast<int>(a.K), multi = multiprocessors(device);
+  const int multi = multiprocessors(device);
   const unsigned threads = static_cast<unsigned>(plan.capacity / topk::kPerThread);
 
   constexpr unsigned kQueriesPerBlock = kThreads / kWarp;
-  prepare_kernel<T>
-      <<<(Q + kQueriesPerBlock - 1) / kQueriesPerBlock, kThreads, 0, stream>>>(a, s, error, vector);
+  const unsigned blocks = (Q + kQueriesPerBlock - 1) / kQueriesPerBlock;
+  if (eight_bits) {
+    prepare_eight_bit_kernel<T>
+        <<<blocks, kThreads, 0, stream>>>(a, s, static_cast<int>(parts), vector);
+  } else {
+    const double error = topk::score_error(a.D, a.dtype == DType::f32);
+    prepare_kernel<T><<<blocks, kThreads, 0, stream>>>(a, s, error, vector);
+  }
   SPLIP_CUDA_CHECK(cudaGetLastError());
+  Pass pass{};
+  pass.queries = eight_bits ? s.bytes : a.queries;
+  pass.gallery = eight_bits ? a.eight_bit.rows : a.gallery;
+  pass.allowed = a.allowed;
+  pass.out = s.candidates;
+  pass.Q = static_cast<int>(a.Q);
+  pass.D = static_cast<int>(eight_bits ? a.eight_bit.pitch : a.D);
+  pass.row_scale = a.eight_bit.scale;
+  pass.row_error = a.eight_bit.error;
+  pass.query_scale = s.scales;
   for (int level = 0; level < plan.levels; ++level) {
-    const bool dense = level == 0;
-    const Pass pass{a.queries,
-                    a.gallery,
-                    a.allowed,
-                    s.candidates,
-                    plan.rows[level],
-                    plan.step[level],
-                    static_cast<int>(a.Q),
-                    static_cast<int>(a.D),
-                    dense};
-    if (streamed || !can_tile(a, sizeof(T))) {
-      scan_stream(pass, a.dtype, device, stream);
-    } else {
-      const bool narrow = a.scan == TopkScan::automatic ? a.Q <= 64 : a.scan == TopkScan::tiles64;
-      scan_tiles(pass, a.dtype, narrow ? 64 : 128, device, stream);
-    }
-    const int rows = dense ? static_cast<int>(plan.rows[0]) : 0;
+    pass.dense = level == 0;
+    pass.rows = plan.rows[level];
+    pass.step = plan.step[level];
+    scan_pass(pass, eight_bits ? DType::i8 : a.dtype, a.scan, streamed, device, stream);
+    const int rows = pass.dense ? static_cast<int>(pass.rows) : 0;
     if (level + 1 < plan.levels) {
-      raise_cut_kernel<<<Q, threads, 0, stream>>>(s, rows, K);
+      raise_cut_kernel<<<Q, threads, 0, stream>>>(a, s, rows);
     } else {
       finish_kernel<T><<<Q, threads, 0, stream>>>(a, s, rows, vector);
     }
@@ -331,10 +453,12 @@ void launch(const CosineTopk& a, int device, cudaStream_t stream) {
 
 }  // namespace
 
-int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t K, TopkScan scan) {
+int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t K, TopkScan scan, int64_t pitch) {
   if (Q == 0 || K == 0) return 0;
-  const topk::Plan plan = topk::plan_passes(N, K, !use_stream(Q, scan));
-  return Q * (plan.capacity * static_cast<int64_t>(sizeof(uint64_t)) + kBytesPerQuery) + 8;
+  const bool streamed = use_stream(Q, K, scan, pitch > 0);
+  const topk::Plan plan = topk::plan_passes(N, K, !streamed, pitch > 0);
+  const auto keys = plan.capacity * static_cast<int64_t>(sizeof(uint64_t));
+  return Q * (keys + query_parts(streamed) * pitch + kBytesPerQuery) + 8;
 }
 
 void cosine_topk(const CosineTopk& a, int device, void* stream) {
@@ -343,6 +467,14 @@ void cosine_topk(const CosineTopk& a, int device, void* stream) {
   SPLIP_CHECK(a.Q <= kMaxQueries, "Q must be at most ", kMaxQueries, ", got ", a.Q);
   SPLIP_CHECK(a.D >= 1 && a.D <= kMaxWidth, "D must be 1 to ", kMaxWidth, ", got ", a.D);
   if (a.Q == 0 || a.K == 0) return;
+  const EightBitRows& eight = a.eight_bit;
+  if (eight.rows != nullptr) {
+    SPLIP_CHECK(eight.pitch >= a.D && eight.pitch % mma::kChunkBytes == 0 &&
+                    aligned(eight.rows, mma::kChunkBytes),
+                "rows in 8 bits must be aligned to 16 bytes, as must their pitch");
+    SPLIP_CHECK((a.gallery == nullptr) == (eight.error == nullptr),
+                "rows in 8 bits have errors if the rows they were made of are there");
+  }
   const DeviceGuard guard(device);
   const auto s = static_cast<cudaStream_t>(stream);
   switch (a.dtype) {

@@ -1,6 +1,13 @@
 // CUDA cosine_topk, few queries: a warp multiplies 16 gallery rows with 8 to 32 queries on the
 // tensor cores, straight from memory. Bound by memory: every row is read once for all queries of a
 // group, N * D * sizeof(T) bytes; a warp has 4 KB of them in flight, a multiprocessor 64 KB.
+//
+// Rows in 8 bits: mma.sync of 8-bit numbers rather than dp4a. A multiprocessor of an H100 is sent
+// about 15 bytes a clock. In that clock dp4a (64 lanes) does 256 products: 17 queries would already
+// be bound by it, and queries in two parts take twice the products. The tensor cores do 4,096 (half
+// of that by mma.sync), 32 queries in two parts need 960. What costs instead is reading the queries
+// from shared memory, 16 bytes a lane for two products: 32 clocks for 32 queries in two parts, per
+// 64 bytes of 16 rows that take 70 to arrive.
 #include "cosine_topk.cuh"
 
 namespace splip::cuda {
@@ -42,7 +49,8 @@ __device__ __forceinline__ uint4 load_chunk(const T* row, int column, int D, boo
 }
 
 // blockIdx.y: 8 * kGroups queries. Their chunks stand in shared memory as the lanes want them:
-// [block of 64 bytes][group][lane]. A row longer than the panel takes several, each filled anew.
+// [block of 64 bytes][group][part][lane]. A row longer than the panel takes several, each filled
+// anew.
 template <typename T, int kGroups, bool kVector>
 __global__ void __launch_bounds__(kWarp* kWarps, kBlocksPerMultiprocessor)
     stream_kernel(Pass p, int panel_blocks) {
@@ -51,17 +59,20 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocksPerMultiprocessor)
   const int g = mma::direct_row(lane), chunk = mma::direct_chunk(lane);
   constexpr int kChunk = mma::kChunkBytes / sizeof(T);  // elements
   constexpr int kColumns = kBlockBytes / sizeof(T);
+  constexpr int kParts = Element<T>::kMostParts;
   const int blocks = (p.D + kColumns - 1) / kColumns;
   const int first_query = blockIdx.y * kGroups * kGroupQueries;
   const auto* queries = static_cast<const T*>(p.queries);
   const auto* gallery = static_cast<const T*>(p.gallery);
 
   const auto fill_panel = [&](int from) {
-    for (int i = threadIdx.x; i < panel_blocks * kGroups * kWarp; i += kWarp * kWarps) {
-      const int own = i % kWarp, group = i / kWarp % kGroups, block = i / kWarp / kGroups;
+    for (int i = threadIdx.x; i < panel_blocks * kGroups * kParts * kWarp; i += kWarp * kWarps) {
+      const int own = i % kWarp, part = i / kWarp % kParts, group = i / kWarp / kParts % kGroups;
       const int q = first_query + group * kGroupQueries + mma::direct_row(own);
+      const int block = i / kWarp / kParts / kGroups;
       const int column = (from + block) * kColumns + mma::direct_chunk(own) * kChunk;
-      uint4 words = load_chunk<T, kVector>(queries + int64_t(q) * p.D, column, p.D, q < p.Q);
+      uint4 words = load_chunk<T, kVector>(queries + (int64_t(q) * kParts + part) * p.D, column,
+                                           p.D, q < p.Q);
       words.x = Element<T>::operand(words.x);
       words.y = Element<T>::operand(words.y);
       words.z = Element<T>::operand(words.z);
@@ -100,7 +111,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocksPerMultiprocessor)
       data[half] = gallery + index * p.D;
     }
     const bool any = __any_sync(kFullMask, use[0] || use[1]);  // else spare the reads
-    float product[kGroups][4] = {};
+    typename Element<T>::Sum product[kGroups][kParts][4] = {};
     float squares[2] = {0, 0};
     for (int from = 0; from < blocks; from += panel_blocks) {
       if (!one_panel) {
@@ -131,27 +142,43 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocksPerMultiprocessor)
           }
 #pragma unroll
           for (int group = 0; group < kGroups; ++group) {
-            const uint4 w = panel[((b + u) * kGroups + group) * kWarp + lane];
-            mma_sync<T>(product[group], xo[0], yo[0], xo[1], yo[1], w.x, w.y);
-            mma_sync<T>(product[group], xo[2], yo[2], xo[3], yo[3], w.z, w.w);
+#pragma unroll
+            for (int part = 0; part < kParts; ++part) {
+              const uint4 w = panel[(((b + u) * kGroups + group) * kParts + part) * kWarp + lane];
+              mma_sync<T>(product[group][part], xo[0], yo[0], xo[1], yo[1], w.x, w.y);
+              mma_sync<T>(product[group][part], xo[2], yo[2], xo[3], yo[3], w.z, w.w);
+            }
           }
         }
       }
     }
-    float inverse[2];
+    RowFactors factors[2] = {{NAN, 0}, {NAN, 0}};
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {  // the four lanes of a row share its squares
-      squares[half] += __shfl_xor_sync(kFullMask, squares[half], 1);
-      squares[half] += __shfl_xor_sync(kFullMask, squares[half], 2);
-      inverse[half] = use[half] ? inverse_norm(squares[half]) : NAN;
+    for (int half = 0; half < 2; ++half) {
+      if constexpr (Element<T>::kFactors) {
+        if (use[half]) factors[half] = row_factors(p, topk::sampled(rows[half], p.step));
+      } else {  // the four lanes of a row share its squares
+        squares[half] += __shfl_xor_sync(kFullMask, squares[half], 1);
+        squares[half] += __shfl_xor_sync(kFullMask, squares[half], 2);
+        if (use[half]) factors[half].scale = inverse_norm(squares[half]);
+      }
     }
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int half = i / 2;
-        const float score = product[group][i] * inverse[half];
         const int q = first_query + group * kGroupQueries + mma::c_column(lane, i);
+        float score;
+        if constexpr (Element<T>::kFactors) {
+          const float both = fmaf(256.0f, static_cast<float>(product[group][0][i]),
+                                  static_cast<float>(product[group][1][i]));
+          // From the L1 cache each time: eight registers more would spill.
+          const float scale = q < p.Q ? p.query_scale[q] : 0.0f;
+          score = fmaf(both * scale, factors[half].scale, factors[half].error);
+        } else {
+          score = product[group][0][i] * factors[half].scale;
+        }
         const auto index = static_cast<uint32_t>(topk::sampled(rows[half], p.step));
         if (p.dense) {
           if (q < p.Q && rows[half] < p.rows) {
@@ -169,7 +196,8 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocksPerMultiprocessor)
 template <typename T, int kGroups, bool kVector>
 void launch(const Pass& p, int device, cudaStream_t stream) {
   constexpr int kColumns = kBlockBytes / sizeof(T);
-  constexpr int kBlock = kGroups * kWarp * mma::kChunkBytes;  // panel bytes of a block of columns
+  // Panel bytes of a block of columns.
+  constexpr int kBlock = kGroups * Element<T>::kMostParts * kWarp * mma::kChunkBytes;
   const int needed = (p.D + kColumns - 1) / kColumns;
   const int padded = (needed + kUnroll - 1) / kUnroll * kUnroll;
   const int panel_blocks = padded < kPanelBytes / kBlock ? padded : kPanelBytes / kBlock;
@@ -188,7 +216,9 @@ template <typename T>
 void launch_any(const Pass& p, int device, cudaStream_t stream) {
   const bool vector = p.D % (mma::kChunkBytes / sizeof(T)) == 0 &&
                       aligned(p.gallery, mma::kChunkBytes) && aligned(p.queries, mma::kChunkBytes);
-  if (!vector) return launch<T, 4, false>(p, device, stream);
+  if constexpr (!Element<T>::kFactors) {  // rows in 8 bits are padded
+    if (!vector) return launch<T, 4, false>(p, device, stream);
+  }
   if (p.Q <= kGroupQueries) return launch<T, 1, true>(p, device, stream);
   launch<T, 4, true>(p, device, stream);
 }
@@ -201,6 +231,8 @@ void scan_stream(const Pass& pass, DType dtype, int device, cudaStream_t stream)
       return launch_any<float>(pass, device, stream);
     case DType::f16:
       return launch_any<__half>(pass, device, stream);
+    case DType::i8:
+      return launch_any<int8_t>(pass, device, stream);
     default:
       return launch_any<__nv_bfloat16>(pass, device, stream);
   }

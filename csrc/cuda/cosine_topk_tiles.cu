@@ -11,38 +11,39 @@ constexpr int kStages = 3;       // tiles of 128 bytes of k: one multiplied, two
 constexpr int kStepBytes = 128;  // of every row, in one stage
 constexpr int kSteps = kStepBytes / 32;  // products of 32 bytes of k
 constexpr int kQueue = 160;              // rows that passed, waiting for a slot
-constexpr int kBlocksPerMultiprocessor = 2;
 
-// Shapes of a block: kWarpsQ x kWarpsN warps, each kWarpQueries x 64.
-template <int kQueries>
+// Shapes of a block: kWarpsQ x kWarpsN warps, each kWarpQueries x 64. A tile of 128 x 128 is sent
+// 32 KB from the L2 cache for its products, one of 128 x 256 three quarters of that for each.
+template <int kTileQueries, int kTileRows>
 struct Tile {
-  static constexpr int kRows = 128;
-  static constexpr int kWarpsQ = 2, kWarpsN = 2, kThreads = kWarp * kWarpsQ * kWarpsN;
+  static constexpr int kQueries = kTileQueries, kRows = kTileRows;
+  static constexpr int kWarpsQ = 2, kWarpsN = kRows / 64, kThreads = kWarp * kWarpsQ * kWarpsN;
   static constexpr int kWarpQueries = kQueries / kWarpsQ, kWarpRows = kRows / kWarpsN;
   static constexpr int kStageBytes = (kQueries + kRows) * kStepBytes;
+  static constexpr int kBlocksPerMultiprocessor = kRows == 128 ? 2 : 1;
   static_assert(kThreads == kRows, "a thread looks after the mask of one row");
 };
 
-template <int kQueries>
+template <typename Shape>
 struct Shared {
-  uint4 stages[kStages][Tile<kQueries>::kStageBytes / 16];
-  float squares[Tile<kQueries>::kWarpsQ][Tile<kQueries>::kRows];
-  int queue_query[kQueue];
-  uint32_t queue_index[kQueue];
-  float queue_score[kQueue];
-  int queued;
+  uint4 stages[kStages][Shape::kStageBytes / 16];
+  union {
+    float squares[Shape::kWarpsQ][Shape::kRows];
+    float factors[2][Shape::kRows];  // then what scores are multiplied with, and what is added
+  };
+  Queue<kQueue> queue;
 };
-static_assert(sizeof(Shared<128>) <= 99 * 1024, "sm_86, sm_89 and sm_120 have no more");
+static_assert(sizeof(Shared<Tile<128, 128>>) <= 99 * 1024, "sm_86, sm_89, sm_120 have no more");
 
 // Work item i is gallery tile i / query_tiles, query tile i % query_tiles; a block takes every
 // gridDim.x-th. Stages of one item follow those of the last without a gap, so that the next tile
 // is on its way while this one's scores are compared.
-template <typename T, int kQueries>
-__global__ void __launch_bounds__(Tile<kQueries>::kThreads, kBlocksPerMultiprocessor)
+template <typename T, typename Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocessor)
     tile_kernel(Pass p, unsigned items, unsigned query_tiles) {
-  using Shape = Tile<kQueries>;
   extern __shared__ uint4 shared_bytes[];
-  auto& s = *reinterpret_cast<Shared<kQueries>*>(shared_bytes);
+  auto& s = *reinterpret_cast<Shared<Shape>*>(shared_bytes);
+  constexpr int kQueries = Shape::kQueries;
   const int thread = threadIdx.x, warp = thread / kWarp, lane = thread % kWarp;
   const int warp_q = warp / Shape::kWarpsN, warp_n = warp % Shape::kWarpsN;
   constexpr int kBlocksQ = Shape::kWarpQueries / 16, kBlocksN = Shape::kWarpRows / 8;
@@ -54,30 +55,39 @@ __global__ void __launch_bounds__(Tile<kQueries>::kThreads, kBlocksPerMultiproce
   const auto* queries = static_cast<const T*>(p.queries);
   const auto* gallery = static_cast<const T*>(p.gallery);
 
-  // What is loaded next: kRowsAtOnce rows by one chunk per thread, several times.
+  // What is loaded next: kRowsAtOnce rows by one chunk per thread, several times. Rows beyond the
+  // last are that one again: their scores are dropped.
   constexpr int kRowsAtOnce = Shape::kThreads / mma::kRowChunks;
   const int own_row = thread / mma::kRowChunks, own_chunk = thread % mma::kRowChunks;
   unsigned load_item = blockIdx.x;
   int load_k = 0;
+  uint32_t own_rows[Shape::kRows / kRowsAtOnce];  // of the gallery; the same for all k
   const auto issue = [&](int stage) {
-    const int64_t q0 = int64_t(load_item % query_tiles) * kQueries;
-    const int64_t n0 = int64_t(load_item / query_tiles) * Shape::kRows;
-    const int column = load_k * kColumns + own_chunk * kChunk;
-    const unsigned base = shared_address(s.stages[stage]);
-    const bool inside = column < p.D;  // D is a multiple of a chunk
+    if (load_k == 0) {
+      const int64_t n0 = int64_t(load_item / query_tiles) * Shape::kRows + own_row;
 #pragma unroll
-    for (int r = 0; r < kQueries; r += kRowsAtOnce) {
-      const int row = r + own_row;
-      const bool use = inside && q0 + row < p.Q;
-      copy_async(base + mma::swizzled(row, own_chunk) * mma::kChunkBytes,
-                 use ? queries + (q0 + row) * p.D + column : queries, use);
+      for (int r = 0; r < Shape::kRows / kRowsAtOnce; ++r) {
+        const int64_t row = n0 + r * kRowsAtOnce;
+        own_rows[r] = static_cast<uint32_t>(topk::sampled(row < p.rows ? row : p.rows - 1, p.step));
+      }
+    }
+    const int column = load_k * kColumns + own_chunk * kChunk;
+    const bool inside = column < p.D;  // D is a multiple of a chunk
+    const int from = inside ? column : 0;
+    const unsigned base =
+        shared_address(s.stages[stage]) + mma::swizzled(own_row, own_chunk) * mma::kChunkBytes;
+    static_assert(kRowsAtOnce % mma::kRowChunks == 0, "the swizzle is the same for all rows");
+    const int first = static_cast<int>(load_item % query_tiles) * kQueries + own_row;
+#pragma unroll
+    for (int r = 0; r < kQueries / kRowsAtOnce; ++r) {
+      const int row = first + r * kRowsAtOnce;
+      copy_async(base + r * kRowsAtOnce * kStepBytes,
+                 queries + int64_t(row < p.Q ? row : p.Q - 1) * p.D + from, inside);
     }
 #pragma unroll
-    for (int r = 0; r < Shape::kRows; r += kRowsAtOnce) {
-      const int row = r + own_row;
-      const bool use = inside && n0 + row < p.rows;
-      copy_async(base + mma::swizzled(kQueries + row, own_chunk) * mma::kChunkBytes,
-                 use ? gallery + topk::sampled(n0 + row, p.step) * p.D + column : gallery, use);
+    for (int r = 0; r < Shape::kRows / kRowsAtOnce; ++r) {
+      copy_async(base + (kQueries + r * kRowsAtOnce) * kStepBytes,
+                 gallery + int64_t(own_rows[r]) * p.D + from, inside);
     }
     if (++load_k == k_steps) {
       load_k = 0;
@@ -85,24 +95,17 @@ __global__ void __launch_bounds__(Tile<kQueries>::kThreads, kBlocksPerMultiproce
     }
   };
 
-  // The queue's rows to their queries. Between two barriers.
-  const auto drain = [&] {
-    const int n = s.queued < kQueue ? s.queued : kQueue;
-    for (int i = thread; i < n; i += Shape::kThreads) {
-      push(p.out, s.queue_query[i], s.queue_index[i], s.queue_score[i]);
-    }
-  };
-
-  if (thread == 0) s.queued = 0;
+  if (thread == 0) s.queue.count = 0;
 #pragma unroll
   for (int stage = 0; stage < kStages - 1; ++stage) {
     if (stage < steps) issue(stage);
     copy_commit();
   }
 
-  float product[kBlocksQ][kBlocksN][4] = {};
+  typename Element<T>::Sum product[kBlocksQ][kBlocksN][4] = {};
   float squares[kBlocksN] = {};  // of the rows that are columns of this lane's B
   bool use_row = false;          // row `thread` of the tile may be a result
+  RowFactors own_factors = {NAN, 0};
   unsigned item = blockIdx.x;
   int k = 0, stage = 0, load_stage = kStages - 1;
   for (int64_t step = 0; step < steps; ++step) {
@@ -113,14 +116,17 @@ __global__ void __launch_bounds__(Tile<kQueries>::kThreads, kBlocksPerMultiproce
     load_stage = load_stage + 1 == kStages ? 0 : load_stage + 1;
     if (k == 0) {
       // The last item's queue is complete: nobody writes to it before the next barrier but one.
-      if (s.queued > kQueue / 2) {
-        drain();
+      if (s.queue.count > kQueue / 2) {
+        s.queue.drain(p.out, thread, Shape::kThreads);
         __syncthreads();
-        if (thread == 0) s.queued = 0;
+        if (thread == 0) s.queue.count = 0;
       }
       const int64_t row = int64_t(item / query_tiles) * Shape::kRows + thread;
-      use_row =
-          row < p.rows && (p.allowed == nullptr || p.allowed[topk::sampled(row, p.step)] != 0);
+      const int64_t index = topk::sampled(row, p.step);
+      use_row = row < p.rows && (p.allowed == nullptr || p.allowed[index] != 0);
+      if constexpr (Element<T>::kFactors) {
+        own_factors = use_row ? row_factors(p, index) : RowFactors{NAN, 0};
+      }
     }
 
     const unsigned tile = shared_address(s.stages[stage]);
@@ -144,7 +150,7 @@ __global__ void __launch_bounds__(Tile<kQueries>::kThreads, kBlocksPerMultiproce
         const int row = kQueries + warp_n * Shape::kWarpRows + j * 8 + from.row;
         load_matrices(b, tile + mma::swizzled(row, from.chunk) * mma::kChunkBytes);
         // Warps of the same rows take turns at their squares.
-        if (kk % Shape::kWarpsQ == warp_q) {
+        if (!Element<T>::kFactors && kk % Shape::kWarpsQ == warp_q) {
           squares[j] = Element<T>::squares(b[1], Element<T>::squares(b[0], squares[j]));
           squares[j + 1] = Element<T>::squares(b[3], Element<T>::squares(b[2], squares[j + 1]));
         }
@@ -160,22 +166,27 @@ __global__ void __launch_bounds__(Tile<kQueries>::kThreads, kBlocksPerMultiproce
     if (++k < k_steps) continue;
     k = 0;
 
-    // The tile's products are complete: norms of its rows, then every score against its cut.
+    // The tile's products are complete: factors of its rows, then every score against its cut.
+    if constexpr (Element<T>::kFactors) {
+      s.factors[0][thread] = own_factors.scale;  // last read before this step's barrier
+      s.factors[1][thread] = own_factors.error;
+    } else {
 #pragma unroll
-    for (int j = 0; j < kBlocksN; ++j) {
-      squares[j] += __shfl_xor_sync(kFullMask, squares[j], 1);
-      squares[j] += __shfl_xor_sync(kFullMask, squares[j], 2);
-      if (lane % 4 == 0) {
-        s.squares[warp_q][warp_n * Shape::kWarpRows + j * 8 + lane / 4] = squares[j];
+      for (int j = 0; j < kBlocksN; ++j) {
+        squares[j] += __shfl_xor_sync(kFullMask, squares[j], 1);
+        squares[j] += __shfl_xor_sync(kFullMask, squares[j], 2);
+        if (lane % 4 == 0) {
+          s.squares[warp_q][warp_n * Shape::kWarpRows + j * 8 + lane / 4] = squares[j];
+        }
+        squares[j] = 0;
       }
-      squares[j] = 0;
-    }
-    __syncthreads();
-    float sum = 0;
+      __syncthreads();
+      float sum = 0;
 #pragma unroll
-    for (int w = 0; w < Shape::kWarpsQ; ++w) sum += s.squares[w][thread];
-    const float own_inverse = use_row ? inverse_norm(sum) : NAN;
-    s.squares[0][thread] = own_inverse;  // each thread reads and writes its own row's place only
+      for (int w = 0; w < Shape::kWarpsQ; ++w) sum += s.squares[w][thread];
+      const float own_inverse = use_row ? inverse_norm(sum) : NAN;
+      s.factors[0][thread] = own_inverse;  // each thread reads and writes its own row's place only
+    }
     __syncthreads();
     const int q0 = static_cast<int>(item % query_tiles) * kQueries + warp_q * Shape::kWarpQueries;
     const int64_t n0 = int64_t(item / query_tiles) * Shape::kRows + warp_n * Shape::kWarpRows;
@@ -186,32 +197,18 @@ __global__ void __launch_bounds__(Tile<kQueries>::kThreads, kBlocksPerMultiproce
       for (int half = 0; half < 2; ++half) {
         const int q = q0 + i * 16 + mma::c_row(lane, half * 2);
         const float cut = q < p.Q ? p.out.cuts[q] : INFINITY;
+        float scale = 1;
+        if constexpr (Element<T>::kFactors) scale = q < p.Q ? p.query_scale[q] : 0.0f;
 #pragma unroll
         for (int j = 0; j < kBlocksN; ++j) {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             const int column = j * 8 + mma::c_column(lane, e);
-            const float inverse = s.squares[0][warp_n * Shape::kWarpRows + column];
-            const float score = product[i][j][half * 2 + e] * inverse;
-            const int64_t row = n0 + column;
-            if (p.dense) {
-              if (q < p.Q && row < p.rows) {
-                p.out.keys[int64_t(q) * p.out.capacity + row] =
-                    score == score
-                        ? topk::make_key(score, static_cast<uint32_t>(topk::sampled(row, p.step)))
-                        : 0;
-              }
-            } else if (score >= cut) {
-              const int slot = atomicAdd(&s.queued, 1);
-              if (slot < kQueue) {
-                s.queue_query[slot] = q;
-                s.queue_index[slot] = static_cast<uint32_t>(topk::sampled(row, p.step));
-                s.queue_score[slot] = score;
-              } else {
-                p.out.lost[q] = 1;
-              }
-            }
-            product[i][j][half * 2 + e] = 0;
+            const int place = warp_n * Shape::kWarpRows + column;
+            auto& sum = product[i][j][half * 2 + e];
+            const float score = score_of<T>(sum, scale, s.factors[0][place], s.factors[1][place]);
+            offer(p, s.queue, q, n0 + column, score, cut);
+            sum = 0;
           }
         }
       }
@@ -219,40 +216,46 @@ __global__ void __launch_bounds__(Tile<kQueries>::kThreads, kBlocksPerMultiproce
   }
   copy_wait<0>();
   __syncthreads();
-  drain();
+  s.queue.drain(p.out, thread, Shape::kThreads);
 }
 
-template <typename T, int kQueries>
+template <typename T, typename Shape>
 void launch(const Pass& p, int device, cudaStream_t stream) {
-  using Shape = Tile<kQueries>;
-  const int64_t query_tiles = (p.Q + kQueries - 1) / kQueries;
+  const int64_t query_tiles = (p.Q + Shape::kQueries - 1) / Shape::kQueries;
   const int64_t items = (p.rows + Shape::kRows - 1) / Shape::kRows * query_tiles;
   SPLIP_CHECK(items <= UINT32_MAX, "too many queries and rows in one call: ", p.Q, ", ", p.rows);
-  constexpr int kBytes = sizeof(Shared<kQueries>);
-  allow_shared(tile_kernel<T, kQueries>, kBytes);
+  constexpr int kBytes = sizeof(Shared<Shape>);
+  allow_shared(tile_kernel<T, Shape>, kBytes);
   const unsigned blocks =
-      grid_for(items, int64_t(multiprocessors(device)) * kBlocksPerMultiprocessor);
-  tile_kernel<T, kQueries><<<blocks, Shape::kThreads, kBytes, stream>>>(
+      grid_for(items, int64_t(multiprocessors(device)) * Shape::kBlocksPerMultiprocessor);
+  tile_kernel<T, Shape><<<blocks, Shape::kThreads, kBytes, stream>>>(
       p, static_cast<unsigned>(items), static_cast<unsigned>(query_tiles));
   SPLIP_CUDA_CHECK(cudaGetLastError());
 }
 
 template <typename T>
-void launch_any(const Pass& p, int tile_queries, int device, cudaStream_t stream) {
-  if (tile_queries == 64) return launch<T, 64>(p, device, stream);
-  launch<T, 128>(p, device, stream);
+void launch_any(const Pass& p, int tile_queries, int tile_rows, int device, cudaStream_t stream) {
+  using Wide = Tile<128, 256>;
+  if (tile_queries == 64) return launch<T, Tile<64, 128>>(p, device, stream);
+  if (tile_rows == 256 && most_shared(device) >= static_cast<int>(sizeof(Shared<Wide>))) {
+    return launch<T, Wide>(p, device, stream);
+  }
+  launch<T, Tile<128, 128>>(p, device, stream);
 }
 
 }  // namespace
 
-void scan_tiles(const Pass& pass, DType dtype, int tile_queries, int device, cudaStream_t stream) {
+void scan_tiles(const Pass& pass, DType dtype, int tile_queries, int tile_rows, int device,
+                cudaStream_t stream) {
   switch (dtype) {
     case DType::f32:
-      return launch_any<float>(pass, tile_queries, device, stream);
+      return launch_any<float>(pass, tile_queries, tile_rows, device, stream);
     case DType::f16:
-      return launch_any<__half>(pass, tile_queries, device, stream);
+      return launch_any<__half>(pass, tile_queries, tile_rows, device, stream);
+    case DType::i8:
+      return launch_any<int8_t>(pass, tile_queries, tile_rows, device, stream);
     default:
-      return launch_any<__nv_bfloat16>(pass, tile_queries, device, stream);
+      return launch_any<__nv_bfloat16>(pass, tile_queries, tile_rows, device, stream);
   }
 }
 

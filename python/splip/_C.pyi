@@ -6,10 +6,13 @@ cuda_archs: str
 cuda_max_k: int
 cuda_max_queries: int
 cuda_max_width: int
+cuda_stream_queries: int
+cuda_narrow_queries: int
 layernorm_chunks: int
 max_channels: int
 
 def cuda_devices() -> list[str]: ...
+def cuda_has_wgmma(device: int, /) -> bool: ...
 def instruction_sets() -> list[str]: ...
 def levels() -> list[str]: ...
 def isa() -> str: ...
@@ -98,7 +101,9 @@ def patchify_backward(
     threads: int,
     /,
 ) -> None: ...
-def cosine_topk_scratch(Q: int, N: int, D: int, K: int, device: int, threads: int, scan: int = 0, /) -> int: ...
+def cosine_topk_scratch(
+    Q: int, N: int, D: int, K: int, device: int, threads: int, scan: int = 0, pitch: int = 0, /
+) -> int: ...
 def cosine_topk(
     queries: int,
     gallery: int,
@@ -115,6 +120,11 @@ def cosine_topk(
     threads: int,
     allowed: int = 0,
     scan: int = 0,
+    eight_bit_rows: int = 0,
+    scale: int = 0,
+    error: int = 0,
+    centre: int = 0,
+    pitch: int = 0,
     /,
 ) -> None: ...
 def packed_panel_bytes(N: int, D: int, /) -> int: ...

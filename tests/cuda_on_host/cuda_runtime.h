@@ -1,8 +1,10 @@
 // CUDA on the host, for tests without a GPU: enough of the runtime to run the kernels of csrc/cuda
 // as they are, one block after another, each thread of a block a fiber. Fibers change places at
-// barriers and warp operations only, in an order drawn at random, so a barrier that is missing
-// shows as a wrong result more often than not. Slow; it shows that results are right, not that they
-// are fast.
+// barriers and warp operations only, in an order drawn at random, and warps stand still for a while
+// at random, so a barrier that is missing shows as a wrong result more often than not. What the
+// hardware does behind the threads' back (copies, products of a warpgroup) happens as late or as
+// early as it may, drawn at random, too. Two devices that differ in nothing but their number. Slow;
+// it shows that results are right, not that they are fast.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -13,6 +15,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 
@@ -38,16 +41,21 @@ struct Thread {
 const Thread& here();
 void* shared_memory();  // of the block, dynamic
 void block_barrier();
+void some_barrier(int barrier, int threads);
+void wait_for_phase(unsigned barrier, int parity);  // of a barrier in shared memory
+void pause();                                       // others go on
+bool coin();
 // All lanes of a warp post a value of some bytes and see all values.
 void exchange(const void* own, size_t bytes, void* all);
 
 struct Config {
   dim3 grid, block;
   size_t shared;
+  cudaStream_t stream;
 };
-template <typename Grid, typename Block, typename Stream>
-Config config(Grid grid, Block block, size_t shared, Stream) {
-  return {dim3(grid), dim3(static_cast<unsigned>(block)), shared};
+template <typename Grid, typename Block>
+Config config(Grid grid, Block block, size_t shared, cudaStream_t stream) {
+  return {dim3(grid), dim3(static_cast<unsigned>(block)), shared, stream};
 }
 void launch(const Config& config, const std::function<void()>& kernel);
 
@@ -58,20 +66,25 @@ void launch(const Config& config, const std::function<void()>& kernel);
 #define blockDim (on_host::here().block_dim)
 #define gridDim (on_host::here().grid_dim)
 
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorName(cudaError_t) { return ""; }
-inline const char* cudaGetErrorString(cudaError_t) { return ""; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  return *value = 2, cudaSuccess;  // few multiprocessors: blocks must take many turns
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaGetLastError();
+inline const char* cudaGetErrorName(cudaError_t error) {
+  return error == cudaErrorInvalidConfiguration ? "cudaErrorInvalidConfiguration" : "another error";
 }
+inline const char* cudaGetErrorString(cudaError_t) { return "as the test wants it"; }
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
   return cudaSuccess;
 }
 
 inline void __syncthreads() { on_host::block_barrier(); }
+inline void __syncwarp() {
+  char own = 0, all[32];
+  on_host::exchange(&own, 1, all);
+}
+inline void __trap() { std::abort(); }
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   T all[32];

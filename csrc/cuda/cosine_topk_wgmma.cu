@@ -1,0 +1,267 @@
+// CUDA cosine_topk, many queries on Hopper (sm_90a): tiles of 128 queries x 256 gallery rows by
+// wgmma, whose factors come straight from shared memory. One warpgroup copies, two multiply 64
+// queries each; scores are compared with each query's cut and never written, as in the other tiles.
+// Bound by arithmetic, Q * N * D products, or by what the L2 cache sends: 32 KB of rows for the
+// products of 128 bytes of k (1,024 clocks in 16 bits at the full rate), and 16 KB of queries
+// unless these stay in shared memory, which 1 KB a query (D = 512 in 16 bits) can beside three
+// stages.
+//
+// Copies are cp.async, not the bulk copy engine: a pass over a sample takes rows at uneven
+// distances, which a tensor map cannot name, and every thread's copies arrive at the stage's
+// barrier by themselves. wgmma reads shared memory through another path than ordinary copies write
+// it, so who has waited for a stage fences before multiplying. Norms are summed from shared memory
+// by the warps that multiply, one row a thread, while the tensor cores are at work.
+#include "cosine_topk.cuh"
+
+namespace splip::cuda {
+namespace {
+
+constexpr int kQueries = 128, kRows = 256;
+constexpr int kConsumers = 256, kProducers = 128, kThreads = kConsumers + kProducers;
+constexpr int kStepBytes = 128;  // of every row, in one stage
+constexpr int kMostStages = 4, kLeastStages = 3;
+constexpr int kQueryStep = kQueries * kStepBytes, kRowStep = kRows * kStepBytes;
+constexpr int kQueue = 64;
+static_assert(kConsumers == kRows, "a thread looks after the norm and the mask of one row");
+
+// Behind the stages in shared memory.
+template <typename T>
+struct Fixed {
+  uint64_t full[kMostStages], empty[kMostStages];
+  float factors[2][Element<T>::kFactors ? 2 : 1][kRows];  // of two tiles in turn
+  Queue<kQueue> queue;
+};
+
+// How shared memory is divided. `resident`: all of the block's queries stand before the stages,
+// which then hold gallery rows only.
+struct Layout {
+  int query_tiles, k_steps, stages;
+  bool resident;
+
+  SPLIP_HOST_DEVICE int stage_bytes() const { return kRowStep + (resident ? 0 : kQueryStep); }
+  SPLIP_HOST_DEVICE int first_stage() const { return resident ? k_steps * kQueryStep : 0; }
+  SPLIP_HOST_DEVICE int fixed() const { return first_stage() + stages * stage_bytes(); }
+};
+
+// A block keeps query tile blockIdx.x % query_tiles and takes every so many row tiles, so that the
+// blocks that run side by side share gallery rows in the L2 cache.
+template <typename T>
+__device__ __forceinline__ void scan_rows(const Pass& p, const Layout& layout) {
+  constexpr int kGroup = 128;              // threads of a warpgroup
+  constexpr int kGroupQueries = 64;        // of the block's queries, those of one warpgroup
+  constexpr int kSteps = kStepBytes / 32;  // products of 32 bytes of k
+  constexpr int kBarrier = 1;              // of the threads that multiply
+  extern __shared__ __align__(1024) uint4 shared_bytes[];
+  const unsigned memory = shared_address(shared_bytes);
+  auto& s = *reinterpret_cast<Fixed<T>*>(reinterpret_cast<char*>(shared_bytes) + layout.fixed());
+  const int thread = threadIdx.x, lane = thread % kWarp;
+  const int k_steps = layout.k_steps, stages = layout.stages;
+  const int query_tile = blockIdx.x % layout.query_tiles;
+  const int64_t stride = gridDim.x / layout.query_tiles, row_tiles = (p.rows + kRows - 1) / kRows;
+  if (memory % mma::kEightRows != 0) __trap();  // the swizzle goes by the address
+  const auto full = [&](int stage) { return shared_address(&s.full[stage]); };
+  const auto empty = [&](int stage) { return shared_address(&s.empty[stage]); };
+  if (thread == 0) {
+    for (int i = 0; i < stages; ++i) {
+      barrier_init(full(i), kProducers);
+      barrier_init(empty(i), kConsumers / kWarp);
+    }
+    s.queue.count = 0;
+  }
+  __syncthreads();
+
+  if (thread >= kConsumers) {
+    fewer_registers<88>();
+    constexpr int kChunk = mma::kChunkBytes / sizeof(T), kColumns = kStepBytes / sizeof(T);
+    constexpr int kRowsAtOnce = kProducers / mma::kRowChunks;
+    static_assert(kRowsAtOnce % mma::kRowChunks == 0, "the swizzle is the same for all rows");
+    const int own = thread - kConsumers;
+    const int own_row = own / mma::kRowChunks, own_chunk = own % mma::kRowChunks;
+    const int place = mma::swizzled(own_row, own_chunk) * mma::kChunkBytes;
+    const auto* queries = static_cast<const T*>(p.queries);
+    const auto* gallery = static_cast<const T*>(p.gallery);
+    Ring ring = {0, 1};  // all stages are empty
+    bool load_queries = true;
+    for (int64_t tile = blockIdx.x / layout.query_tiles; tile < row_tiles; tile += stride) {
+      uint32_t own_rows[kRows / kRowsAtOnce];
+#pragma unroll
+      for (int r = 0; r < kRows / kRowsAtOnce; ++r) {
+        // Rows beyond the last are that one again: their scores are dropped.
+        const int64_t row = tile * kRows + own_row + r * kRowsAtOnce;
+        own_rows[r] = static_cast<uint32_t>(topk::sampled(row < p.rows ? row : p.rows - 1, p.step));
+      }
+      for (int k = 0; k < k_steps; ++k) {
+        barrier_wait(empty(ring.stage), ring.parity);
+        const int column = k * kColumns + own_chunk * kChunk;
+        const bool inside = column < p.D;  // D is a multiple of a chunk
+        const int from = inside ? column : 0;
+        const unsigned rows_at =
+            memory + layout.first_stage() + ring.stage * layout.stage_bytes() + place;
+        if (load_queries) {
+          const unsigned queries_at =
+              layout.resident ? memory + k * kQueryStep + place : rows_at + kRowStep;
+#pragma unroll
+          for (int r = 0; r < kQueries / kRowsAtOnce; ++r) {
+            const int row = query_tile * kQueries + own_row + r * kRowsAtOnce;
+            copy_async(queries_at + r * kRowsAtOnce * kStepBytes,
+                       queries + int64_t(row < p.Q ? row : p.Q - 1) * p.D + from, inside);
+          }
+        }
+#pragma unroll
+        for (int r = 0; r < kRows / kRowsAtOnce; ++r) {
+          copy_async(rows_at + r * kRowsAtOnce * kStepBytes,
+                     gallery + int64_t(own_rows[r]) * p.D + from, inside);
+        }
+        barrier_arrive_after_copies(full(ring.stage));
+        ring.next(stages);
+      }
+      load_queries = !layout.resident;
+    }
+    copy_commit();
+    copy_wait<0>();  // not to leave before what was begun has arrived
+  } else {
+    more_registers<208>();
+    const int group = thread / kGroup, own = thread % kGroup;
+    typename Element<T>::Sum product[128];
+    Ring ring = {0, 0};
+    // A warp's reads of a stage are over.
+    const auto release = [&](int stage) {
+      __syncwarp();
+      if (lane == 0) barrier_arrive(empty(stage));
+    };
+    int turn = 0;
+    for (int64_t tile = blockIdx.x / layout.query_tiles; tile < row_tiles; tile += stride) {
+      const int64_t row = tile * kRows + thread;
+      const int64_t index = topk::sampled(row, p.step);
+      const bool use_row = row < p.rows && (p.allowed == nullptr || p.allowed[index] != 0);
+      RowFactors factors = {NAN, 0};
+      if constexpr (Element<T>::kFactors) {
+        if (use_row) factors = row_factors(p, index);
+      }
+      float squares = 0;
+      int last = 0;
+      for (int k = 0; k < k_steps; ++k) {
+        barrier_wait(full(ring.stage), ring.parity);
+        fence_for_wgmma();
+        const int rows_at = layout.first_stage() + ring.stage * layout.stage_bytes();
+        const int queries_at = layout.resident ? k * kQueryStep : rows_at + kRowStep;
+        const uint64_t a =
+            mma::descriptor(memory + queries_at + group * kGroupQueries * kStepBytes);
+        const uint64_t b = mma::descriptor(memory + rows_at);
+        wgmma_begin();
+#pragma unroll
+        for (int kk = 0; kk < kSteps; ++kk) {
+          wgmma<T>(product, mma::descriptor_at(a, kk), mma::descriptor_at(b, kk), k + kk > 0);
+        }
+        wgmma_commit();
+        if constexpr (!Element<T>::kFactors) {
+          const uint4* stage = shared_bytes + rows_at / mma::kChunkBytes;
+#pragma unroll
+          for (int chunk = 0; chunk < mma::kRowChunks; ++chunk) {
+            const uint4 words = stage[mma::swizzled(thread, chunk)];
+            squares = Element<T>::squares(words.x, squares);
+            squares = Element<T>::squares(words.y, squares);
+            squares = Element<T>::squares(words.z, squares);
+            squares = Element<T>::squares(words.w, squares);
+          }
+        }
+        if (k > 0) {
+          wgmma_wait<1>();
+          release(last);
+        }
+        last = ring.stage;
+        ring.next(stages);
+      }
+      if constexpr (!Element<T>::kFactors) {
+        if (use_row) factors.scale = inverse_norm(squares);
+      }
+      s.factors[turn][0][thread] = factors.scale;
+      if constexpr (Element<T>::kFactors) s.factors[turn][1][thread] = factors.error;
+      wgmma_wait<0>();
+#pragma unroll
+      for (int i = 0; i < 128; ++i) settle(product[i]);
+      release(last);
+      // The last tile's queue is complete, this one's factors are there.
+      if (any_of_some(kBarrier, kConsumers, s.queue.count > kQueue / 2)) {
+        s.queue.drain(p.out, thread, kConsumers);
+        sync_some(kBarrier, kConsumers);
+        if (thread == 0) s.queue.count = 0;
+        sync_some(kBarrier, kConsumers);
+      }
+      float cuts[2], scales[2] = {1, 1};
+      int q[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        q[half] = query_tile * kQueries + group * kGroupQueries + mma::group_row(own, 2 * half);
+        cuts[half] = q[half] < p.Q ? p.out.cuts[q[half]] : INFINITY;
+        if constexpr (Element<T>::kFactors) {
+          scales[half] = q[half] < p.Q ? p.query_scale[q[half]] : 0.0f;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 128; ++i) {
+        const int half = i / 2 % 2, column = mma::group_column(own, i);
+        const float score = score_of<T>(product[i], scales[half], s.factors[turn][0][column],
+                                        s.factors[turn][Element<T>::kFactors ? 1 : 0][column]);
+        offer(p, s.queue, q[half], tile * kRows + column, score, cuts[half]);
+      }
+      turn ^= 1;
+    }
+    sync_some(kBarrier, kConsumers);
+    s.queue.drain(p.out, thread, kConsumers);
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 1) wgmma_kernel(Pass p, Layout layout) {
+  if constexpr (kHasWgmma) scan_rows<T>(p, layout);  // other GPUs' code is empty
+}
+
+template <typename T>
+void launch(const Pass& p, int device, cudaStream_t stream) {
+  const int most = most_shared(device), multi = multiprocessors(device);
+  Layout layout{};
+  layout.query_tiles = (p.Q + kQueries - 1) / kQueries;
+  layout.k_steps = static_cast<int>((p.D * sizeof(T) + kStepBytes - 1) / kStepBytes);
+  layout.stages = kMostStages;
+  layout.resident = true;
+  const auto bytes = [&] { return layout.fixed() + static_cast<int>(sizeof(Fixed<T>)); };
+  while (bytes() > most && layout.stages > kLeastStages) --layout.stages;
+  if (bytes() > most) {
+    layout.resident = false;
+    layout.stages = kMostStages;
+  }
+  allow_shared(wgmma_kernel<T>, bytes());
+  const int64_t row_tiles = (p.rows + kRows - 1) / kRows;
+  const int64_t fair = multi / layout.query_tiles < 1 ? 1 : multi / layout.query_tiles;
+  const unsigned blocks =
+      static_cast<unsigned>((row_tiles < fair ? row_tiles : fair) * layout.query_tiles);
+  wgmma_kernel<T><<<blocks, kThreads, bytes(), stream>>>(p, layout);
+  SPLIP_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace
+
+bool has_wgmma([[maybe_unused]] int device) {
+#ifdef SPLIP_WGMMA
+  int major = 0, minor = 0;
+  SPLIP_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  SPLIP_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return major == 9 && minor == 0;
+#else
+  return false;
+#endif
+}
+
+void scan_wgmma(const Pass& pass, DType dtype, int device, cudaStream_t stream) {
+  switch (dtype) {
+    case DType::f16:
+      return launch<__half>(pass, device, stream);
+    case DType::i8:
+      return launch<int8_t>(pass, device, stream);
+    default:
+      return launch<__nv_bfloat16>(pass, device, stream);
+  }
+}
+
+}  // namespace splip::cuda
