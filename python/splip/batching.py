@@ -42,6 +42,7 @@ class Search:
     stages: dict[str, float] = field(default_factory=dict)  # seconds
     matches: "list[Match]" = field(default_factory=list)
     batch: int = 0  # size of the batch it was part of
+    partial: bool = False  # some of the gallery could not be searched
     error: UserError | None = None
     queued: float = 0.0
     done: "asyncio.Future[None] | None" = None
@@ -156,6 +157,8 @@ class Batcher:
             return batch
 
     def _answer(self, batch: Sequence[Search]) -> None:
+        from splip.gallery import Matches
+
         began = time.perf_counter()
         vectors = self._vectors(batch)
         encoded = time.perf_counter()
@@ -167,6 +170,7 @@ class Batcher:
         ended = time.perf_counter()
         for search, matches in zip(batch, found, strict=True):
             search.matches = matches[: search.k]
+            search.partial = isinstance(matches, Matches) and matches.partial
             search.stages |= {"encode": encoded - began, "search": ended - encoded}
 
     def _vectors(self, batch: Sequence[Search]) -> np.ndarray:

@@ -21,6 +21,15 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "  torchrun --nproc-per-node 4 -m splip.train --config sketchy-2 --data.root Sketchy --out runs/four\n"
         "  splip train --config runs/mine/config.yaml --resume",
     ),
+    "pretrain": (
+        "PretrainConfig",
+        "splip.pretrain:pretrain",
+        "train a small CLIP from pictures and their names",
+        "python tools/build_pictures.py --out pictures\n"
+        "  splip pretrain --pictures pictures --sample sample --compile --out runs/splip-tiny\n"
+        "  splip pretrain --pictures pictures --sample sample --compile --out runs/splip-tiny --resume\n"
+        "  splip train --config sample --data.root sample --backbone.pretrained runs/splip-tiny/weights.safetensors",
+    ),
     "eval": (
         "EvalConfig",
         "splip.evaluate:evaluate",
@@ -44,7 +53,8 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "splip index add ~/Pictures --gallery my-gallery --model runs/sample/best.pt\n"
         "  splip index add ~/Pictures --gallery my-gallery\n"
         "  splip index add holiday --gallery my-gallery --label-from none --tag year=2025 --tag place=sea\n"
-        "  splip index add @more.txt --gallery my-gallery --engine openvino --model exported",
+        "  splip index add @more.txt --gallery my-gallery --engine openvino --model exported\n"
+        "  splip index add shards/*.tar --gallery my-gallery --engine ray --address head:6379",
     ),
     "index remove": (
         "IndexRemoveConfig",
@@ -80,6 +90,14 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "write a gallery's vectors and metadata",
         "splip index export --gallery my-gallery --out vectors --format parquet",
     ),
+    "index push": (
+        "IndexPushConfig",
+        "splip.index:push",
+        "bring a Milvus collection up to date with a gallery",
+        "splip index push --gallery my-gallery --to milvus://localhost:19530/photos\n"
+        "  splip index push --gallery my-gallery --to milvus:photos.db/photos\n"
+        "  splip index push --gallery my-gallery --to 'milvus://db.lan/photos?tls=on&database=family'",
+    ),
     "search": (
         "SearchConfig",
         "splip.index:search",
@@ -87,7 +105,8 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "splip search --gallery my-gallery --sketch my.png -k 10 --grid out.png\n"
         "  splip search --gallery my-gallery --sketch my.png --text 'red car' --text-weight 0.3\n"
         "  splip search --gallery my-gallery --text horse --label animals --tag year=2025 --json\n"
-        "  splip search --gallery my-gallery --photo one.jpg --under ~/Pictures/2025",
+        "  splip search --gallery my-gallery --photo one.jpg --under ~/Pictures/2025\n"
+        "  splip search --gallery milvus://localhost:19530/photos --model runs/sample/best.pt --sketch my.png",
     ),
     "serve": (
         "ServeConfig",
@@ -95,7 +114,8 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "serve a gallery over HTTP, with a page to draw on",
         "splip serve --gallery my-gallery\n"
         "  splip serve --gallery my-gallery --host 0.0.0.0 --token-file token --protect all --log json\n"
-        "  splip serve --gallery my-gallery --token-file token --allow-root ~/Pictures",
+        "  splip serve --gallery my-gallery --token-file token --allow-root ~/Pictures\n"
+        "  splip serve --gallery my-gallery --engine ray --shards 8 --replicas 2",
     ),
     "data sample": (
         "SampleConfig",

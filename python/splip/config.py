@@ -26,9 +26,10 @@ class BackboneConfig:
     name: str = "ViT-B-32"
     """open_clip architecture (ViT-*), or splip-tiny."""
     pretrained: str | None = None
-    """open_clip tag (openai, laion2b_s34b_b79k, ...) or a weights file; none: random weights."""
+    """open_clip tag (openai, laion2b_s34b_b79k, ...), a weights file, or random; none: the weights in the package for
+    splip-tiny, random ones for others."""
     seed: int = 0
-    """Seed of the random weights when nothing is pretrained."""
+    """Seed of random weights."""
 
 
 @dataclass
@@ -185,6 +186,50 @@ class TrainConfig:
 
 
 @dataclass
+class PretrainConfig:
+    """Train a small CLIP from pictures and their names: splip-tiny's weights."""
+
+    pictures: Path
+    """Folder with pictures.csv (path, thing, name, class), as tools/build_pictures.py writes it."""
+    out: Path = Path("runs/splip-tiny")
+    """Folder of the run: config.yaml, last.pt, log.csv, weights.safetensors."""
+    resume: bool = False
+    """Go on with a run that was stopped."""
+    backbone: str = "splip-tiny"
+    """Architecture to train, from random weights."""
+    sample: Path | None = None
+    """The sample data (splip data sample): its validation classes are measured while training, and learned by nothing."""
+    steps: int = 12_000
+    """Steps for the visual tower."""
+    text_steps: int = 2_000
+    """Steps for the text tower, afterwards: it is fitted to what the visual tower sees."""
+    batch_size: int = 96
+    """Pictures in a step; every picture is another thing, in one of its designs."""
+    lr: float = 2e-3
+    """Peak learning rate; cosine decay."""
+    weight_decay: float = 0.05
+    """AdamW's, on matrices."""
+    warmup: int = 200
+    """Steps of linear warm-up."""
+    scale: float = 16.0
+    """Inverse temperature of the cosine between a picture and the prototypes of things and classes."""
+    class_weight: float = 0.5
+    """Weight of the loss on classes beside the one on things."""
+    outlines: float = 0.2
+    """Share of pictures that are shown as their edges, dark on white."""
+    ema: float = 0.999
+    """Decay of the averaged weights, which are what is saved."""
+    eval_every: int = 500
+    """Steps between two checkpoints."""
+    compile: bool = False
+    """Compile the visual tower (needs a C++ compiler): about a third faster on a CPU."""
+    seed: int = 0
+    """Seed of weights, batches and augmentation."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass
 class EvalConfig:
     """Measure retrieval on classes that training never saw; print a table, write results and pictures."""
 
@@ -225,7 +270,8 @@ class IndexAddConfig:
     """Embed the pictures of folders and keep them in a gallery; pictures that it holds unchanged are passed over."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of pictures, searched through all levels but for hidden ones, single pictures, or @FILE as --list FILE."""
+    """Folders of pictures, searched through all levels but for hidden ones, single pictures, tar files of pictures
+    (WebDataset), or @FILE as --list FILE."""
     gallery: Path
     """Folder of the gallery; made if it is not there."""
     model: Path | None = None
@@ -243,9 +289,16 @@ class IndexAddConfig:
     threads: int | None = None
     """Threads that read and decode; none: one for each processor."""
     engine: str = "auto"
-    """What encodes: auto, torch, compile, onnxruntime, openvino, tensorrt."""
+    """What encodes: auto, torch, compile, onnxruntime, openvino, tensorrt; or ray: the machines of a Ray cluster."""
     device: str = "auto"
     """cpu, cuda, ...; auto takes a GPU if there is one."""
+    encoder: str = "auto"
+    """With --engine ray, what encodes on the machines: auto, torch, compile, onnxruntime, openvino, tensorrt."""
+    address: str = "auto"
+    """With --engine ray: HOST:PORT of the cluster's head; auto: the cluster that this machine belongs to; local: one made
+    of this machine for as long as the command runs."""
+    workers: int | None = None
+    """With --engine ray: processes that encode; none: one for each GPU, without GPUs one for each machine."""
 
 
 @dataclass
@@ -325,11 +378,24 @@ class IndexExportConfig:
 
 
 @dataclass
+class IndexPushConfig:
+    """Make a Milvus collection hold what a gallery holds; what is there unchanged is passed over."""
+
+    gallery: Path
+    """Folder of the gallery."""
+    to: str
+    """milvus://HOST:PORT/COLLECTION, or milvus:FILE.db/COLLECTION for Milvus Lite; made if it is not there. Options behind
+    a ?: database=NAME, tls=on, consistency=bounded. The environment's MILVUS_TOKEN is user:password or a key."""
+    replace: bool = False
+    """Drop a collection that another gallery or another model filled."""
+
+
+@dataclass
 class SearchConfig:
     """Find the pictures of a gallery that match a drawing, a picture, words, or a drawing and words together."""
 
-    gallery: Path
-    """Folder of the gallery, see `splip index add`."""
+    gallery: str
+    """Folder of the gallery, see `splip index add`, or the milvus: address of a collection, see `splip index push`."""
     sketch: tuple[Path, ...] = ()
     """One or more drawings, dark on white or on transparency."""
     photo: tuple[Path, ...] = ()
@@ -352,27 +418,43 @@ class SearchConfig:
     grid: Path | None = None
     """Write the queries and what they find as a picture to this file."""
     model: Path | None = None
-    """Checkpoint or export folder to use in place of the gallery's own; must be of the same model."""
+    """Checkpoint or export folder to use in place of the gallery's own; must be of the same model. Milvus has none."""
     engine: str = "auto"
-    """What encodes the queries: auto, torch, compile, onnxruntime, openvino, tensorrt."""
+    """What encodes the queries: auto, torch, compile, onnxruntime, openvino, tensorrt; or ray: see `splip serve`."""
     device: str = "auto"
     """cpu, cuda, ...; auto takes a GPU if there is one."""
+    encoder: str = "auto"
+    """With --engine ray, what encodes the queries."""
+    address: str = "auto"
+    """With --engine ray: HOST:PORT of the cluster's head, auto or local."""
+    shards: int | None = None
+    """With --engine ray: parts of the gallery; none: one for each machine."""
 
 
 @dataclass
 class ServeConfig:
     """Serve a gallery over HTTP, with a page to draw on."""
 
-    gallery: Path
-    """Folder that `splip index add` wrote."""
+    gallery: str
+    """Folder that `splip index add` wrote, or the milvus: address of a collection, see `splip index push`."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 and :: are reachable from elsewhere."""
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
     engine: str = "auto"
-    """What encodes the queries: torch, compile, onnxruntime, openvino, tensorrt; auto takes the best that is there."""
+    """What encodes the queries: torch, compile, onnxruntime, openvino, tensorrt; auto takes the best that is there. Or ray:
+    the gallery is searched by the machines of a Ray cluster."""
     device: str = "auto"
     """cpu, cuda, ...; auto takes a GPU if there is one."""
+    encoder: str = "auto"
+    """With --engine ray, what encodes the queries: auto, torch, compile, onnxruntime, openvino, tensorrt."""
+    address: str = "auto"
+    """With --engine ray: HOST:PORT of the cluster's head; auto: the cluster that this machine belongs to; local: one made
+    of this machine for as long as it serves."""
+    shards: int | None = None
+    """With --engine ray: parts of the gallery, each searched by a process of its own; none: one for each machine."""
+    replicas: int = 1
+    """With --engine ray: processes for each part; with two, one may die unnoticed."""
     model: Path | None = None
     """Encode with this checkpoint or export folder of the gallery's model; none: the gallery's own."""
     token_file: Path | None = None

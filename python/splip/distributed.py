@@ -3,8 +3,12 @@
 Everything here also works in a single process, where it does nothing.
 """
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +18,7 @@ from torch import Tensor, nn
 from splip.errors import UserError
 
 T = TypeVar("T")
+_alone = False  # see from_first
 
 
 def is_launched() -> bool:
@@ -47,11 +52,11 @@ def rank() -> int:
 
 
 def size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def barrier() -> None:
-    if dist.is_initialized():
+    if size() > 1:
         dist.barrier()
 
 
@@ -82,6 +87,67 @@ def gather(value: T) -> list[T]:
     everything: list[T] = [value] * size()
     dist.all_gather_object(everything, value)
     return everything
+
+
+@contextlib.contextmanager
+def _by_itself() -> Iterator[None]:
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, in all of them; its UserError, too.
+
+    Args:
+        make: runs in the first process only, and as if there were no others. Its result must be one that torch pickles.
+    """
+    if size() == 1:
+        return make()
+    said: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            with _by_itself():
+                said = [make(), None]
+        except UserError as error:
+            said = [None, str(error)]
+    dist.broadcast_object_list(said, src=0)
+    if said[1] is not None:
+        raise UserError(said[1])
+    made: T = said[0]
+    return made
+
+
+def is_writer(folder: Path) -> bool:
+    """True if this process is to write what all of them read from a folder.
+
+    That is the first process, and the first one of each machine whose folder of this name is another one.
+
+    Raises:
+        UserError: the first process cannot write there.
+    """
+    if size() == 1:
+        return True
+
+    def mark() -> str:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, path = tempfile.mkstemp(prefix=".first-", dir=folder)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+        os.close(handle)
+        return os.path.basename(path)
+
+    name = from_first(mark)
+    shared = (folder / name).exists()
+    barrier()
+    if rank() == 0:
+        (folder / name).unlink(missing_ok=True)
+        return True
+    return not shared and os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 class BatchNorm(nn.BatchNorm1d):

@@ -28,7 +28,7 @@ from splip import catalog, formats, images, ops
 from splip.catalog import Catalog, Filter, Item
 from splip.errors import UserError
 from splip.lock import WriterLock
-from splip.parts import Part, Run, choose, scan
+from splip.parts import Best, Part, Run, answer, choose, cover, hits
 from splip.segments import Pack, Segments, sync_folder
 
 if TYPE_CHECKING:
@@ -36,13 +36,14 @@ if TYPE_CHECKING:
     from splip.ingest import Added, Picture
     from splip.upkeep import Checked, Compacted
 
-__all__ = ["Filter", "Gallery", "Item", "Match"]
+__all__ = ["Filter", "Gallery", "Item", "Match", "Matches"]
 
 SEGMENT_ROWS = 262_144
 TAIL_ROWS = 16_384  # that no pack file holds: a reader packs them when it opens
 PLANS = 32  # filters whose rows are remembered
 
 Source = Path | str | bytes | Image.Image
+Key = tuple[object, ...]  # of a filter
 
 
 @dataclass
@@ -56,19 +57,28 @@ class Match:
     tags: dict[str, str] = field(default_factory=dict)
 
 
+class Matches(list[Match]):
+    """What a query found, best first."""
+
+    def __init__(self, matches: Iterable[Match] = (), partial: bool = False) -> None:
+        super().__init__(matches)
+        self.partial = partial
+        """Some of the gallery could not be searched: only where a gallery is searched by several machines."""
+
+
 @dataclass(frozen=True)
-class _Segment:
+class Segment:
     number: int
     count: int  # committed rows
     crc: int
 
 
 @dataclass(frozen=True)
-class _State:
+class State:
     """One committed revision, as a search sees it."""
 
     revision: int
-    segments: tuple[_Segment, ...]
+    segments: tuple[Segment, ...]
     alive: dict[int, np.ndarray]  # bool [count] of segments with deleted rows
     live: int
     parts: tuple[Part, ...] = ()
@@ -104,8 +114,8 @@ class Gallery:
         self._encoder_lock = threading.Lock()
         self._encoder: Encoder | None = None
         self._own_encoder = encoder is None
-        self._state = _State(-1, (), {}, 0)
-        self._plans: OrderedDict[tuple[object, ...], list[Run]] = OrderedDict()
+        self._state = State(-1, (), {}, 0)
+        self._plans: OrderedDict[tuple[int, Key], list[Run]] = OrderedDict()
         self._labels: tuple[int, dict[str, int]] | None = None
         self._place: torch.device | None = None
         self._writer = WriterLock(folder) if write else None
@@ -245,7 +255,7 @@ class Gallery:
             self._encoder.close()
         self._encoder = None
         self._plans.clear()
-        self._state = _State(-1, (), {}, 0)
+        self._state = State(-1, (), {}, 0)
 
     def __enter__(self) -> "Gallery":
         return self
@@ -281,6 +291,11 @@ class Gallery:
             return self._encoder
 
     def _model_source(self) -> Path:
+        """Where the model is: the checkpoint or export folder.
+
+        Raises:
+            UserError: it is gone.
+        """
         if self._model is not None:
             return self._model
         source = self.facts["source"]
@@ -372,7 +387,7 @@ class Gallery:
     # ---- one committed state ----
 
     @contextlib.contextmanager
-    def snapshot(self, ready: bool = True) -> Iterator[tuple[sqlite3.Connection, _State]]:
+    def snapshot(self, ready: bool = True) -> Iterator[tuple[sqlite3.Connection, State]]:
         """A transaction that reads, and the state of its revision; ``ready``: to be searched."""
         failed = None
         while True:
@@ -390,7 +405,7 @@ class Gallery:
                     yield db, state
                     return
 
-    def _take_in(self, db: sqlite3.Connection, revision: int, ready: bool) -> _State | None:
+    def _take_in(self, db: sqlite3.Connection, revision: int, ready: bool) -> State | None:
         """The state of a revision; None if another thread has a newer one already."""
         state = self._state
         if state.revision == revision and (state.ready or not ready):
@@ -406,10 +421,8 @@ class Gallery:
             self._state = state
             return state
 
-    def _load(self, db: sqlite3.Connection, revision: int, before: _State) -> _State:
-        segments = tuple(
-            _Segment(*row) for row in db.execute("SELECT number, count, crc FROM segments ORDER BY number")
-        )
+    def _load(self, db: sqlite3.Connection, revision: int, before: State) -> State:
+        segments = tuple(Segment(*row) for row in db.execute("SELECT number, count, crc FROM segments ORDER BY number"))
         alive: dict[int, np.ndarray] = {}
         for segment in segments:
             self.files.check_size(segment.number, segment.count)
@@ -423,9 +436,9 @@ class Gallery:
             if len(gone):
                 alive.setdefault(segment.number, np.ones(segment.count, dtype=bool))[gone] = False
         live = sum(s.count for s in segments) - sum(int((~mask).sum()) for mask in alive.values())
-        return _State(revision, segments, alive, live, before.parts)
+        return State(revision, segments, alive, live, before.parts)
 
-    def _make_ready(self, db: sqlite3.Connection, state: _State) -> _State:
+    def _make_ready(self, db: sqlite3.Connection, state: State) -> State:
         old: dict[int, list[Part]] = {}
         for part in state.parts:
             old.setdefault(part.segment, []).append(part)
@@ -436,22 +449,12 @@ class Gallery:
                 parts += self._parts(db, segment, old.get(segment.number, []), device)
         return replace(state, parts=tuple(parts), ready=True)
 
-    def _parts(self, db: sqlite3.Connection, segment: _Segment, old: list[Part], device: torch.device) -> list[Part]:
+    def _parts(self, db: sqlite3.Connection, segment: Segment, old: list[Part], device: torch.device) -> list[Part]:
         """Parts that cover a segment: those it has, its pack file, and new ones for the rest."""
-        parts = list(old)
-        if device.type == "cpu" and not (len(parts) == 1 and parts[0].stored and parts[0].stop == segment.count):
+        pack = None
+        if device.type == "cpu" and not (len(old) == 1 and old[0].stored and old[0].stop == segment.count):
             pack = self._pack(db, segment.number)
-            if pack is not None and pack.count > (parts[0].stop if parts and parts[0].stored else 0):
-                parts = [Part(segment.number, 0, self.files.use_pack(segment.number, pack), True)]
-        first = parts[-1].stop if parts else 0
-        if first < segment.count:
-            # As in a binary counter, so that a tail that grows in small steps is packed log(n) times, not n.
-            while parts and not parts[-1].stored and first - parts[-1].first <= segment.count - first:
-                first = parts.pop().first
-            rows = torch.from_numpy(self.files.map_rows(segment.number, first, segment.count - first))
-            made = ops.pack_gallery(rows) if device.type == "cpu" else rows.to(device)
-            parts.append(Part(segment.number, first, made, False))
-        return parts
+        return cover(self.files, segment.number, 0, segment.count, old, pack, device)
 
     def _pack(self, db: sqlite3.Connection, number: int) -> Pack | None:
         """The pack file of a segment, if it was made of rows as they were committed."""
@@ -462,7 +465,7 @@ class Gallery:
         row = db.execute(statement, (number, pack.count)).fetchone()
         return pack if row is not None and row[0] == pack.crc else None
 
-    def _search_device(self, state: _State) -> torch.device:
+    def _search_device(self, state: State) -> torch.device:
         """Where vectors are searched: on a GPU that was asked for, or on any if they fit comfortably."""
         if self._place is None:
             if self._device != "auto":
@@ -585,43 +588,50 @@ class Gallery:
             filter = [filter] * len(queries)
         if len(filter) != len(queries):
             raise UserError(f"{len(filter)} filters for {len(queries)} queries: give one, or one for each")
-        groups: dict[tuple[object, ...], list[int]] = {}
+        groups: dict[Key, list[int]] = {}
         for number, one in enumerate(filter):
             groups.setdefault(one.key() if one else (), []).append(number)
         found: list[list[tuple[float, tuple[int, int]]]] = [[] for _ in queries]
         with self.snapshot() as (db, state):
+            chosen = {key: filter[numbers[0]] for key, numbers in groups.items()}
+            answers, whole = self._scan(db, state, chosen, {key: queries[rows] for key, rows in groups.items()}, k)
             for key, numbers in groups.items():
-                plan = self._plan(db, state, key, filter[numbers[0]])
-                for number, hits in zip(numbers, scan(plan, queries[numbers], k), strict=True):
-                    found[number] = hits
+                for number, places in zip(numbers, hits(answers[key]), strict=True):
+                    found[number] = places
             wanted: dict[int, set[int]] = {}
-            for hits in found:
-                for _, (segment, row) in hits:
+            for places in found:
+                for _, (segment, row) in places:
                     wanted.setdefault(segment, set()).add(row)
             items = {
                 (item.segment, item.row): item
                 for segment, rows in wanted.items()
                 for item in catalog.items_at(db, segment, sorted(rows))
             }
-        matches = []
-        for hits in found:
-            ranked = [(score, items[place]) for score, place in hits]
-            matches.append([Match(i.id, score, i.path, i.label, dict(i.tags)) for score, i in ranked])
+        matches: list[list[Match]] = []
+        for places in found:
+            ranked = [(score, items[place]) for score, place in places]
+            matches.append(Matches((Match(i.id, s, i.path, i.label, dict(i.tags)) for s, i in ranked), not whole))
         return matches
 
-    def _plan(self, db: sqlite3.Connection, state: _State, key: tuple[object, ...], filter: Filter | None) -> list[Run]:
+    def _scan(
+        self,
+        db: sqlite3.Connection,
+        state: State,
+        filters: Mapping[Key, Filter | None],
+        queries: Mapping[Key, np.ndarray],
+        k: int,
+    ) -> tuple[dict[Key, Best], bool]:
+        """The best rows for the queries of each filter, and whether all of the gallery was searched."""
+        return {key: answer(self._plan(db, state, key, filters[key]), some, k) for key, some in queries.items()}, True
+
+    def _plan(self, db: sqlite3.Connection, state: State, key: Key, filter: Filter | None) -> list[Run]:
         """What to scan for a filter, remembered for as long as nothing changes."""
         name = (state.revision, key)
         with self._lock:
             if name in self._plans:
                 self._plans.move_to_end(name)
                 return self._plans[name]
-        masks: dict[int, np.ndarray] = state.alive
-        if filter:
-            masks = {s.number: np.zeros(s.count, dtype=bool) for s in state.segments}
-            found = np.fromiter(catalog.places(db, filter), dtype=[("segment", "i8"), ("row", "i8")])
-            for number, mask in masks.items():
-                mask[found["row"][found["segment"] == number]] = True
+        masks = self._masks(db, state, filter)
         plan = [run for part in state.parts if (run := choose(part, masks.get(part.segment))) is not None]
         with self._lock:
             for old in [n for n in self._plans if n[0] != state.revision]:
@@ -630,6 +640,16 @@ class Gallery:
             while len(self._plans) > PLANS:
                 self._plans.popitem(last=False)
         return plan
+
+    def _masks(self, db: sqlite3.Connection, state: State, filter: Filter | None) -> dict[int, np.ndarray]:
+        """Rows that may be results, bool ``[count]``, of segments where not all may."""
+        if not filter:
+            return state.alive
+        masks = {s.number: np.zeros(s.count, dtype=bool) for s in state.segments}
+        found = np.fromiter(catalog.places(db, filter), dtype=[("segment", "i8"), ("row", "i8")])
+        for number, mask in masks.items():
+            mask[found["row"][found["segment"] == number]] = True
+        return masks
 
     # ---- writing ----
 

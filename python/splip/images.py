@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageChops, ImageOps
 
+from splip import archive
 from splip.errors import UnreadablePicture
 
 Fit = Literal["pad", "stretch", "crop"]
@@ -26,7 +27,7 @@ def read(source: Path | bytes, name: object = None) -> Image.Image:
     """Decode a picture to RGB: first frame, upright (EXIF), transparency on white.
 
     Args:
-        source: a file, or the bytes of one.
+        source: a file, also one in a tar file (:mod:`splip.archive`), or the bytes of one.
         name: what errors call it; a file's own path if None.
 
     Raises:
@@ -34,6 +35,8 @@ def read(source: Path | bytes, name: object = None) -> Image.Image:
     """
     path = name if name is not None else (source if isinstance(source, Path) else "upload")
     try:
+        if isinstance(source, Path) and archive.split(source) is not None:
+            source = archive.read(source)
         if not (source if isinstance(source, bytes) else source.stat().st_size):
             raise UnreadablePicture(path, "the file is empty")
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:

@@ -1,4 +1,4 @@
-"""``splip index add|remove|list|check|compact|export`` and ``splip search``: the command line of galleries."""
+"""``splip index add|remove|list|check|compact|export|push`` and ``splip search``: the command line of galleries."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,21 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from splip import formats, grid, images
+from splip import archive, embedding, formats, grid, images, milvus, shards
+from splip import cluster as clusters
+from splip.cluster import Cluster
 from splip.config import (
     IndexAddConfig,
     IndexCheckConfig,
     IndexCompactConfig,
     IndexExportConfig,
     IndexListConfig,
+    IndexPushConfig,
     IndexRemoveConfig,
     SearchConfig,
 )
 from splip.errors import UnreadablePicture, UserError
-from splip.gallery import Filter, Gallery, Item, Match
+from splip.gallery import Filter, Gallery, Item, Match, Matches
 from splip.ingest import Added, Picture
 from splip.progress import bars, is_terminal
 from splip.upkeep import check as check_gallery
@@ -98,32 +101,57 @@ def _label(path: str, root: Path | None, how: str) -> str | None:
     parent = Path(os.path.abspath(path)).parent
     if how == "top" and root is not None:
         below = parent.relative_to(os.path.abspath(root)).parts
-        return below[0] if below else Path(os.path.abspath(root)).name or None
-    return parent.name or None
+        if below or archive.is_tar(root):
+            return below[0] if below else None
+        return Path(os.path.abspath(root)).name or None
+    return None if archive.is_tar(parent) else parent.name or None
 
 
-def _find(config: IndexAddConfig) -> tuple[list[Picture], list[UnreadablePicture]]:
-    """All pictures that the command line names, and entries of lists that are refused."""
-    sources: list[tuple[str, Path | None]] = []
+def _find(config: IndexAddConfig) -> tuple[Iterator[Picture], list[UnreadablePicture]]:
+    """All pictures that the command line names, one after the other, and what is refused by then."""
+    places: list[str] = []
     lists, refused = list(config.list), []
     for folder in config.folders:
         if str(folder).startswith("@") and not folder.exists():
             lists.append(Path(str(folder)[1:]))
-        elif folder.is_dir():
-            sources += [(path, folder) for path in walk(folder)]
         elif folder.exists():
-            sources.append((str(folder), None))
+            places.append(str(folder))
         else:
             raise UserError(f"{folder}: no such folder or picture")
     for file in lists:
         paths, outside = read_list(file)
         refused += outside
-        for path in paths:
-            sources += [(p, Path(path)) for p in walk(Path(path))] if os.path.isdir(path) else [(path, None)]
-    if not sources and not refused:
-        raise UserError(f"no pictures in {', '.join(map(str, (*config.folders, *lists)))}")
-    label = config.label
-    return [Picture(p, label if label is not None else _label(p, r, config.label_from)) for p, r in sources], refused
+        places += paths
+
+    def sources() -> Iterator[tuple[str, Path | None]]:
+        for place in places:
+            if os.path.isdir(place):
+                yield from ((path, Path(place)) for path in walk(Path(place)))
+            elif archive.is_tar(place):
+                yield from _members(place, refused)
+            else:
+                yield place, None
+
+    def found() -> Iterator[Picture]:
+        count = 0
+        for path, root in sources():
+            count += 1
+            yield Picture(path, config.label if config.label is not None else _label(path, root, config.label_from))
+        if not count and not refused:
+            raise UserError(f"no pictures in {', '.join(map(str, (*config.folders, *lists)))}")
+
+    return found(), refused
+
+
+def _members(tar: str, refused: list[UnreadablePicture]) -> Iterator[tuple[str, Path]]:
+    """The pictures in a tar file."""
+    wanted = formats.suffixes()
+    try:
+        for name in archive.members(tar):
+            if os.path.splitext(name)[1].lower() in wanted:
+                yield os.path.join(tar, name), Path(tar)
+    except UnreadablePicture as error:
+        refused.append(error)
 
 
 class _Rate(ProgressColumn):
@@ -136,19 +164,21 @@ class _Rate(ProgressColumn):
 class _Progress:
     """A bar on a terminal, now and then a line in a log file."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int | None, what: str = "Indexing") -> None:
         self.total, self.said = total, time.monotonic()
-        columns = (TextColumn("Indexing"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
         self.bars = bars(*columns)
-        self.task = self.bars.add_task("Indexing", total=total)
+        self.task = self.bars.add_task(what, total=total)
 
-    def __call__(self, done: Added) -> None:
+    def __call__(self, done: Added | milvus.Pushed) -> None:
         self.bars.update(self.task, completed=done.seen)
         now = time.monotonic()
         if not is_terminal() and now - self.said >= LINE_SECONDS and done.seen:
             self.said, rate = now, done.seen / max(done.seconds, 1e-9)
-            left = (self.total - done.seen) / rate
-            print(f"{done.seen:,} of {self.total:,} pictures, {rate:,.0f}/s, {left / 60:.0f} minutes left", flush=True)
+            of, left = "", ""
+            if self.total is not None:
+                of, left = f" of {self.total:,}", f", {(self.total - done.seen) / rate / 60:.0f} minutes left"
+            print(f"{done.seen:,}{of} pictures, {rate:,.0f}/s{left}", flush=True)
 
 
 class _Interrupt:
@@ -185,45 +215,76 @@ def add(config: IndexAddConfig) -> int:
     if config.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {config.batch_size}")
     tags = _tags(config.tag)
-    pictures, refused = _find(config)
-    with _open_or_create(config) as gallery:
-        progress = _Progress(len(pictures))
-        with _Interrupt() as asked, progress.bars:
-            done = gallery.add(
-                pictures,
-                tags=tags,
-                batch_size=config.batch_size,
-                threads=config.threads,
-                notify=progress,
-                stop=asked,
-            )
-        skipped = [*refused, *done.skipped]
-        images.write_skipped(gallery.folder / "skipped.txt", skipped)
-        gallery.refresh()
-        print(f"{gallery.folder}: {_count(len(gallery), 'picture')} ({_summary(done)})")
-        if done.encoded:
-            share = f"the encoder was busy {100 * done.encode_seconds / done.seconds:.0f}% of the time"
-            print(f"{done.encoded / done.seconds:,.1f} pictures/s embedded; {share}")
-        if skipped:
-            print(f"left out {_count(len(skipped), 'unreadable picture')}, listed in {gallery.folder / 'skipped.txt'}")
-        if done.stopped:
-            print(f"stopped after {done.committed} of {len(pictures)} pictures; the same command goes on")
-            return STOPPED
-        if skipped and not len(gallery):
-            raise UserError(f"none of {_count(len(skipped), 'picture')} can be read; the first: {skipped[0]}")
+    found, refused = _find(config)
+    with clusters.if_asked(config) as cluster:
+        # A cluster is for more pictures than a list of them should hold: how many there are shows at the end.
+        pictures = found if cluster else list(found)
+        with _open_or_create(config) as gallery:
+            progress = _Progress(None if isinstance(pictures, Iterator) else len(pictures))
+            with _Interrupt() as asked, progress.bars:
+                done = _embed(config, gallery, pictures, tags, cluster, progress, asked)
+            skipped = [*refused, *done.skipped]
+            images.write_skipped(gallery.folder / "skipped.txt", skipped)
+            gallery.refresh()
+            print(f"{gallery.folder}: {_count(len(gallery), 'picture')} ({_summary(done)})")
+            if done.encoded:
+                print(_rate(done))
+            if skipped:
+                where = gallery.folder / "skipped.txt"
+                print(f"left out {_count(len(skipped), 'unreadable picture')}, listed in {where}")
+            if done.stopped:
+                of = "" if progress.total is None else f" of {progress.total}"
+                print(f"stopped after {done.committed}{of} pictures; the same command goes on")
+                return STOPPED
+            if skipped and not len(gallery):
+                raise UserError(f"none of {_count(len(skipped), 'picture')} can be read; the first: {skipped[0]}")
     return 0
 
 
+def _embed(
+    config: IndexAddConfig,
+    gallery: Gallery,
+    pictures: Iterable[Picture],
+    tags: dict[str, str],
+    cluster: Cluster | None,
+    progress: _Progress,
+    stop: Callable[[], bool],
+) -> Added:
+    """Here, or on a cluster."""
+    how: dict[str, Any] = {"tags": tags, "batch_size": config.batch_size, "threads": config.threads, "stop": stop}
+    if cluster is None:
+        return gallery.add(pictures, notify=progress, **how)
+
+    def tell(line: str) -> None:
+        print(f"splip: {line}", file=sys.stderr, flush=True)
+
+    where: dict[str, Any] = {"workers": config.workers, "encoder": config.encoder, "device": config.device}
+    return embedding.add(gallery, pictures, cluster, notify=progress, tell=tell, **where, **how)
+
+
+def _rate(done: Added) -> str:
+    """How quick it was, and what that depended on."""
+    if not isinstance(done, embedding.Embedded):
+        share = f"the encoder was busy {100 * done.encode_seconds / done.seconds:.0f}% of the time"
+        return f"{done.encoded / done.seconds:,.1f} pictures/s embedded; {share}"
+    words = [_count(done.workers, "worker")]
+    words += [f"{_count(done.recovered, 'picture')} of an earlier run"] * bool(done.recovered)
+    words += [f"{done.died} died"] * bool(done.died)
+    rate = done.encoded / (done.seconds - done.start_seconds)
+    return f"{rate:,.1f} pictures/s embedded after a start of {done.start_seconds:.0f} s; {', '.join(words)}"
+
+
 def _open_or_create(config: IndexAddConfig) -> Gallery:
+    engine = config.encoder if config.engine == "ray" else config.engine
     if (config.gallery / "gallery.db").exists() or (config.gallery / "gallery.json").exists():
-        engine, device, model = config.engine, config.device, config.model
+        device, model = config.device, config.model
         gallery = Gallery.open(config.gallery, engine=engine, device=device, model=model, write=True)
         if model is not None:
             _ = gallery.encoder  # another model is refused even if there is nothing to encode
         return gallery
     if config.model is None:
         raise UserError(f"{config.gallery}: no such gallery; to make it, name a model: --model best.pt")
-    return Gallery.create(config.gallery, config.model, engine=config.engine, device=config.device)
+    return Gallery.create(config.gallery, config.model, engine=engine, device=config.device)
 
 
 def _count(number: int, noun: str) -> str:
@@ -266,7 +327,7 @@ def remove(config: IndexRemoveConfig) -> int:
         else:
             found = {item.id: item for item in gallery.items(chosen)}
         if config.missing:
-            found = {id: item for id, item in found.items() if not os.path.exists(item.path)}
+            found = {id: item for id, item in found.items() if not archive.exists(item.path)}
         if config.dry_run:
             for item in found.values():
                 print(_shown(item.path))
@@ -338,6 +399,26 @@ def export(config: IndexExportConfig) -> int:
     return 0
 
 
+# ---- push ----
+
+
+def push(config: IndexPushConfig) -> int:
+    """``splip index push``."""
+    address = milvus.parse(config.to)
+    with Gallery.open(config.gallery) as gallery:
+        gallery.refresh()
+        progress = _Progress(len(gallery), "Pushing")
+        with _Interrupt() as asked, progress.bars:
+            done = milvus.push(gallery, address, replace=config.replace, notify=progress, stop=asked)
+    counts = {"new": done.new, "changed": done.changed, "removed": done.removed, "unchanged": done.unchanged}
+    summary = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "the gallery is empty"
+    print(f"{address}: {_count(done.seen, 'picture')} ({summary})")
+    if done.stopped:
+        print(f"stopped after {done.seen} of {_count(done.total, 'picture')}; the same command goes on")
+        return STOPPED
+    return 0
+
+
 # ---- search ----
 
 
@@ -351,14 +432,17 @@ def search(config: SearchConfig) -> int:
         words = config.text * len(queries) if len(config.text) == 1 else config.text
         queries = [query | {"text": word} for query, word in zip(queries, words, strict=False)]
     queries = queries or [{"text": word} for word in config.text]
-    with Gallery.open(config.gallery, engine=config.engine, device=config.device, model=config.model) as gallery:
+    with clusters.if_asked(config) as cluster, shards.open_asked(config, cluster) as gallery:
         if not len(gallery):
             raise UserError(f"{config.gallery}: the gallery is empty")
         results = gallery.search(
             config.sketch, config.photo, config.text, k=config.k, filter=_filter(config), text_weight=config.text_weight
         )
     if config.json:
-        print(json.dumps([q | {"matches": _ranked(m)} for q, m in zip(queries, results, strict=True)], indent=1))
+        partial = {"partial": True} if _partial(results) else {}
+        print(
+            json.dumps([q | partial | {"matches": _ranked(m)} for q, m in zip(queries, results, strict=True)], indent=1)
+        )
     else:
         for query, matches in zip(queries, results, strict=True):
             print(" + ".join(_shown(value) for value in query.values()))
@@ -367,9 +451,15 @@ def search(config: SearchConfig) -> int:
                 print(f"{rank:5d}  {match.score:7.4f}  {_shown(match.path)}{label}")
             if not matches:
                 print("       no picture passes the filter")
+    if _partial(results):
+        print("splip: some machines did not answer: a part of the gallery was searched", file=sys.stderr)
     if config.grid is not None:
         _draw(config.grid, queries, results)
     return 0
+
+
+def _partial(results: list[list[Match]]) -> bool:
+    return any(isinstance(matches, Matches) and matches.partial for matches in results)
 
 
 def _ranked(matches: list[Match]) -> list[dict[str, Any]]:

@@ -17,7 +17,6 @@ import hashlib
 import os
 import queue
 import sqlite3
-import stat
 import threading
 import time
 from collections import deque
@@ -31,7 +30,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from PIL import Image
 
-from splip import catalog, formats, images
+from splip import archive, catalog, formats, images
 from splip.catalog import Item, text
 from splip.errors import UnreadablePicture, UserError
 from splip.segments import is_full
@@ -75,7 +74,7 @@ class Added:
 
 
 @dataclass
-class _Look:
+class Look:
     """What a look at a file showed."""
 
     picture: Picture
@@ -131,7 +130,7 @@ def add(
         raise UserError(f"threads must be at least 1, got {threads}")
     formats.suffixes()
     done, began = Added(), time.monotonic()
-    pending: list[_Look] = []
+    pending: list[Look] = []
     committing: Future[None] | None = None
     last = began
 
@@ -142,7 +141,7 @@ def add(
             committing.result()
         last = time.monotonic()
         looks, pending[:] = list(pending), []
-        return pool.submit(_commit, gallery, looks, done, notify)
+        return pool.submit(commit, gallery, looks, done, notify)
 
     prepared = _ahead(_batches(gallery, _pictures(pictures, label, tags or {}), batch_size, threads), 3)
     with contextlib.closing(prepared), ThreadPoolExecutor(1, "commit") as pool:
@@ -232,7 +231,7 @@ def _ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, No
 
 def _batches(
     gallery: "Gallery", pictures: Iterator[tuple[bytes, Picture]], batch_size: int, threads: int | None
-) -> Generator[tuple[list[_Look], list[_Look], np.ndarray], None, None]:
+) -> Generator[tuple[list[Look], list[Look], np.ndarray], None, None]:
     """Looks in the order given, those of them to encode, and their pixels, uint8 ``[B, S, S, 3]``."""
     threads = threads or len(os.sched_getaffinity(0))
 
@@ -240,12 +239,12 @@ def _batches(
         return gallery.encoder.prepare(image, "photo")  # loads the model when the first picture is new
 
     moved: set[int] = set()
-    looking: deque[Future[_Look]] = deque()
+    looking: deque[Future[Look]] = deque()
     most = max(2 * batch_size, LOOK_UP)
-    looks: list[_Look] = []
-    waiting: list[_Look] = []
+    looks: list[Look] = []
+    waiting: list[Look] = []
 
-    def batch() -> tuple[list[_Look], list[_Look], np.ndarray]:
+    def batch() -> tuple[list[Look], list[Look], np.ndarray]:
         pixels = [look.pixels for look in waiting if look.pixels is not None]
         for look in waiting:
             look.pixels = None
@@ -261,12 +260,12 @@ def _batches(
                 with gallery.catalog.reading() as db:
                     known = {os.fsencode(i.path): i for i in catalog.items(db, "path", [path for path, _ in block])}
                 for path, picture in block:
-                    looking.append(pool.submit(_look, path, picture, known.get(path), prepare))
+                    looking.append(pool.submit(look_at, path, picture, known.get(path), prepare))
             if not looking:
                 break
             look = looking.popleft().result()
             if look.error is None and look.hash is not None and not look.stays:
-                _find_content(gallery, look, moved)
+                find_content(gallery, look, moved)
             looks.append(look)
             if look.pixels is not None:
                 waiting.append(look)
@@ -279,18 +278,15 @@ def _batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _look(path: bytes, picture: Picture, known: Item | None, prepare: Callable[[Image.Image], np.ndarray]) -> _Look:
-    look = _Look(picture, path, known)
+def look_at(path: bytes, picture: Picture, known: Item | None, prepare: Callable[[Image.Image], np.ndarray]) -> Look:
+    look = Look(picture, path, known)
     try:
-        facts = os.stat(path)
-        if not stat.S_ISREG(facts.st_mode):
-            raise UnreadablePicture(picture.path, "not a file")
-        look.size, look.mtime_ns = facts.st_size, facts.st_mtime_ns
+        look.size, look.mtime_ns = archive.facts(os.fsdecode(path))
         if known is not None and (known.size, known.mtime_ns) == (look.size, look.mtime_ns):
             return look
         if look.size > LARGEST:
             raise UnreadablePicture(picture.path, f"larger than {LARGEST >> 20} MiB")
-        data = Path(os.fsdecode(path)).read_bytes()
+        data = archive.read(os.fsdecode(path))
         look.hash = hashlib.blake2b(data, digest_size=16).digest()
         if known is None or known.hash != look.hash:
             look.pixels = prepare(images.read(data, picture.path))
@@ -305,14 +301,14 @@ def _look(path: bytes, picture: Picture, known: Item | None, prepare: Callable[[
     return look
 
 
-def _find_content(gallery: "Gallery", look: _Look, moved: set[int]) -> None:
+def find_content(gallery: "Gallery", look: Look, moved: set[int]) -> None:
     """Take the vector of an item with the same content; if its file is gone, the item itself."""
     with gallery.catalog.reading() as db:
         same = catalog.items(db, "hash", [look.hash])
     if not same:
         return
     look.source, look.pixels = same[0], None
-    gone = [i for i in same if i.id not in moved and not os.path.exists(i.path)] if look.known is None else []
+    gone = [i for i in same if i.id not in moved and not archive.exists(i.path)] if look.known is None else []
     if gone:
         look.source, look.moved = gone[0], True
         moved.add(gone[0].id)
@@ -320,7 +316,7 @@ def _find_content(gallery: "Gallery", look: _Look, moved: set[int]) -> None:
         look.vector = gallery.files.read_rows(same[0].segment, same[0].row, 1)[0]
 
 
-def _commit(gallery: "Gallery", looks: list[_Look], done: Added, notify: Callable[[Added], None] | None) -> None:
+def commit(gallery: "Gallery", looks: list[Look], done: Added, notify: Callable[[Added], None] | None) -> None:
     """Everything that became of some pictures, or nothing of it."""
     counts = {"new": 0, "changed": 0, "moved": 0, "duplicates": 0, "relabelled": 0, "unchanged": 0}
     kept = [look for look in looks if look.error is None]
@@ -356,12 +352,12 @@ def _disk(gallery: "Gallery") -> Iterator[None]:
         ) from None
 
 
-def _new_labels(look: _Look, item: Item) -> tuple[str | None, dict[str, str]]:
+def _new_labels(look: Look, item: Item) -> tuple[str | None, dict[str, str]]:
     label = item.label if look.picture.label is None else text(look.picture.label)
     return label, {**item.tags, **{text(key): text(value) for key, value in look.picture.tags.items()}}
 
 
-def _differs(look: _Look) -> bool:
+def _differs(look: Look) -> bool:
     """True if something about a known item has to be written."""
     item = look.known
     if look.moved or item is None or look.hash is not None:
@@ -369,7 +365,7 @@ def _differs(look: _Look) -> bool:
     return _new_labels(look, item) != (item.label, item.tags)
 
 
-def _keep(db: sqlite3.Connection, look: _Look, places: Iterator[tuple[int, int]]) -> str:
+def _keep(db: sqlite3.Connection, look: Look, places: Iterator[tuple[int, int]]) -> str:
     """Write one picture's item; returns what it counts as."""
     old = look.source if look.moved else look.known
     label, tags = _new_labels(look, old or Item(0, Path(), None, {}, 0, 0, b"", 0, 0))

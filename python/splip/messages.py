@@ -20,6 +20,7 @@ class Answer(BaseModel):
     """The photos that match best, and what the search took."""
 
     matches: list[Found]
+    partial: bool = Field(description="Some machines that search a part of the gallery did not answer.")
     timing_ms: dict[str, float] = Field(description="decode, prepare, wait, encode, search, lookup, total.")
     batch: int = Field(description="How many searches were made together, this one among them.")
 

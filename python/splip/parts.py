@@ -1,5 +1,6 @@
 """Exact searches in parts of a gallery, and their answers merged."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor
 
 from splip import ops
+from splip.segments import Pack, Segments
 
+CPU = torch.device("cpu")
 FEW = 64  # a filter that lets at most one row in this many pass gets a copy of them, which is quicker to scan
 
 
@@ -36,6 +39,40 @@ class Run:
     numbers: np.ndarray | None = None  # int64: of rows that were copied out; None: from first on
 
 
+def cover(
+    files: Segments,
+    number: int,
+    first: int,
+    stop: int,
+    old: Sequence[Part] = (),
+    pack: Pack | None = None,
+    device: torch.device = CPU,
+) -> list[Part]:
+    """Parts that cover rows of a segment: those there are, its pack file, and new ones for the rest.
+
+    Args:
+        files: of the gallery.
+        number: of the segment.
+        first: row; 0 if there is a pack file.
+        stop: row behind the last.
+        old: parts that cover some of these rows, from the first on.
+        pack: made of committed rows, of no more than these.
+        device: where new parts go.
+    """
+    parts = list(old)
+    if pack is not None and pack.count > (parts[0].stop if parts and parts[0].stored else 0):
+        parts = [Part(number, 0, files.use_pack(number, pack), True)]
+    first = parts[-1].stop if parts else first
+    if first < stop:
+        # As in a binary counter, so that a tail that grows in small steps is packed log(n) times, not n.
+        while parts and not parts[-1].stored and first - parts[-1].first <= stop - first:
+            first = parts.pop().first
+        rows = torch.from_numpy(files.map_rows(number, first, stop - first))
+        made = ops.pack_gallery(rows) if device.type == "cpu" else rows.to(device)
+        parts.append(Part(number, first, made, False))
+    return parts
+
+
 def choose(part: Part, mask: np.ndarray | None) -> Run | None:
     """The rows of a part that a mask lets pass."""
     allowed = None if mask is None else mask[part.first : part.stop]
@@ -59,25 +96,50 @@ def _device(rows: ops.PackedGallery | Tensor) -> torch.device:
     return rows.device if isinstance(rows, Tensor) else torch.device("cpu")
 
 
-def scan(plan: list[Run], queries: np.ndarray, k: int) -> list[list[tuple[float, tuple[int, int]]]]:
+Best = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Scores float32, segments int64 and rows int64 ``[Q, n]`` of the best rows; what is missing scores ``-inf``."""
+
+
+def scan(plan: Sequence[Run], queries: np.ndarray, k: int) -> list[list[tuple[float, tuple[int, int]]]]:
     """Scores and places ``(segment, row)`` of the best rows of each query; ties by place, as by id."""
+    return hits(answer(plan, queries, k))
+
+
+def answer(plan: Sequence[Run], queries: np.ndarray, k: int) -> Best:
+    """The best rows of all runs, ``n <= k`` for every query."""
+    return merge([nothing(len(queries)), *best(plan, queries, k)], k)
+
+
+def best(plan: Sequence[Run], queries: np.ndarray, k: int) -> list[Best]:
+    """The best rows of each run, for every query."""
     if not plan:
-        return [[] for _ in queries]
+        return []
     at = torch.from_numpy(queries).to(_device(plan[0].rows))
-    best = [ops.cosine_topk(at, run.rows, min(k, run.rows.shape[0]), run.allowed) for run in plan]
-    scores, segments, rows = [], [], []
-    for run, (found, index) in zip(plan, best, strict=True):
+    answers = [ops.cosine_topk(at, run.rows, min(k, run.rows.shape[0]), run.allowed) for run in plan]
+    found = []
+    for run, (scores, index) in zip(plan, answers, strict=True):
         numbers = index.cpu().numpy()
-        scores.append(found.cpu().numpy())
-        segments.append(np.full(numbers.shape, run.segment))
-        rows.append(run.first + numbers if run.numbers is None else run.numbers[numbers])
-    all_scores, all_segments, all_rows = (np.concatenate(part, axis=1) for part in (scores, segments, rows))
-    # Stable, and the runs stand in the order of their places.
-    order = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
-    found_scores, found_segments, found_rows = (
-        np.take_along_axis(part, order, axis=1).tolist() for part in (all_scores, all_segments, all_rows)
-    )
+        rows = run.first + numbers if run.numbers is None else run.numbers[numbers]
+        found.append((scores.cpu().numpy(), np.full(numbers.shape, run.segment), rows))
+    return found
+
+
+def nothing(count: int) -> Best:
+    """The answer to some queries where there is no row."""
+    return np.empty((count, 0), np.float32), np.empty((count, 0), np.int64), np.empty((count, 0), np.int64)
+
+
+def merge(found: Iterable[Best], k: int) -> Best:
+    """The best ``k`` of one or more answers to the same queries, in whatever order they come: ties by place."""
+    parts = zip(*found, strict=True)
+    scores, segments, rows = (np.concatenate(part, axis=1) for part in parts)
+    order = np.lexsort((rows, segments, -scores), axis=1)[:, :k]
+    return tuple(np.take_along_axis(part, order, axis=1) for part in (scores, segments, rows))  # type: ignore[return-value]
+
+
+def hits(found: Best) -> list[list[tuple[float, tuple[int, int]]]]:
+    """Scores and places of each query, best first."""
     return [
-        [(score, (segment, row)) for score, segment, row in zip(*hits, strict=True) if score != -np.inf]
-        for hits in zip(found_scores, found_segments, found_rows, strict=True)
+        [(score, (segment, row)) for score, segment, row in zip(*one, strict=True) if score != -np.inf]
+        for one in zip(*(part.tolist() for part in found), strict=True)
     ]

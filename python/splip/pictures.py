@@ -95,7 +95,7 @@ class Pictures:
         return readable
 
     def _open_cache(self, paths: Sequence[Path], folder: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
-        """The decoded pictures, memory-mapped; decodes what is not there yet, in a first process only."""
+        """The decoded pictures, memory-mapped; one process for each storage decodes what is not there yet."""
         digest = hashlib.sha256(f"{self.side} {self.fit} {self.crop_ink}\n".encode())
         for path in paths:
             try:
@@ -111,7 +111,7 @@ class Pictures:
         def whole() -> bool:
             return done_file.is_file() and pixels_file.is_file() and pixels_file.stat().st_size == math.prod(shape)
 
-        if distributed.rank() == 0 and not whole():
+        if distributed.is_writer(folder) and not whole():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 # Another run may be filling the same file: one fills, the others wait for it.

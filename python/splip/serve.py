@@ -31,8 +31,10 @@ def serve(config: ServeConfig) -> int:
         from splip import app, guard, service, telemetry
     except ModuleNotFoundError as error:
         raise UserError(f"splip serve needs {error.name}: pip install 'splip[serve]'") from None
+    from splip import cluster, shards
     from splip.formats import suffixes
     from splip.gallery import Gallery
+    from splip.milvus import is_address
 
     suffixes()  # and with it HEIC, if Pillow can read it here
     check(config)
@@ -41,17 +43,19 @@ def serve(config: ServeConfig) -> int:
         raise UserError("--protect all needs a token: --token-file")
     if config.allow_root and token is None:
         raise UserError("--allow-root needs a token: --token-file")
+    if config.allow_root and is_address(config.gallery):
+        raise UserError("--allow-root: pictures are added to the gallery of a folder, and pushed to a collection")
     telemetry.set_up_logs(config.log)
     warnings.filterwarnings("ignore", module="PIL")  # of damaged pictures, which get their answer
-    with listen(config.host, config.port) as listener:
-        gallery = Gallery.open(config.gallery, engine=config.engine, device=config.device, model=config.model)
+    with listen(config.host, config.port) as listener, cluster.if_asked(config) as machines:
+        gallery = shards.open_asked(config, machines)
         try:
             encoder = gallery.encoder
 
             def writer() -> Gallery:
                 return Gallery.open(config.gallery, write=True, encoder=encoder)
 
-            served = service.Service(gallery, config, writer)
+            served = service.Service(gallery, config, None if is_address(config.gallery) else writer)
             application = app.create(served, token)
             port = listener.getsockname()[1]
             host = f"[{config.host}]" if ":" in config.host else config.host

@@ -213,7 +213,7 @@ class Service:
             self.telemetry.stage(name, seconds)
         timing = {name: round(1000 * seconds, 3) for name, seconds in stages.items()}
         timing["total"] = round(1000 * (time.perf_counter() - began), 3)
-        return {"matches": matches, "timing_ms": timing, "batch": search.batch}
+        return {"matches": matches, "partial": search.partial, "timing_ms": timing, "batch": search.batch}
 
     def _found(self, match: "Match") -> dict[str, Any]:
         return {

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
-from splip import images
+from splip import archive, images
 from splip.errors import UnreadablePicture
 from splip.queries import MEDIA, TooLarge, open_header
 from splip.telemetry import Telemetry
@@ -31,6 +31,10 @@ class File:
     """
 
     def __init__(self, path: Path) -> None:
+        inside = archive.split(path)
+        if inside is not None:
+            self._open_member(path)
+            return
         try:
             # Without O_NONBLOCK, a pipe that was put in its place would hold the thread for ever.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -44,12 +48,26 @@ class File:
             self.size = about.st_size
             self.version = hashlib.sha256(f"{path}|{about.st_ino}|{about.st_mtime_ns}|{self.size}".encode(
                 errors="surrogateescape")).hexdigest()[:24]  # fmt: skip
-            header = open_header(self.stream, path.name, MEDIA)
-            self.format, self.pixels = header.format or "", header.size[0] * header.size[1]
-            self.stream.seek(0)
+            self._read_header(path.name)
         except BaseException:
             self.stream.close()
             raise
+
+    def _open_member(self, path: Path) -> None:
+        """A picture in a tar file: read at once, for the tar file is open to be read by others too."""
+        try:
+            self.size, written = archive.facts(path)
+            data = archive.read(path) if self.size <= MAX_FILE else b""
+        except OSError:
+            raise UnreadablePicture(path.name, "the file is gone") from None
+        self.stream = io.BytesIO(data)
+        self.version = hashlib.sha256(f"{path}|{written}|{self.size}".encode(errors="surrogateescape")).hexdigest()[:24]
+        self._read_header(path.name)
+
+    def _read_header(self, name: str) -> None:
+        header = open_header(self.stream, name, MEDIA)
+        self.format, self.pixels = header.format or "", header.size[0] * header.size[1]
+        self.stream.seek(0)
 
     @property
     def media_type(self) -> str:

@@ -41,6 +41,8 @@ from splip.progress import bars, is_terminal
 from splip.sampler import Batch, Sampler
 
 COLUMNS = ["step", "loss", *TERMS, "lr", "seconds", "val_mAP", "val_Acc1"]
+# Settings that change nothing about a model: resumed runs, and the machines of one run, may have others.
+FREE = ("out:", "resume:", "device:", "data.root:", "data.memory_gb:", "data.cache:", "tensorboard:")
 
 
 def train(config: TrainConfig) -> Path:
@@ -65,15 +67,11 @@ def train(config: TrainConfig) -> Path:
 def _train(config: TrainConfig, device: torch.device) -> Path:
     out, first = config.out, distributed.rank() == 0
     last = out / "last.pt"
-    if not config.resume and (last.exists() or (out / "best.pt").exists()):
-        raise UserError(f"{out} holds a run already: add --resume to go on with it, or choose another --out")
-    if config.resume and not last.is_file():
-        raise UserError(f"--resume: there is no {last}")
+    state = distributed.from_first(lambda: _before(config, last))
     tree = load_tree(config.data.root, config.data)
     tree.seen = _share_of_classes(tree.seen, config)
     if len(tree.seen) < 2:
         raise UserError(f"{tree.root}: only one class to train on ({tree.seen[0]}): classes are told apart by others")
-    state = read_checkpoint(last) if config.resume else None
     if state is not None:
         _same_config(state, config, last)
 
@@ -83,11 +81,14 @@ def _train(config: TrainConfig, device: torch.device) -> Path:
     if state is not None and state["data"] != model.data:
         changed = ", ".join(key for key, value in model.data.items() if state["data"].get(key) != value)
         raise UserError(f"--resume: the data in {tree.root} are not those of {last} any more: {changed} changed")
-    validation = TestSet(tree, tree.validation, config.data, model.backbone.image_size) if tree.validation else None
-    if validation is not None and config.setting == "fine-grained":
-        lacking = unpaired(validation.sketches, validation.photos)
-        if len(lacking) == len(validation.sketches):
-            raise UserError(f"setting: fine-grained, but no validation sketch of {tree.root} has its photo")
+    _same_everywhere(config, model.data)
+    validation: TestSet | None = None  # in the first process: it measures
+
+    def build() -> None:
+        nonlocal validation
+        validation = _validation(config, tree, model.backbone.image_size)
+
+    distributed.from_first(build)
     distributed.barrier()  # nobody writes before everybody has checked
     writer = None
     if first:
@@ -148,10 +149,10 @@ def _train(config: TrainConfig, device: torch.device) -> Path:
     def measure(row: dict[str, Any]) -> float | None:
         """Quality on the validation classes, in the first process; without any, the newest is the best."""
         _check_weights(trainable, step, last)
-        if validation is None:
+        if not tree.validation:
             return float(step)
         quality = None
-        if first:
+        if validation is not None:
             result = validation.measure_model(model.eval(), device).query_mean
             quality = result["Acc@1" if config.setting == "fine-grained" else "mAP@all"]
             row |= {"val_mAP": f"{result['mAP@all']:.5f}"}
@@ -224,6 +225,36 @@ def _train(config: TrainConfig, device: torch.device) -> Path:
     if feed.skipped and first:
         print(f"left out {len(feed.skipped)} unreadable pictures, listed in {out / 'skipped.txt'}")
     return out / "best.pt"
+
+
+def _before(config: TrainConfig, last: Path) -> dict[str, Any] | None:
+    """The checkpoint to go on from; a new run must not lie in the folder of another."""
+    if not config.resume and (last.exists() or (config.out / "best.pt").exists()):
+        raise UserError(f"{config.out} holds a run already: add --resume to go on with it, or choose another --out")
+    if config.resume and not last.is_file():
+        raise UserError(f"--resume: there is no {last}")
+    return read_checkpoint(last) if config.resume else None
+
+
+def _same_everywhere(config: TrainConfig, data: dict[str, Any]) -> None:
+    """Processes with other settings or other pictures would drift apart unseen."""
+    for number, (settings, found) in enumerate(distributed.gather((config, data))):
+        changed = [d for d in configuration.differences(config, settings) if not d.startswith(FREE)]
+        changed += [f"{key} in {config.data.root}" for key, value in data.items() if found.get(key) != value]
+        if changed:
+            own = distributed.rank()
+            raise UserError(f"processes {own} and {number} must train the same model; different: {'; '.join(changed)}")
+
+
+def _validation(config: TrainConfig, tree: Tree, side: int) -> TestSet | None:
+    if not tree.validation:
+        return None
+    made = TestSet(tree, tree.validation, config.data, side)
+    if config.setting == "fine-grained":
+        lacking = unpaired(made.sketches, made.photos)
+        if len(lacking) == len(made.sketches):
+            raise UserError(f"setting: fine-grained, but no validation sketch of {tree.root} has its photo")
+    return made
 
 
 def _say(text: str) -> None:
@@ -559,8 +590,7 @@ def _learning_rate(config: TrainConfig, step: int, steps: int) -> float:
 
 def _same_config(state: dict[str, Any], config: TrainConfig, last: Path) -> None:
     old = configuration.from_dict(TrainConfig, state["config"], str(last))
-    free = ("out:", "resume:", "device:", "data.root:", "data.memory_gb:", "data.cache:", "tensorboard:")
-    changed = [d for d in configuration.differences(old, config) if not d.startswith(free)]
+    changed = [d for d in configuration.differences(old, config) if not d.startswith(FREE)]
     if changed:
         raise UserError(f"--resume: the settings differ from those of {last}: {'; '.join(changed)}")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from splip import catalog
+from splip import archive, catalog
 from splip.catalog import Filter, Item
 from splip.errors import UserError
 from splip.segments import sync_folder
@@ -88,7 +88,7 @@ def _check(gallery: "Gallery", pictures: bool) -> tuple[int, Checked]:
                 found.damage.append(f"{gallery.catalog.path}: items of segment {number} do not match its {count} rows")
         for item in catalog.chosen(db):
             found.items += 1
-            if pictures and not os.path.exists(item.path):
+            if pictures and not archive.exists(item.path):
                 found.missing.append(item.path)
     return revision, found
 
