@@ -3,7 +3,6 @@
 python benchmarks/report.py            # prints them
 python benchmarks/report.py --update   # writes them between the markers in README.md
 python benchmarks/report.py --demo demo --update   # first takes over the results of `make demo`
-python benchmarks/report.py --sweep runs/ablation ablation-sample --update   # and those of a sweep
 """
 
 import argparse
@@ -11,8 +10,6 @@ import json
 import re
 from pathlib import Path
 from typing import Any
-
-from splip.sweep import markdown
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
@@ -105,16 +102,6 @@ def plot_search(path: Path) -> None:
         axes.spines[side].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
-
-
-def ablation() -> str:
-    """The sweep over the sample data: means and spreads over seeds."""
-    return markdown(load("ablation-sample")).strip()
-
-
-def ablation_fg() -> str:
-    """The fine-grained sweep."""
-    return markdown(load("ablation-sample-fg")).strip()
 
 
 def train() -> str:
@@ -241,8 +228,6 @@ def _machine(m: dict[str, Any]) -> str:
 
 TABLES = {
     "demo": demo,
-    "ablation": ablation,
-    "ablation-fg": ablation_fg,
     "train": train,
     "evaluation": evaluation,
     "search": search,
@@ -282,14 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help="write the tables into README.md")
     parser.add_argument("--demo", type=Path, metavar="DIR", help="take over the results of `splip demo --out DIR`")
-    parser.add_argument(
-        "--sweep", nargs=2, metavar=("DIR", "NAME"), help="take over a sweep's results and plot under this name"
-    )
     args = parser.parse_args()
-    if args.sweep:
-        folder, name = Path(args.sweep[0]), args.sweep[1]
-        (RESULTS / f"{name}.json").write_text((folder / "results.json").read_text())
-        take_picture(folder / "plot.png", name)
     if args.demo:
         take_demo(args.demo)
     if args.update:

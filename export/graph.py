@@ -9,6 +9,7 @@ slot only its keys and values in that layer matter, and those do not depend on t
 the prompts of that layer travel on as tokens.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from splip.data import MODALITIES
 from splip.errors import UserError
 from splip.model import SpLIP
+from splip.stem import ConvStem
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -127,7 +129,8 @@ class DeployEncoder(nn.Module):
         self.image_size, self.embed_dim, self.grid = clip.image_size, clip.embed_dim, visual.grid_size[0]
         self.register_buffer("mean", torch.tensor(clip.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(clip.std).view(-1, 1, 1))
-        self.embed = _linear(visual.conv1.weight.flatten(1), None, dtype)
+        self.stem = copy.deepcopy(visual.conv1).to(dtype) if isinstance(visual.conv1, ConvStem) else None
+        self.embed = nn.Identity() if self.stem else _linear(visual.conv1.weight.flatten(1), None, dtype)
         position = visual.positional_embedding.detach()
         self.register_buffer("position", position[1:].clone())
         self.norm_pre = _norm(visual.ln_pre) if isinstance(visual.ln_pre, nn.LayerNorm) else nn.Identity()
@@ -153,7 +156,7 @@ class DeployEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` float32 of uint8 ``[B, S, S, 3]`` if fused, else of normalised float32 ``[B, 3, S, S]``."""
-        x = self.norm_pre(self.embed(self.patches(images).to(self.dtype)).float() + self.position)
+        x = self.norm_pre(self.embed_patches(images).float() + self.position)
         B = x.shape[0]
         x = torch.cat([self.class_token.expand(B, -1, -1), x], dim=1)
         for layer, block in enumerate(self.blocks):
@@ -165,12 +168,15 @@ class DeployEncoder(nn.Module):
             x = (x.unsqueeze(2) * self.projection).sum(dim=1) if self.sum_head else x @ self.projection
         return F.normalize(x, dim=-1)
 
-    def patches(self, images: Tensor) -> Tensor:
-        """Normalised float32 pixels ``[B, P, 3 * patch * patch]``, ready for one matrix product."""
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """Patch embeddings E_0 ``[B, P, d_v]`` by one matrix product on the pixels of each patch, or by the stem."""
         g, p = self.grid, self.patch
         if self.fused:
             images = ((images.float() / 255).permute(0, 3, 1, 2) - self.mean) / self.std
-        return images.reshape(-1, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        if self.stem is not None:
+            return self.stem(images.to(self.dtype)).flatten(2).transpose(1, 2)
+        patches = images.reshape(-1, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return self.embed(patches.to(self.dtype))
 
 
 def encoders(

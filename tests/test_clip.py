@@ -51,7 +51,7 @@ def straightforward(block, x, prompts, replace, mask=None):
 def test_visual_prompts_are_written_before_each_layer():
     model = PromptedCLIP(BackboneConfig(name="splip-tiny")).eval()
     patches = model.embed_patches(torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8))
-    shared = [torch.randn(5, 128) for _ in range(3)]  # the fourth layer keeps what the third left
+    shared = [torch.randn(5, model.visual_width) for _ in range(3)]  # the fourth layer keeps what the third left
     x = torch.cat([model.visual.class_embedding.expand(3, 1, -1), patches], 1) + model.visual.positional_embedding
     x = model.visual.ln_pre(x)
     for layer, block in enumerate(model.visual.transformer.resblocks):
@@ -84,16 +84,24 @@ def test_text_prompts_replace_the_placeholders():
 
 
 def test_random_weights_follow_the_seed():
-    one, same, other = (PromptedCLIP(BackboneConfig(name="splip-tiny", seed=s)).identity() for s in (0, 0, 1))
+    one, same, other = (PromptedCLIP(BackboneConfig("splip-tiny", "random", s)).identity() for s in (0, 0, 1))
     assert one == same and one["sha256"] != other["sha256"]
 
 
-def test_pretrained_file_goes_through_open_clips_loader(tmp_path):
-    trained = open_clip.create_model("splip-tiny")
-    torch.save({"state_dict": {f"module.{k}": v for k, v in trained.state_dict().items()}}, tmp_path / "w.pt")
-    model = PromptedCLIP(BackboneConfig(name="splip-tiny", pretrained=str(tmp_path / "w.pt")))
-    for name, value in trained.state_dict().items():
-        assert torch.equal(model.clip.state_dict()[name], value), name
+def test_a_tiny_backbone_without_a_choice_is_the_packages_own():
+    """splip-tiny comes trained: any seed gives the same weights, and they are not random."""
+    one, other = (PromptedCLIP(BackboneConfig("splip-tiny", seed=seed)).identity() for seed in (0, 1))
+    assert one["sha256"] == other["sha256"] and one["pretrained"] == "package"
+    assert one["sha256"] != PromptedCLIP(BackboneConfig("splip-tiny", "random")).identity()["sha256"]
+
+
+@pytest.mark.parametrize("name", ["splip-tiny", "ViT-B-32"])
+def test_pretrained_file_goes_through_open_clips_loader(name, tmp_path):
+    trained = PromptedCLIP(BackboneConfig(name, "random", seed=7)).clip.state_dict()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in trained.items()}}, tmp_path / "w.pt")
+    model = PromptedCLIP(BackboneConfig(name, pretrained=str(tmp_path / "w.pt")))
+    for key, value in trained.items():
+        assert torch.equal(model.clip.state_dict()[key], value), key
 
 
 def test_pretrained_tag_goes_through_open_clips_loader(monkeypatch):

@@ -25,7 +25,7 @@ from splip.export.tensorrt_runtime import Metadata
 from splip.model import SpLIP, load_model
 from splip.pictures import Pictures
 
-S, D = 64, 128
+S, D = 64, 256
 
 
 @pytest.fixture(scope="module")

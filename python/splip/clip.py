@@ -17,13 +17,16 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.factory import load_state_dict
 from torch import Tensor, nn
 
 from splip import ops
 from splip.config import CONFIGS, BackboneConfig
 from splip.errors import UserError
+from splip.stem import STEMS, ConvStem
 
 open_clip.add_model_config(CONFIGS / "models")
+WEIGHTS = Path(__file__).parent / "weights"
 
 
 class PromptedCLIP(nn.Module):
@@ -75,7 +78,8 @@ class PromptedCLIP(nn.Module):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         c = self.config
-        return {"name": c.name, "pretrained": c.pretrained, "seed": c.seed, "sha256": digest.hexdigest()}
+        source = c.pretrained if c.pretrained or _source(c) is None else "package"
+        return {"name": c.name, "pretrained": source, "seed": c.seed, "sha256": digest.hexdigest()}
 
     # ---- visual tower ----
 
@@ -93,14 +97,18 @@ class PromptedCLIP(nn.Module):
         S = self.image_size
         if images.dim() != 4 or tuple(images.shape[1:]) != (3, S, S):
             raise ValueError(f"images must be [B, 3, {S}, {S}], got {list(images.shape)}")
-        weight = self.visual.conv1.weight
-        if images.dtype != torch.uint8:
-            if permutation is not None:
-                raise ValueError("tiles can be shuffled in uint8 images only")
-            features: Tensor = self.visual.conv1(images)
-            return features.reshape(features.shape[0], features.shape[1], -1).permute(0, 2, 1)
-        patches = ops.patchify(images, self.patch_size, self.mean, self.std, permutation, grid, weight.dtype)
-        return patches @ weight.flatten(1).T
+        embedding = self.visual.conv1
+        stem = isinstance(embedding, ConvStem)
+        if images.dtype == torch.uint8:
+            dtype = next(embedding.parameters()).dtype
+            patches = ops.patchify(images, self.patch_size, self.mean, self.std, permutation, grid, dtype)
+            if not stem:
+                return patches @ embedding.weight.flatten(1).T
+            images = F.fold(patches.transpose(1, 2), S, self.patch_size, stride=self.patch_size)
+        elif permutation is not None:
+            raise ValueError("tiles can be shuffled in uint8 images only")
+        features: Tensor = embedding(images)
+        return features.flatten(2).transpose(1, 2)
 
     def encode_visual(
         self, patches: Tensor, prompts: list[Tensor] | None = None, norm: Callable[[Tensor], Tensor] | None = None
@@ -286,7 +294,7 @@ def _create(config: BackboneConfig) -> nn.Module:
     if config.name not in open_clip.list_models():
         names = ", ".join(m for m in open_clip.list_models() if m.startswith("ViT-") and "SigLIP" not in m)
         raise UserError(f"unknown backbone {config.name}: choose splip-tiny or one of open_clip's {names}")
-    pretrained = config.pretrained
+    pretrained, stem = _source(config), STEMS.get(config.name)
     options: dict[str, Any] = {}
     if pretrained is not None:
         tags: list[str] = open_clip.list_pretrained_tags_by_model(config.name)
@@ -305,12 +313,27 @@ def _create(config: BackboneConfig) -> nn.Module:
             warnings.simplefilter("ignore")
             logging.disable(logging.WARNING)
             torch.manual_seed(config.seed)
-            return open_clip.create_model(config.name, pretrained=pretrained, **options).eval()
+            if stem is None:
+                return open_clip.create_model(config.name, pretrained=pretrained, **options).eval()
+            model = open_clip.create_model(config.name)
+            model.visual.conv1 = ConvStem(model.visual.conv1.out_channels, stem)
+            if pretrained is not None:
+                state = load_state_dict(pretrained)
+                model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
+            return model.eval()
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"cannot load {config.name} with pretrained weights {pretrained}: {reason}") from None
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _source(config: BackboneConfig) -> str | None:
+    """Tag or file of the weights; None: random."""
+    if config.pretrained is None:
+        packaged = WEIGHTS / f"{config.name}.safetensors"
+        return str(packaged) if packaged.is_file() else None
+    return None if config.pretrained == "random" else config.pretrained
 
 
 def _check_supported(name: str, visual: Any, text: Any) -> None:

@@ -193,8 +193,8 @@ among classes that training never saw: {classes}.</p>
 <div class="scroll"><table><tr><th></th>{head}</tr>{body}<caption>{report["queries"]} sketches, {report["gallery"]}
 photos, percent, means over sketches. mAP@all and P@10 ask for the class, Acc for the very thing that was drawn.</caption>
 </table></div>
-<p class="small">The backbone starts from random weights and learns from a few hundred pictures, so do not expect the
-figures of a pre-trained CLIP. HOG is a description of edges that learns nothing.</p>
+<p class="small">splip-tiny learned from six thousand drawn pictures of other things, not from the world's photos, so do
+not expect the figures of a full-size CLIP. HOG is a description of edges that learns nothing.</p>
 <h2>Sketches of unseen classes and what they find</h2>
 <img src="grid.png" alt="One sketch a row, its ten best photos to the right, hits framed">
 <h2>Drawings that no data set holds</h2>

@@ -262,6 +262,14 @@ def plain_backbone(test: TestSet, model: SpLIP, device: torch.device) -> Feature
     return test.embed_alike(encode, device)
 
 
+def _backbone_words(model: SpLIP) -> str:
+    """The backbone's name and, unless the package holds them, where its weights come from."""
+    source = model.backbone_identity["pretrained"]
+    if source == "package":
+        return model.config.backbone.name
+    return f"{model.config.backbone.name} ({'random weights' if source in (None, 'random') else source})"
+
+
 # ---- the verb ----
 
 
@@ -297,8 +305,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         features["chance"] = list(chance(test))
         features["raw pixels"] = [raw_pixels(test)]
         features["HOG"] = [hog(test)]
-        weights = model.config.backbone.pretrained or "random weights"
-        features[f"plain {model.config.backbone.name} ({weights})"] = [plain_backbone(test, model, device)]
+        features[f"plain {_backbone_words(model)}"] = [plain_backbone(test, model, device)]
     method = model.config.method
     ours = "SpLIP" if method == "splip" else method
     features[ours] = [test.embed_model(model, device, bars=True)]

@@ -472,7 +472,8 @@ def _shared(tokens: Tensor) -> int:
 
 
 def _name(identity: dict[str, Any]) -> str:
-    weights = identity["pretrained"] or f"random weights of seed {identity['seed']}"
+    source = identity["pretrained"]
+    weights = f"random weights of seed {identity['seed']}" if source in (None, "random") else source
     return f"{identity['name']} ({weights}, sha256 {identity['sha256'][:12]})"
 
 

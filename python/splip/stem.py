@@ -1,0 +1,90 @@
+"""A convolutional stem in place of a ViT's patch embedding, for backbones that learn from few pictures.
+
+One convolution of whole patches has to learn from nothing but labels what an edge is and where it lies. Small
+convolutions know neighbourhoods from the start, and train in a tenth of the pictures (Xiao et al., *Early
+Convolutions Help Transformers See Better*, NeurIPS 2021). What comes out is what the patch embedding gives: one vector a
+patch, E_0, so prompts and everything behind it are the same.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Backbones with a stem: channels of the first convolution.
+STEMS = {"splip-tiny": 32}
+
+
+class ConvStem(nn.Module):
+    """Pixels ``[B, 3, S, S]`` to patch embeddings ``[B, d_v, S / 16, S / 16]``, for patches of 16 pixels.
+
+    Four halvings with residual blocks between, then a depthwise convolution as wide as the grid: it mixes the patches by
+    their places, without which the class token would begin as a plain mean that has lost the layout.
+
+    Args:
+        width: d_v.
+        channels: of the first convolution.
+        normalised: a BatchNorm after each convolution, for training from random weights; :meth:`folded` takes them out.
+    """
+
+    def __init__(self, width: int, channels: int, normalised: bool = False) -> None:
+        super().__init__()
+        c = channels
+        self.channels, self.out_channels = channels, width
+        self.layers = nn.ModuleList(
+            [
+                _Convolution(3, c, 2, normalised),
+                _Convolution(c, 2 * c, 2, normalised),
+                _Residual(2 * c, normalised),
+                _Convolution(2 * c, 4 * c, 2, normalised),
+                _Residual(4 * c, normalised),
+            ]
+        )
+        self.last = _Convolution(4 * c, width, 2, normalised, active=False)
+        self.places = nn.Conv2d(width, width, 7, padding=3, groups=width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for layer in self.layers:
+            x = layer(x)
+        x = self.last(x)
+        return x + self.places(x)
+
+    def folded(self) -> "ConvStem":
+        """The same map without BatchNorms: their statistics become part of the convolutions."""
+        made = ConvStem(self.out_channels, self.channels)
+        own = [m for m in self.modules() if isinstance(m, _Convolution)]
+        for source, target in zip(own, (m for m in made.modules() if isinstance(m, _Convolution)), strict=True):
+            source.fold_into(target)
+        made.places.load_state_dict(self.places.state_dict())
+        return made.eval()
+
+
+class _Convolution(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, normalised: bool, active: bool = True) -> None:
+        super().__init__()
+        self.active = active
+        self.convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=not normalised)
+        self.norm = nn.BatchNorm2d(outputs) if normalised else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.convolution(x))
+        return F.relu(x) if self.active else x
+
+    @torch.no_grad()
+    def fold_into(self, target: "_Convolution") -> None:
+        norm, bias = self.norm, target.convolution.bias
+        assert isinstance(norm, nn.BatchNorm2d) and bias is not None
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        target.convolution.weight.copy_(self.convolution.weight * scale[:, None, None, None])
+        bias.copy_(norm.bias - norm.running_mean * scale)
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int, normalised: bool) -> None:
+        super().__init__()
+        self.first = _Convolution(channels, channels, 1, normalised)
+        self.second = _Convolution(channels, channels, 1, normalised, active=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.second(self.first(x)))
