@@ -42,7 +42,8 @@ def milliseconds(search: Any, repeats: int) -> dict[str, float]:
         search()
         times.append(1000 * (time.perf_counter() - began))
     times.sort()
-    return {"median": statistics.median(times), "p10": times[len(times) // 10], "p90": times[len(times) * 9 // 10]}
+    at = {"p10": 0.1, "p90": 0.9, "p99": 0.99}
+    return {"median": statistics.median(times)} | {name: times[int(len(times) * share)] for name, share in at.items()}
 
 
 def searching(place: Path, rows: int, dim: int, cluster: Cluster, repeats: int, case: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,11 @@ USED = 0.8  # of a memory, for vectors
 
 @dataclass(frozen=True)
 class Cluster:
-    """Hosts that search a gallery together. The defaults are a server of today as we assume it; measured it is nowhere here."""
+    """Hosts that search a gallery together.
+
+    The defaults are a server of today as we assume it, measured nowhere here; but the front's times are those measured with
+    Ray on two cores (``cluster-cpu.json``, the small gallery), rounded.
+    """
 
     rows: float = 1e9
     dim: int = DIM
@@ -42,7 +46,8 @@ class Cluster:
     queries: int = 1  # in a batch
     bandwidth: float = 250.0  # GB/s that the scan of a host reaches
     multiply: float = 19_000.0  # G byte products/s that it reaches
-    hop_ms: float = 1.0  # there and back, and merging
+    hop_ms: float = 6.0  # there and back
+    per_query_ms: float = 0.5  # of the front, for each query: it merges and looks the photos up
     per_shard_ms: float = 0.05  # of the front, for each shard: it sends and reads one after the other
     jitter: float = 0.1  # standard deviation of the logarithm of a shard's time
     slow: float = 0.001  # share of a shard's scans that take slow_factor times as long
@@ -68,7 +73,7 @@ class Cluster:
             factor[rng.random(trials) < self.slow] *= self.slow_factor
             worst = np.maximum(worst, factor)
         times: np.ndarray = self.scan_ms() * worst + self.hop_ms + self.per_shard_ms * self.shards
-        return times
+        return times + self.per_query_ms * self.queries
 
     def quantiles(self, trials: int = 20_000, seed: int = 0) -> tuple[float, float]:
         """p50 and p99 in ms."""
@@ -108,33 +113,17 @@ def this_machine() -> Cluster:
     found = scans()
     reading = max(r["N"] * (r["D"] + ROW_EXTRA) / r["median_ms"]["splip"] / 1e6 for r in found if r["Q"] == 1)
     multiplying = max(r["Q"] * r["N"] * r["D"] / r["median_ms"]["splip"] / 1e6 for r in found)
-    return Cluster(hosts=1, bandwidth=reading, multiply=multiplying, hop_ms=0, per_shard_ms=0, jitter=0, slow=0)
-
-
-def first(row: dict[str, Any], *names: str) -> Any:
-    """The value of the first of these keys that a row has; of nested ones written with a dot, too."""
-    for name in names:
-        value: Any = row
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is not None:
-            return value
-    return None
+    own = {"hop_ms": 0, "per_query_ms": 0, "per_shard_ms": 0, "jitter": 0, "slow": 0}
+    return Cluster(hosts=1, bandwidth=reading, multiply=multiplying, **own)
 
 
 def measured(report: dict[str, Any]) -> Iterator[tuple[dict[str, Any], float, float | None]]:
-    """Rows that name their shards, vectors and p50: settings of a cluster, p50 and p99 in ms."""
-    rows = report.get("rows", report)
-    for row in rows.values() if isinstance(rows, dict) else rows:
-        if not isinstance(row, dict):
-            continue
-        shards, count = first(row, "shards", "nodes"), first(row, "N", "rows", "vectors")
-        p50 = first(row, "ms.p50", "p50_ms", "p50", "cluster_ms.p50", "search_ms.p50", "median_ms")
-        p99 = first(row, "ms.p99", "p99_ms", "p99", "cluster_ms.p99", "search_ms.p99")
-        if not all(isinstance(v, (int, float)) for v in (shards, count, p50)):
-            continue
-        settings = {"rows": count, "dim": first(row, "D", "dim") or DIM, "queries": first(row, "Q", "queries") or 1}
-        yield settings | {"shards_per_host": int(shards)}, float(p50), p99
+    """The searches of ``bench_cluster.py``: settings of a cluster, median and, where it was kept, p99 in ms."""
+    for row in report.get("rows", []):
+        for batch in row.get("batches", []):
+            settings = {"rows": row["rows"], "dim": row["dim"], "shards_per_host": row["shards"]}
+            times = batch["cluster_ms"]
+            yield settings | {"queries": batch["queries"]}, times["median"], times.get("p99")
 
 
 def compare(report: dict[str, Any], cluster: Cluster) -> str:
@@ -148,7 +137,7 @@ def compare(report: dict[str, Any], cluster: Cluster) -> str:
             [*sizes, f"{a:.1f} / {b:.1f}", f"{p50:.1f} / {'-' if p99 is None else f'{p99:.1f}'}", f"{p50 / a:.2f}"]
         )
     if not rows:
-        raise SystemExit("no row with shards, N and p50 in the measured file")
+        raise SystemExit("no searches in the measured file")
     head = [
         "vectors",
         "D",
@@ -300,7 +289,8 @@ def checks(_: Prices) -> str:
         rows.append([f"{r['N']:,}", str(r["Q"]), "1", f"{guess:.1f}", f"{found:.1f}", f"{found / guess:.2f}"])
     text = table(["vectors", "queries", "shards", "predicted, ms", "measured, ms", "measured / predicted"], rows)
     if (RESULTS / "cluster-cpu.json").is_file() and any(measured(load("cluster-cpu"))):
-        small = replace(here, hop_ms=Cluster.hop_ms, per_shard_ms=Cluster.per_shard_ms, jitter=Cluster.jitter)
+        names = ("hop_ms", "per_query_ms", "per_shard_ms", "jitter")
+        small = replace(here, **{name: getattr(Cluster, name) for name in names})
         text += "\n\nShards on one machine, `cluster-cpu.json`:\n\n" + compare(load("cluster-cpu"), small)
     return text
 
@@ -332,7 +322,8 @@ def main() -> int:
     parser.add_argument("--shards-per-host", type=int, default=1, help="that share its bandwidth (default: 1)")
     parser.add_argument("--bandwidth", type=float, default=default.bandwidth, help="GB/s that a host's scan reaches")
     parser.add_argument("--multiply", type=float, default=default.multiply, help="G byte products/s that it reaches")
-    parser.add_argument("--hop-ms", type=float, default=default.hop_ms, help="there and back, and merging")
+    parser.add_argument("--hop-ms", type=float, default=default.hop_ms, help="there and back")
+    parser.add_argument("--per-query-ms", type=float, default=default.per_query_ms, help="of the front, for each query")
     parser.add_argument("--per-shard-ms", type=float, default=default.per_shard_ms, help="of the front, for each shard")
     parser.add_argument("--jitter", type=float, default=default.jitter, help="sigma of a shard's lognormal time")
     parser.add_argument("--slow", type=float, default=default.slow, help="share of scans that are stragglers")
@@ -349,7 +340,7 @@ def main() -> int:
     args = parser.parse_args()
     positive = ("rows", "queries", "dim", "shards_per_host", "bandwidth", "multiply", "slow_factor", "trials")
     wrong = [n for n in positive if getattr(args, n) <= 0]
-    wrong += [n for n in ("hop_ms", "per_shard_ms", "jitter", "slow") if getattr(args, n) < 0]
+    wrong += [n for n in ("hop_ms", "per_query_ms", "per_shard_ms", "jitter", "slow") if getattr(args, n) < 0]
     if wrong or min(args.hosts) < 1 or args.slow > 1:
         parser.error(f"out of range: {', '.join(wrong) or 'hosts or slow'}")
     if args.update:
@@ -359,8 +350,7 @@ def main() -> int:
         prices = replace(prices, host=args.price_host, gpu=args.price_gpu, disk=args.price_disk)
         print("\n\n".join(make(prices) for make in TABLES.values()))
         return 0
-    names = ("rows", "dim", "queries", "shards_per_host", "bandwidth", "multiply", "hop_ms", "per_shard_ms", "jitter")
-    cluster = Cluster(**{n: getattr(args, n) for n in (*names, "slow", "slow_factor")})
+    cluster = Cluster(**{f.name: getattr(args, f.name) for f in fields(Cluster) if f.name != "hosts"})
     if args.measured:
         try:
             report = json.loads(args.measured.read_text())

@@ -21,7 +21,7 @@ simulate = importlib.util.module_from_spec(spec)
 sys.modules["simulate_search"] = simulate
 spec.loader.exec_module(simulate)
 Cluster = simulate.Cluster
-CALM = Cluster(rows=1e8, hosts=1, jitter=0, slow=0, hop_ms=0, per_shard_ms=0, multiply=1e12)
+CALM = Cluster(rows=1e8, hosts=1, jitter=0, slow=0, hop_ms=0, per_query_ms=0, per_shard_ms=0, multiply=1e12)
 
 
 def test_one_calm_shard_is_bytes_by_bandwidth():
@@ -29,6 +29,8 @@ def test_one_calm_shard_is_bytes_by_bandwidth():
     assert CALM.scan_ms() == pytest.approx(expected)
     assert CALM.quantiles() == pytest.approx((expected, expected))
     assert replace(CALM, hop_ms=3, per_shard_ms=0.5).quantiles() == pytest.approx((expected + 3.5, expected + 3.5))
+    many = replace(CALM, queries=8)
+    assert replace(many, per_query_ms=2).quantiles()[0] == pytest.approx(many.quantiles()[0] + 16)
 
 
 def test_without_stragglers_hosts_divide_the_time():
@@ -80,18 +82,15 @@ def test_the_model_is_near_the_measured_scans():
 
 
 def test_measured_files(tmp_path):
-    rows = [
-        {"shards": 3, "N": 200_000, "D": 512, "Q": 1, "ms": {"p50": 9.0, "p99": 12.0}},
-        {"nodes": 1, "rows": 1000, "dim": 64, "median_ms": 1.5},
-        {"what": "something else"},
-    ]
+    times = [{"queries": 1, "cluster_ms": {"median": 9.0, "p99": 12.0}}, {"queries": 8, "cluster_ms": {"median": 9.5}}]
+    rows = [{"case": "search", "shards": 3, "rows": 200_000, "dim": 512, "batches": times}, {"case": "embed"}]
     found = list(simulate.measured({"rows": rows}))
-    assert found[0] == ({"rows": 200_000, "dim": 512, "queries": 1, "shards_per_host": 3}, 9.0, 12.0)
-    assert found[1] == ({"rows": 1000, "dim": 64, "queries": 1, "shards_per_host": 1}, 1.5, None) and len(found) == 2
+    own = {"rows": 200_000, "dim": 512, "shards_per_host": 3}
+    assert found == [(own | {"queries": 1}, 9.0, 12.0), (own | {"queries": 8}, 9.5, None)]
     for name, content in (("good.json", {"rows": rows}), ("empty.json", {"rows": []})):
         (tmp_path / name).write_text(json.dumps(content))
     assert "9.0 / 12.0" in run("--measured", tmp_path / "good.json", "--bandwidth", "28").stdout
-    assert "no row with shards" in run("--measured", tmp_path / "empty.json").stderr
+    assert "no searches in the measured file" in run("--measured", tmp_path / "empty.json").stderr
     assert run("--measured", tmp_path / "none.json").returncode == 2
 
 
