@@ -250,7 +250,9 @@ def test_int8_is_symmetric_and_spares_the_head(quantised, checkpoint):
     products = [n for n in file.graph.node if n.op_type == "MatMul"]
     makers = {out: n.op_type for n in file.graph.node for out in n.output}
     assert all(makers.get(name) != "DequantizeLinear" for name in products[-1].input)
-    assert sum(makers.get(n.input[1]) == "DequantizeLinear" for n in products) == 18  # the patches', and 4 or 5 a block
+    assert (
+        sum(makers.get(n.input[1]) == "DequantizeLinear" for n in products) == 17
+    )  # 4 or 5 a block; the stem convolves
     got = onnx_session(quantised).run(None, {"images": pixels(8, 2)})[0]
     wanted = load_model(checkpoint).encode_photo(as_training(pixels(8, 2))).numpy()
     assert (got * wanted).sum(axis=1).min() > 0.9
@@ -372,7 +374,7 @@ def test_int8_is_measured(checkpoint, tmp_path, cli):
         assert encoder.precision == "int8"
         wanted = load_model(checkpoint).encode_sketch(as_training(pixels(4))).numpy()
         assert (encoder.encode(pixels(4), "sketch") * wanted).sum(axis=1).min() > 0.9
-    assert (tmp_path / "out" / "photo.bin").stat().st_size < 0.5 * 3_600_000  # a quarter, and what is not quantised
+    assert (tmp_path / "out" / "photo.bin").stat().st_size < 0.5 * 10_200_000  # a quarter, and what is not quantised
 
 
 @pytest.mark.exhaustive
