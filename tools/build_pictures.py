@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from build_sample import SHIPPED, SVG, fetch_npm, key, render
+from build_sample import SHIPPED, as_svg, fetch_npm, key, render
 from PIL import Image
 from rich.progress import track
 
 from splip import leaks
+from splip.sample import things as things_of_the_sample
 
 SIDE = 96
 MARGIN = 0.06
@@ -52,10 +53,9 @@ def main() -> None:
     fetch_npm(args.work, {"catalog": CATALOG} | {name: package for name, (package, _) in DESIGNERS.items()})
     things = catalog(args.work)
     sources = {name: source(args.work, name, things) for name in DESIGNERS}
-    tested = unseen_hashes()
+    tested = leaks.tested_hashes()
     words = json.loads((SHIPPED / "classes.json").read_text(encoding="utf-8"))["classes"]
-    with open(SHIPPED / "index.csv", newline="", encoding="utf-8") as file:
-        sample = {row["codepoint"]: words[row["class"]] for row in csv.DictReader(file)}
+    sample = {row["codepoint"]: words[row["class"]] for row in things_of_the_sample()}
     rows, alike = [], 0
     for codepoint, (name, subgroup) in track(list(things.items()), "Drawing"):
         for designer, get in sources.items():
@@ -103,22 +103,6 @@ def catalog(work: Path) -> dict[str, tuple[str, str]]:
     return found
 
 
-def unseen_hashes() -> list[int]:
-    """How the sample's unseen pictures and sketches look."""
-    with open(SHIPPED / "index.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    found = []
-    for path in sorted(p for p in SHIPPED.iterdir() if p.suffix in (".png", ".webp")):
-        with Image.open(path) as opened:
-            sheet = opened.convert("RGBA")
-        side = sheet.width // 32
-        for number, row in enumerate(rows):
-            if row["split"] == "unseen":
-                left, top = number % 32 * side, number // 32 * side
-                found.append(leaks.picture_hash(sheet.crop((left, top, left + side, top + side))))
-    return found
-
-
 def source(work: Path, designer: str, things: dict[str, tuple[str, str]]) -> Callable[[str], Image.Image | None]:
     """A function from code points to a designer's pictures; None for those it never drew."""
     if designer == "fluent3d":
@@ -148,14 +132,6 @@ def source(work: Path, designer: str, things: dict[str, tuple[str, str]]) -> Cal
 
 def slug(name: str) -> str:
     return re.sub("[^a-z0-9]+", "-", re.sub("[’']", "", name.lower())).strip("-")
-
-
-def as_svg(icons: dict, name: str) -> str:
-    icon = icons["icons"][name]
-    box = [icon.get("left", 0), icon.get("top", 0)]
-    box += [icon.get(side, icons.get(side, 16)) for side in ("width", "height")]
-    head = f'<svg xmlns="{SVG}" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{" ".join(map(str, box))}">'
-    return (head + icon["body"] + "</svg>").replace("currentColor", "#000")
 
 
 def fluent3d(folder: Path, codepoint: str) -> Image.Image | None:

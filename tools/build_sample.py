@@ -23,6 +23,7 @@ import xml.etree.ElementTree as ET
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import resvg_py
@@ -76,17 +77,22 @@ def key(codepoint: str) -> str:
     return "-".join(part for part in codepoint.lower().split("-") if part != "fe0f")
 
 
+def as_svg(icons: dict[str, Any], name: str) -> str:
+    """One icon of an Iconify package."""
+    icon = icons["icons"][name]
+    box = [icon.get("left", 0), icon.get("top", 0)]
+    box += [icon.get(side, icons.get(side, 16)) for side in ("width", "height")]
+    view = " ".join(str(v) for v in box)
+    head = f'<svg xmlns="{SVG}" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{view}">'
+    return (head + icon["body"] + "</svg>").replace("currentColor", "#000")
+
+
 def noto_source(folder: Path) -> Callable[[str], str]:
     icons = json.loads((folder / "icons.json").read_text())
     names = {key(code): name for code, name in json.loads((folder / "chars.json").read_text()).items()}
 
     def get(codepoint: str) -> str:
-        icon = icons["icons"][names[codepoint]]
-        box = [icon.get("left", 0), icon.get("top", 0)]
-        box += [icon.get(side, icons.get(side, 16)) for side in ("width", "height")]
-        view = " ".join(str(v) for v in box)
-        head = f'<svg xmlns="{SVG}" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{view}">'
-        return (head + icon["body"] + "</svg>").replace("currentColor", "#000")
+        return as_svg(icons, names[codepoint])
 
     return get
 

@@ -4,18 +4,17 @@ A picture leaks if its code point or its name belongs to a class that is kept fo
 the same subgroup, or if it looks like one of the test pictures.
 """
 
-import csv
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-SAMPLE = Path(__file__).parent / "sample_data"
+from splip import sample
+
 NEAR = 4  # of 64 bits: closer hashes count as the same picture
 
 
@@ -32,9 +31,8 @@ class Kept:
 @cache
 def kept(split: str) -> Kept:
     """What the sample's ``unseen`` or ``validation`` classes are made of."""
-    concepts = json.loads((SAMPLE / "concepts.json").read_text(encoding="utf-8"))
-    with open(SAMPLE / "index.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    concepts = json.loads((sample.FOLDER / "concepts.json").read_text(encoding="utf-8"))
+    rows = sample.things()
     own = {row["class"] for row in rows if row["split"] == "unseen"} if split == "unseen" else set(concepts[split])
     if own != set(concepts[split]):
         raise RuntimeError(f"concepts.json and index.csv do not name the same {split} classes")
@@ -79,6 +77,20 @@ def picture_hash(image: Image.Image) -> int:
     grey = np.asarray(ground.convert("L").resize((9, 8), Image.Resampling.LANCZOS)).astype(int)
     bits = (grey[:, 1:] > grey[:, :-1]).flatten()
     return int("".join("1" if bit else "0" for bit in bits), 2)
+
+
+def tested_hashes() -> list[int]:
+    """How the sample's unseen pictures and sketches look, sheet by sheet."""
+    found = []
+    for sheets in sample.SHEETS.values():
+        for name in sheets.values():
+            with Image.open(sample.FOLDER / name) as opened:
+                sheet = opened.convert("RGBA")
+            for number, row in enumerate(sample.things()):
+                if row["split"] == "unseen":
+                    left, top = number % sample.COLUMNS * sample.SIDE, number // sample.COLUMNS * sample.SIDE
+                    found.append(picture_hash(sheet.crop((left, top, left + sample.SIDE, top + sample.SIDE))))
+    return found
 
 
 def distances(hashes: Sequence[int], others: Sequence[int]) -> np.ndarray:
