@@ -9,7 +9,6 @@ slot only its keys and values in that layer matter, and those do not depend on t
 the prompts of that layer travel on as tokens.
 """
 
-import copy
 from typing import Any
 
 import torch
@@ -129,7 +128,7 @@ class DeployEncoder(nn.Module):
         self.image_size, self.embed_dim, self.grid = clip.image_size, clip.embed_dim, visual.grid_size[0]
         self.register_buffer("mean", torch.tensor(clip.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(clip.std).view(-1, 1, 1))
-        self.stem = copy.deepcopy(visual.conv1).to(dtype) if isinstance(visual.conv1, ConvStem) else None
+        self.stem = visual.conv1.merged().to(dtype) if isinstance(visual.conv1, ConvStem) else None
         self.embed = nn.Identity() if self.stem else _linear(visual.conv1.weight.flatten(1), None, dtype)
         position = visual.positional_embedding.detach()
         self.register_buffer("position", position[1:].clone())

@@ -70,7 +70,8 @@ def test_exactly_the_intended_parameters_learn(changes, norms, others):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     learn(model)
     for name, parameter in model.named_parameters():
-        intended = (".ln_" in name and name.startswith(norms)) if name.startswith("backbone.") else False
+        normalises = ".ln_" in name or name.endswith((".scale", ".shift"))
+        intended = (normalises and name.startswith(norms)) if name.startswith("backbone.") else False
         intended |= name.startswith(others) if others else False
         assert parameter.requires_grad == intended, name
         assert (parameter.grad is not None) == intended, name

@@ -10,10 +10,12 @@ from PIL import Image, ImageDraw
 
 from splip import augment
 from splip.clip import WEIGHTS, PromptedCLIP
-from splip.config import BackboneConfig
+from splip.config import BackboneConfig, TrainConfig
+from splip.model import SpLIP
 from splip.pretrain import SIDE, Batches, Pictures, Prototypes, save_weights
 from splip.stem import ConvStem
 
+TINY = BackboneConfig("splip-tiny")
 THINGS = {"disc": "round", "ring": "round", "bar": "long", "pole": "long", "box": "square"}
 
 
@@ -162,3 +164,23 @@ def test_the_packages_weights_are_small_and_whole(tmp_path):
     save_weights(model, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
     assert math.isclose(model.clip.logit_scale.item(), math.log(16), rel_tol=1e-3)
+
+
+def test_the_stems_scales_and_shifts():
+    """They are trained with LayerNorms, and a deployed stem has them in its weights."""
+    for trained in (True, False):
+        model = SpLIP(TrainConfig(method="clip-ln", backbone=TINY, train_layernorm=trained), ["ball", "box"])
+        names = {n.rsplit(".", 1)[1] for n in model.trainable() if ".conv1." in n}
+        assert names == ({"scale", "shift"} if trained else set())
+    torch.manual_seed(0)
+    stem = model.backbone.visual.conv1
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = stem(images)
+        for parameter in stem.affine():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        changed, merged = stem(images), stem.merged()
+        torch.testing.assert_close(merged(images), changed, rtol=0, atol=1e-4 * float(changed.abs().max()))
+    assert not torch.allclose(before, changed, atol=0.1)
+    assert sorted({n.rsplit(".", 1)[1] for n in merged.state_dict()}) == ["bias", "shift", "weight"]
+    assert len(stem.affine()) == 2 * 8

@@ -22,6 +22,7 @@ from splip.data import MODALITIES
 from splip.errors import UserError
 from splip.jigsaw import JigsawHead, permutation_bank
 from splip.prompts import CoupledPrompts, LayersToVision, ModalityTokens, VisionToText, WordsToVision
+from splip.stem import ConvStem
 
 FORMAT = 2
 LIMITS = {"text_tokens": 0, "layer_tokens": 0, "visual_tokens": 1}
@@ -139,10 +140,12 @@ class SpLIP(nn.Module):
         clip = self.backbone
         visual_norms = [m for m in clip.visual.modules() if isinstance(m, nn.LayerNorm)]
         text_norms = [m for m in (*clip.text.transformer.modules(), clip.text.ln_final) if isinstance(m, nn.LayerNorm)]
-        wanted = visual_norms * c.train_layernorm + text_norms * c.train_text_layernorm
-        for norm in wanted:
-            for parameter in norm.parameters():
-                parameter.requires_grad = True
+        wanted = [p for m in visual_norms for p in m.parameters()] * c.train_layernorm
+        if isinstance(clip.visual.conv1, ConvStem):  # what its BatchNorms left
+            wanted += clip.visual.conv1.affine() * c.train_layernorm
+        wanted += [p for m in text_norms for p in m.parameters()] * c.train_text_layernorm
+        for parameter in wanted:
+            parameter.requires_grad = True
         if c.train_backbone:
             for parameter in self.parameters():
                 parameter.requires_grad = True

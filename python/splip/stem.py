@@ -6,12 +6,14 @@ Convolutions Help Transformers See Better*, NeurIPS 2021). What comes out is wha
 patch, E_0, so prompts and everything behind it are the same.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Backbones with a stem: channels of the first convolution.
-STEMS = {"splip-tiny": 32}
+STEMS = {"splip-tiny": 32, "splip-small": 48}
 
 
 class ConvStem(nn.Module):
@@ -52,32 +54,65 @@ class ConvStem(nn.Module):
     def folded(self) -> "ConvStem":
         """The same map without BatchNorms: their statistics become part of the convolutions."""
         made = ConvStem(self.out_channels, self.channels)
-        own = [m for m in self.modules() if isinstance(m, _Convolution)]
-        for source, target in zip(own, (m for m in made.modules() if isinstance(m, _Convolution)), strict=True):
+        for source, target in zip(self._convolutions(), made._convolutions(), strict=True):
             source.fold_into(target)
         made.places.load_state_dict(self.places.state_dict())
         return made.eval()
 
+    def merged(self) -> "ConvStem":
+        """The same map for inference alone: convolutions without a scale of their own."""
+        made = copy.deepcopy(self)
+        for convolution in made._convolutions():
+            convolution.merge()
+        return made
+
+    def affine(self) -> list[nn.Parameter]:
+        """The scales and shifts of all channels."""
+        return [p for m in self._convolutions() for p in (m.scale, m.shift) if p is not None]
+
+    def _convolutions(self) -> list["_Convolution"]:
+        return [m for m in self.modules() if isinstance(m, _Convolution)]
+
 
 class _Convolution(nn.Module):
+    """A convolution of 3 x 3 with a scale and a shift for each channel: what a BatchNorm is in inference, and what stays
+    of one. They are trained where LayerNorms are, and are part of the convolution's weights as it runs."""
+
+    scale: nn.Parameter | None
+    shift: nn.Parameter | None
+
     def __init__(self, inputs: int, outputs: int, stride: int, normalised: bool, active: bool = True) -> None:
         super().__init__()
-        self.active = active
-        self.convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=not normalised)
-        self.norm = nn.BatchNorm2d(outputs) if normalised else nn.Identity()
+        self.active, self.stride = active, stride
+        self.convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm = nn.BatchNorm2d(outputs) if normalised else None
+        self.scale = None if normalised else nn.Parameter(torch.ones(outputs))
+        self.shift = None if normalised else nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.convolution(x))
+        weight = self.convolution.weight
+        if self.scale is not None:
+            weight = weight * self.scale[:, None, None, None]
+        x = F.conv2d(x, weight, self.shift, self.stride, 1)
+        if self.norm is not None:
+            x = self.norm(x)
         return F.relu(x) if self.active else x
 
     @torch.no_grad()
     def fold_into(self, target: "_Convolution") -> None:
-        norm, bias = self.norm, target.convolution.bias
-        assert isinstance(norm, nn.BatchNorm2d) and bias is not None
+        norm, shift = self.norm, target.shift
+        assert norm is not None and shift is not None
         assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         target.convolution.weight.copy_(self.convolution.weight * scale[:, None, None, None])
-        bias.copy_(norm.bias - norm.running_mean * scale)
+        shift.copy_(norm.bias - norm.running_mean * scale)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Make the scale a part of the weights for good."""
+        assert self.scale is not None
+        self.convolution.weight.mul_(self.scale[:, None, None, None])
+        self.scale = None
 
 
 class _Residual(nn.Module):

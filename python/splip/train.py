@@ -562,7 +562,7 @@ def _data_facts(tree: Tree, feed: Feed) -> dict[str, Any]:
 def _parameter_groups(trainable: dict[str, torch.nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:
     """Matrices decay, vectors do not; the backbone's LayerNorms may have a rate of their own."""
     peak = config.lr if config.layernorm_lr is None else config.layernorm_lr
-    norms = {name for name in trainable if name.startswith("backbone.") and ".ln_" in name}
+    norms = {n for n in trainable if n.startswith("backbone.") and (".ln_" in n or n.endswith((".scale", ".shift")))}
     groups = [
         {
             "params": [p for n, p in trainable.items() if p.dim() > 1],
