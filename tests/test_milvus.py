@@ -433,6 +433,16 @@ def test_service(place, gallery, photos):
             assert client.get("/v1/images/8").content == photos[7].read_bytes()
             assert client.get("/v1/images/99").status_code == 404
 
+            def gone(*args, **options):
+                raise pymilvus.MilvusException(message="server unavailable")
+
+            there._collection._client.search = gone
+            answer = client.post("/v1/search", json={"id": 8, "k": 3})
+            assert answer.status_code == 503 and answer.json()["error"] == "unavailable", answer.text
+            assert "server unavailable" in answer.json()["message"] and "retry-after" in answer.headers
+            del there._collection._client.search
+            assert client.post("/v1/search", json={"id": 8, "k": 3}).status_code == 200
+
 
 def test_serve_refuses_roots(refused, tmp_path):
     pytest.importorskip("uvicorn")

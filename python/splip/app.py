@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 
 from splip import __version__, queries
 from splip.config import ServeConfig
-from splip.errors import UnreadablePicture, UserError
+from splip.errors import Unavailable, UnreadablePicture, UserError
 from splip.guard import COOKIE, Access, Guard, Refusal, is_loopback
 from splip.messages import About, Add, Added, Answer, Answers, Problem, Queries, State
 from splip.queries import Blank, Busy, Missing, Query, TooLarge
@@ -139,6 +139,8 @@ def problem(error: Exception) -> Refusal:
         return Refusal(422, "unreadable", str(error))
     if isinstance(error, Missing):
         return Refusal(404, "not_found", str(error))
+    if isinstance(error, Unavailable):
+        return Refusal(503, "unavailable", str(error), RETRY)
     if isinstance(error, UserError):
         return Refusal(422, "invalid", str(error))
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from splip.errors import UserError
+from splip.errors import Unavailable, UserError
 from splip.queries import Busy
 from splip.telemetry import Telemetry, log
 
@@ -128,6 +128,9 @@ class Batcher:
                 self.telemetry.batch.observe(len(live))
                 try:
                     self._answer(live)
+                except Unavailable as problem:  # a line in the answers; nothing is wrong here
+                    log.warning("%s", problem)
+                    error = problem
                 except Exception as problem:  # what failed for all must not end the service
                     log.exception("a batch failed")
                     error = RuntimeError(f"the batch failed: {problem}")

@@ -14,3 +14,7 @@ class UnreadablePicture(UserError):
 
     def __reduce__(self) -> tuple[type, tuple[object, str]]:
         return type(self), (self.path, self.reason)  # travels between processes
+
+
+class Unavailable(UserError):
+    """A server that answers depend on failed or cannot be reached; it may come back."""

@@ -27,7 +27,7 @@ import numpy as np
 
 from splip import catalog
 from splip.catalog import Filter, Item
-from splip.errors import UserError
+from splip.errors import Unavailable, UserError
 from splip.gallery import Gallery, Match
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class Collection:
             reason = " ".join(str(said).split())
             if reason == "Open local milvus failed":
                 reason = "another process has it open, or it is no Milvus Lite database"
-            raise UserError(f"{self.address}: {what}: {reason}") from None
+            raise Unavailable(f"{self.address}: {what}: {reason}") from None
 
     def close(self) -> None:
         with contextlib.suppress(*self._failures):
