@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from splip.data import MODALITIES
 from splip.errors import UserError
 from splip.model import SpLIP
-from splip.stem import ConvStem
+from splip.stem import ConvStem, as_affine
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -243,9 +243,7 @@ def _post_norm(norm: nn.LayerNorm, batch_norm: nn.Module) -> nn.LayerNorm:
     """The last LayerNorm in float32, with the BatchNorm of ``train_backbone`` folded in."""
     post = _norm(norm)
     if isinstance(batch_norm, nn.BatchNorm1d):
-        assert batch_norm.running_mean is not None and batch_norm.running_var is not None
-        scale = batch_norm.weight * torch.rsqrt(batch_norm.running_var + batch_norm.eps)
-        shift = batch_norm.bias - batch_norm.running_mean * scale
+        scale, shift = as_affine(batch_norm)
         post.weight = nn.Parameter((post.weight * scale).detach(), requires_grad=False)
         post.bias = nn.Parameter((post.bias * scale + shift).detach(), requires_grad=False)
     return post

@@ -6,6 +6,7 @@ words with [SOS], d_v and d_t widths, D joint embedding, G groups of images that
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +23,10 @@ from splip.data import MODALITIES
 from splip.errors import UserError
 from splip.jigsaw import JigsawHead, permutation_bank
 from splip.prompts import CoupledPrompts, LayersToVision, ModalityTokens, VisionToText, WordsToVision
-from splip.stem import ConvStem
+from splip.stem import ConvStem, as_affine
 
 FORMAT = 2
+_ARTICLE = re.compile(r"^(an?|the)\s+(?=\S)", re.IGNORECASE)  # the template ends with one
 LIMITS = {"text_tokens": 0, "layer_tokens": 0, "visual_tokens": 1}
 
 
@@ -385,8 +387,8 @@ class SpLIP(nn.Module):
 
     @torch.no_grad()
     def encode_text(self, names: Sequence[str], modality: int = 1) -> Tensor:
-        """Unit-length features ``[C, D]`` of class names, prompted as sketches or photos."""
-        tokens = self._tokens(names).to(self.tokens.device)[modality : modality + 1]
+        """Unit-length features ``[C, D]`` of class names, prompted as sketches or photos; "a horse" is read as "horse"."""
+        tokens = self._tokens([_ARTICLE.sub("", name.strip()) for name in names]).to(self.tokens.device)[modality : modality + 1]
         return self._encode_classes(tokens, _shared(tokens), self.patch_mean[modality : modality + 1])[0][0]
 
     # ---- checkpoints ----
@@ -401,9 +403,7 @@ class SpLIP(nn.Module):
         prefix = "text." if self.backbone.text is not self.backbone.clip else ""
         for norm, name in ((self.visual_norm, "visual.ln_post"), (self.text_norm, f"{prefix}ln_final")):
             if isinstance(norm, nn.BatchNorm1d):
-                assert norm.running_mean is not None and norm.running_var is not None
-                scale = (norm.weight * torch.rsqrt(norm.running_var + norm.eps)).detach().cpu()
-                shift = (norm.bias.cpu() - norm.running_mean.cpu() * scale).detach()
+                scale, shift = (part.cpu() for part in as_affine(norm))
                 state[f"{name}.weight"] *= scale
                 state[f"{name}.bias"] = state[f"{name}.bias"] * scale + shift
         return state

@@ -9,7 +9,6 @@ that never look the same twice. The text tower is fitted afterwards to the embed
 import copy
 import csv
 import math
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -32,8 +31,8 @@ from splip.data import load_tree
 from splip.errors import UserError
 from splip.evaluate import TestSet
 from splip.model import pick_device
-from splip.progress import bars, is_terminal, track
-from splip.stem import ConvStem
+from splip.progress import bars, is_terminal, stop_signals, track
+from splip.stem import ConvStem, as_affine
 
 FORMAT = 1
 SIDE = 96  # pictures are kept at this side, so that zooming in shows more than the tower's pixels
@@ -159,10 +158,9 @@ class Prototypes(nn.Module):
         visual, norm = made.visual, self.norm
         if isinstance(visual.conv1, ConvStem):
             visual.conv1 = visual.conv1.folded()
-        assert norm.running_mean is not None and norm.running_var is not None
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        scale, shift = as_affine(norm)
         visual.ln_post.weight.mul_(scale)
-        visual.ln_post.bias.sub_(norm.running_mean).mul_(scale).add_(norm.bias)
+        visual.ln_post.bias.mul_(scale).add_(shift)
         return made
 
 
@@ -247,8 +245,7 @@ def _train_visual(
     last: Path,
 ) -> None:
     """The visual tower; ``averaged`` ends as the moving average of the weights."""
-    batches, began, stop = pictures.batches(config.batch_size), time.monotonic(), []
-    previous = {s: signal.signal(s, lambda *_: stop.append(True)) for s in (signal.SIGINT, signal.SIGTERM)}
+    batches, began = pictures.batches(config.batch_size), time.monotonic()
     run: Any = torch.compile(model) if config.compile else model
     mean = torch.tensor(model.backbone.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(model.backbone.std, device=device).view(1, 3, 1, 1)
@@ -269,51 +266,47 @@ def _train_visual(
                TextColumn("loss {task.fields[loss]:.3f}"))  # fmt: skip
     model.train()
     step = start
-    try:
-        with bars(*columns) as progress:
-            bar = progress.add_task("Training", total=config.steps, completed=start, loss=math.nan)
-            while step < config.steps and not stop:
-                # Every random number of a step comes from (seed, step), so a resumed run is the same run.
-                generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-                chosen, things = batches.draw(generator)
-                grown = min(1.0, 0.25 + 2 * step / config.steps)  # a picture is easy to know at first
-                images = repaint(
-                    pictures.images[chosen].to(device), model.backbone.image_size, generator, grown,
-                    config.outlines if grown >= 0.5 else 0.0,
-                )  # fmt: skip
-                rate = min(1.0, (step + 1) / max(1, config.warmup))
-                rate *= 0.02 + 0.98 * (1 + math.cos(math.pi * step / config.steps)) / 2
-                for group in optimiser.param_groups:
-                    group["lr"] = config.lr * rate
-                images = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-                things = things.to(device)
-                kinds = pictures.kind.to(device)[things]
-                by_thing, by_class = model.losses(run(images), things, kinds, config.scale)
-                loss = by_thing + config.class_weight * by_class
-                if not bool(torch.isfinite(loss)):
-                    raise UserError(f"the loss became {loss.item()} at step {step}; try a lower --lr")
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.visual_parameters(), 1.0)
-                optimiser.step()
-                step += 1
-                with torch.no_grad():  # a plain mean of the steps until the decay is the slower
-                    torch._foreach_lerp_(mirror, live, 1 - min(config.ema, step / (step + 20)))
-                progress.update(bar, completed=step, loss=loss.item())
-                if step % config.eval_every == 0 or step == config.steps:
-                    save(step)
-                    row: dict[str, Any] = {"step": step, "loss": f"{loss.item():.4f}", "things": f"{by_thing.item():.4f}",
-                           "classes": f"{by_class.item():.4f}", "lr": f"{config.lr * rate:.3g}",
-                           "seconds": f"{seconds + time.monotonic() - began:.1f}"}  # fmt: skip
-                    if validation is not None:
-                        row |= validation.measure(averaged.finished().to(device), device)
-                    with open(log, "a", newline="", encoding="utf-8") as file:
-                        csv.DictWriter(file, COLUMNS).writerow(row)
-                    if not is_terminal():
-                        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with stop_signals() as stop, bars(*columns) as progress:
+        bar = progress.add_task("Training", total=config.steps, completed=start, loss=math.nan)
+        while step < config.steps and not stop:
+            # Every random number of a step comes from (seed, step), so a resumed run is the same run.
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            chosen, things = batches.draw(generator)
+            grown = min(1.0, 0.25 + 2 * step / config.steps)  # a picture is easy to know at first
+            images = repaint(
+                pictures.images[chosen].to(device), model.backbone.image_size, generator, grown,
+                config.outlines if grown >= 0.5 else 0.0,
+            )  # fmt: skip
+            rate = min(1.0, (step + 1) / max(1, config.warmup))
+            rate *= 0.02 + 0.98 * (1 + math.cos(math.pi * step / config.steps)) / 2
+            for group in optimiser.param_groups:
+                group["lr"] = config.lr * rate
+            images = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+            things = things.to(device)
+            kinds = pictures.kind.to(device)[things]
+            by_thing, by_class = model.losses(run(images), things, kinds, config.scale)
+            loss = by_thing + config.class_weight * by_class
+            if not bool(torch.isfinite(loss)):
+                raise UserError(f"the loss became {loss.item()} at step {step}; try a lower --lr")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.visual_parameters(), 1.0)
+            optimiser.step()
+            step += 1
+            with torch.no_grad():  # a plain mean of the steps until the decay is the slower
+                torch._foreach_lerp_(mirror, live, 1 - min(config.ema, step / (step + 20)))
+            progress.update(bar, completed=step, loss=loss.item())
+            if step % config.eval_every == 0 or step == config.steps:
+                save(step)
+                row: dict[str, Any] = {"step": step, "loss": f"{loss.item():.4f}", "things": f"{by_thing.item():.4f}",
+                       "classes": f"{by_class.item():.4f}", "lr": f"{config.lr * rate:.3g}",
+                       "seconds": f"{seconds + time.monotonic() - began:.1f}"}  # fmt: skip
+                if validation is not None:
+                    row |= validation.measure(averaged.finished().to(device), device)
+                with open(log, "a", newline="", encoding="utf-8") as file:
+                    csv.DictWriter(file, COLUMNS).writerow(row)
+                if not is_terminal():
+                    print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     if stop:
         save(step)
         print(f"stopped at step {step} of {config.steps}; go on with --resume", file=sys.stderr)

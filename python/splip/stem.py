@@ -16,6 +16,13 @@ from torch import Tensor, nn
 STEMS = {"splip-tiny": 32, "splip-small": 48}
 
 
+def as_affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The scale and the shift of each channel that a BatchNorm is in inference."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale.detach(), (norm.bias - norm.running_mean * scale).detach()
+
+
 class ConvStem(nn.Module):
     """Pixels ``[B, 3, S, S]`` to patch embeddings ``[B, d_v, S / 16, S / 16]``, for patches of 16 pixels.
 
@@ -100,12 +107,10 @@ class _Convolution(nn.Module):
 
     @torch.no_grad()
     def fold_into(self, target: "_Convolution") -> None:
-        norm, shift = self.norm, target.shift
-        assert norm is not None and shift is not None
-        assert norm.running_mean is not None and norm.running_var is not None
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        assert self.norm is not None and target.shift is not None
+        scale, shift = as_affine(self.norm)
         target.convolution.weight.copy_(self.convolution.weight * scale[:, None, None, None])
-        shift.copy_(norm.bias - norm.running_mean * scale)
+        target.shift.copy_(shift)
 
     @torch.no_grad()
     def merge(self) -> None:

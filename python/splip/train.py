@@ -9,7 +9,6 @@ import csv
 import hashlib
 import math
 import os
-import signal
 import sys
 import time
 import warnings
@@ -37,7 +36,7 @@ from splip.images import write_skipped
 from splip.model import SpLIP, pick_device, read_checkpoint
 from splip.objective import TERMS, Objective
 from splip.pictures import Pictures
-from splip.progress import bars, is_terminal
+from splip.progress import bars, is_terminal, stop_signals
 from splip.sampler import Batch, Sampler
 
 COLUMNS = ["step", "loss", *TERMS, "lr", "seconds", "val_mAP", "val_Acc1"]
@@ -170,7 +169,7 @@ def _train(config: TrainConfig, device: torch.device) -> Path:
         return out / "best.pt"
 
     model.train()
-    with _log(out / "log.csv", writer) as log, _stop_signals() as caught, _progress() as progress:
+    with _log(out / "log.csv", writer) as log, stop_signals() as caught, _progress() as progress:
         bar = progress.add_task("Training", total=steps, completed=start, loss=math.nan, val=math.nan)
         stopped = False
         for part in feed.batches(start, steps, objective):
@@ -644,23 +643,6 @@ def _log(path: Path, writer: Any) -> Iterator[Any]:
         finally:
             if writer is not None:
                 writer.close()
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that the step in hand is finished and saved."""
-    caught: list[int] = []
-    names = (signal.SIGINT, signal.SIGTERM)
-    try:
-        before = [signal.signal(s, lambda number, _: caught.append(number)) for s in names]
-    except ValueError:  # not the main thread: signals are somebody else's business
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for name, handler in zip(names, before, strict=True):
-            signal.signal(name, handler)
 
 
 def _progress() -> Progress:
