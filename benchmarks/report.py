@@ -8,6 +8,7 @@ python benchmarks/report.py --demo demo --update   # first takes over the result
 import argparse
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,20 @@ def demo() -> str:
     rows = [[name, *(f"{100 * values[c]:.1f}" for c in columns)] for name, values in means.items()]
     rows[-1] = [f"**{cell}**" for cell in rows[-1]]
     return table(["", *columns], rows)
+
+
+def results() -> str:
+    """mAP@all and Acc@1 of the methods on both backbones; docs/results.md has the rest."""
+    groups, rows = load("sample")["groups"], {}
+    for name in ("no-outlines", "splip-tiny"):
+        for row, values in groups[name]["unlearned"]["zs"]["rows"].items():
+            rows.setdefault(row, []).extend(f"{100 * values[m]:.1f}" for m in ("mAP@all", "Acc@1"))
+        for row in groups[name]["rows"]:
+            found = [row["zs"][m] for m in ("mAP@all", "Acc@1")]
+            cells = [f"{100 * statistics.mean(v):.1f} ± {100 * statistics.stdev(v):.1f}" for v in found]
+            rows.setdefault({"full": "SpLIP"}.get(row["name"], f"`{row['name']}`"), []).extend(cells)
+    head = ["", "never saw a line: mAP@all", "Acc@1", "splip-tiny: mAP@all", "Acc@1"]
+    return table(head, [[name.replace("plain", "plain backbone"), *cells] for name, cells in rows.items()])
 
 
 def kernels() -> str:
@@ -228,6 +243,7 @@ def _machine(m: dict[str, Any]) -> str:
 
 TABLES = {
     "demo": demo,
+    "results": results,
     "train": train,
     "evaluation": evaluation,
     "search": search,

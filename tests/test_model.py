@@ -43,6 +43,13 @@ TEXT_NORMS = ("backbone.clip.transformer.", "backbone.clip.ln_final.")
 MAPS = ("b_t.", "b_v.", "b_vt.", "jigsaw.")
 
 
+def test_a_text_loses_its_article():
+    """The template ends with one: "photo of a a horse" is nothing that anybody wrote."""
+    model = SpLIP(TrainConfig(backbone=TINY), CLASSES).eval()
+    bare = model.encode_text(["horse", "apple", "red  car", "a", "thermos"])
+    assert torch.equal(model.encode_text(["a horse", "An apple", " the red  car", "a", "thermos"]), bare)
+
+
 @pytest.mark.parametrize(
     ("changes", "norms", "others"),
     [

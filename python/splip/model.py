@@ -388,7 +388,9 @@ class SpLIP(nn.Module):
     @torch.no_grad()
     def encode_text(self, names: Sequence[str], modality: int = 1) -> Tensor:
         """Unit-length features ``[C, D]`` of class names, prompted as sketches or photos; "a horse" is read as "horse"."""
-        tokens = self._tokens([_ARTICLE.sub("", name.strip()) for name in names]).to(self.tokens.device)[modality : modality + 1]
+        tokens = self._tokens([_ARTICLE.sub("", name.strip()) for name in names]).to(self.tokens.device)[
+            modality : modality + 1
+        ]
         return self._encode_classes(tokens, _shared(tokens), self.patch_mean[modality : modality + 1])[0][0]
 
     # ---- checkpoints ----

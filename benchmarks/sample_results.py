@@ -1,0 +1,252 @@
+"""Train and measure every method on the sample data; benchmarks/results_page.py makes docs/results.md of it.
+
+    python benchmarks/sample_results.py --sample sample --no-outlines runs/no-outlines/weights.safetensors --out runs/results
+    python benchmarks/results_page.py --runs runs/results
+
+Two backbones: the packaged one, whose pre-training showed a fifth of its pictures as outlines, and one that never saw a
+line (`splip pretrain --outlines 0`). What is finished in --out is used again. Nothing is chosen by the unseen classes:
+settings were tuned, and checkpoints are chosen, by the validation classes.
+"""
+
+import argparse
+import contextlib
+import csv
+import json
+import multiprocessing
+import os
+import sys
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import harness
+
+from splip import config as configuration
+from splip.config import EvalConfig, TrainConfig
+from splip.errors import UserError
+
+# The paper's rate for prompts, and the best of 1e-3, 3e-3 and 1e-2 on the validation classes for normalisation layers, for
+# each method that trains them; also for CLIP-AT, whose own rates are meant for a hundred times the steps.
+COMMON = {"steps": 100, "eval_every": 25, "lr": 1e-3, "layernorm_lr": 1e-2, "loss": {"negatives": "semi-hard"}}
+METHODS = ["clip-ln", "clip-at", "maple", "ablations/full"]
+FINE = ["clip-ln", "clip-at-fg", "maple", "ablations/full"]
+ABLATIONS = [
+    f"ablations/{name}"
+    for name in (
+        "loss-class", "loss-triplet", "loss-adaptive", "margin-fixed",
+        "no-b_t", "no-b_v", "no-b_vt", "no-prompts", "no-layernorm",
+    )
+]  # fmt: skip
+# What was tried on the validation classes, with one seed: (row, what it changes).
+TUNING: dict[str, tuple[str, dict[str, Any]]] = {
+    "SpLIP, as in the tables": ("ablations/full", {}),
+    "normalisation at 1e-3": ("ablations/full", {"layernorm_lr": 1e-3}),
+    "normalisation at 3e-3": ("ablations/full", {"layernorm_lr": 3e-3}),
+    "prompts at 1e-2": ("ablations/full", {"lr": 1e-2}),
+    "200 steps": ("ablations/full", {"steps": 200, "eval_every": 50}),
+    "random negatives": ("ablations/full", {"loss": {"negatives": "random"}}),
+    "3 x 3 tiles, 100 permutations": ("ablations/full", {"loss": {"tiles": 3, "permutations": 100}}),
+    "one text and one layer token, in the first layer": (
+        "ablations/full",
+        {"prompts": {"text_tokens": 1, "layer_tokens": 1, "depth": 1}},
+    ),
+    "class loss weighed 0.2": ("ablations/full", {"loss": {"classification": 0.2}}),
+    "clip-ln at 1e-3": ("clip-ln", {"layernorm_lr": 1e-3}),
+    "clip-ln at 3e-3": ("clip-ln", {"layernorm_lr": 3e-3}),
+    "clip-ln at 1e-2": ("clip-ln", {}),
+    "CLIP-AT at 1e-3": ("clip-at", {"layernorm_lr": 1e-3}),
+    "CLIP-AT at 3e-3": ("clip-at", {"layernorm_lr": 3e-3}),
+    "CLIP-AT at 1e-2": ("clip-at", {}),
+    "MaPLe, tokens at 1e-2": ("maple", {"lr": 1e-2}),
+    "all weights at 3e-4": ("clip-ln", {"train_backbone": True, "lr": 3e-4, "layernorm_lr": 3e-4, "steps": 200}),
+}
+# folder: backbone, setting, rows, protocols
+GROUPS = {
+    "no-outlines": ("no outlines", "category", METHODS, ("zs", "gzs", "fg")),
+    "splip-tiny": ("splip-tiny", "category", METHODS, ("zs", "gzs", "fg")),
+    "fine-grained": ("no outlines", "fine-grained", FINE, ("fg",)),
+    "ablations": ("no outlines", "category", ABLATIONS, ("zs",)),
+}
+Task = tuple[TrainConfig, tuple[str, ...]]
+
+
+def settings(
+    row: str, setting: str, seed: int, sample: Path, weights: Path | None, out: Path, last: dict[str, Any] | None = None
+) -> TrainConfig:
+    """The sample's configuration, the row's, what all rows share, and the last changes."""
+    values = configuration.merge(configuration.read("sample"), configuration.read(row))
+    values = configuration.merge(values, COMMON)
+    if row == "clip-at-fg":  # its f-divergence compares several triplets of a class
+        values = configuration.merge(values, {"loss": {"negatives": "random"}})
+    values = configuration.merge(
+        values, {"seed": seed, "out": str(out), "setting": setting, "data": {"root": str(sample)}}
+    )
+    if weights is not None:
+        values = configuration.merge(values, {"backbone": {"pretrained": str(weights)}})
+    values = configuration.merge(values, last or {})
+    return configuration.from_dict(TrainConfig, values, row)
+
+
+def run(task: Task) -> str:
+    """Train and measure one run; returns what went wrong, or nothing."""
+    from splip.evaluate import evaluate
+    from splip.train import train
+
+    config, protocols = task
+    config.out.mkdir(parents=True, exist_ok=True)
+    with open(config.out / "output.txt", "a", encoding="utf-8") as output, contextlib.redirect_stdout(output):
+        try:
+            files = {protocol: config.out / f"eval-{protocol}.json" for protocol in protocols}
+            done = config.out / "done"
+            if not done.is_file() or not all(file.is_file() for file in files.values()):
+                config.resume = (config.out / "last.pt").is_file()
+                best = train(config)
+                for protocol, file in files.items():
+                    evaluate(EvalConfig(best, protocol=protocol, json=file))
+                done.touch()
+        except UserError as error:
+            return f"{config.out}: {error}"
+        except Exception:
+            traceback.print_exc(file=output)
+            return f"{config.out}: failed, see output.txt"
+    return ""
+
+
+def start(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def collect(folder: Path, row: str, seeds: list[int], protocols: tuple[str, ...]) -> dict[str, Any]:
+    """What the runs of a row gave, a number a seed; learning curves on the validation classes."""
+    import torch
+
+    label = configuration.find(row).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+    found: dict[str, Any] = {"name": row.split("/")[-1], "label": label, "seconds": [], "curves": []}
+    for seed in seeds:
+        run = folder / found["name"] / f"seed-{seed}"
+        with open(run / "log.csv", newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+        found["seconds"].append(float(lines[-1]["seconds"]))
+        points = [line for line in lines if line["val_mAP"]]
+        found["curves"].append([[int(x["step"]), float(x["val_mAP"]), float(x["val_Acc1"])] for x in points])
+        state = torch.load(run / "best.pt", map_location="cpu", weights_only=True)
+        found["trainable"] = sum(p.numel() for n, p in state["trainable"].items() if not n.startswith("jigsaw."))
+        for protocol in protocols:
+            report = json.loads((run / f"eval-{protocol}.json").read_text())
+            for result in report["results"]:
+                own = found.setdefault(result["protocol"], {})
+                for metric, value in next(iter(result["query_mean"].values())).items():
+                    own.setdefault(metric, []).append(value)
+    return found
+
+
+def tried(folder: Path) -> list[dict[str, Any]]:
+    """The best of each tuning run on the validation classes."""
+    rows = []
+    for number, name in enumerate(TUNING):
+        with open(folder / f"{number:02}" / "log.csv", newline="", encoding="utf-8") as file:
+            lines = [line for line in csv.DictReader(file) if line["val_mAP"]]
+        best = max(lines, key=lambda line: float(line["val_mAP"]))
+        rows.append({"name": name, "mAP@all": float(best["val_mAP"]), "Acc@1": float(best["val_Acc1"])})
+    return rows
+
+
+def scaled(name: str, weights: Path, folder: Path) -> dict[str, Any]:
+    """A backbone of another size, plain and with SpLIP, on the unseen classes."""
+    from splip.clip import PromptedCLIP
+    from splip.config import BackboneConfig
+    from splip.evaluate import evaluate
+
+    with contextlib.redirect_stdout(sys.stderr):
+        found = evaluate(EvalConfig(folder / "best.pt", baselines=True))["query_mean"]
+    with open(weights.parent / "log.csv", newline="", encoding="utf-8") as file:
+        last = list(csv.DictReader(file))[-1]
+    parameters = PromptedCLIP(BackboneConfig(name, "random")).visual.parameters()
+    plain = next(values for key, values in found.items() if key.startswith("plain"))
+    return {
+        "name": name,
+        "visual_parameters": sum(p.numel() for p in parameters),
+        "steps": int(last["step"]),
+        "minutes": float(last["seconds"]) / 60,
+        "plain": plain,
+        "SpLIP": found["SpLIP"],
+    }
+
+
+def unlearned(folder: Path, protocols: tuple[str, ...]) -> dict[str, Any]:
+    """Chance, raw pixels, HOG and the plain backbone; beside them the pictures of a SpLIP run."""
+    from splip.evaluate import evaluate
+
+    best, found = folder / "full/seed-0/best.pt", {}
+    for protocol in protocols:
+        out = folder / f"pictures-{protocol}"
+        file = out / "results.json"
+        if not file.is_file():
+            with contextlib.redirect_stdout(sys.stderr):
+                evaluate(EvalConfig(best, protocol=protocol, baselines=True, out=out))
+        for result in json.loads(file.read_text())["results"]:
+            names = [n for n in result["query_mean"] if n != "SpLIP"]
+            about = {key: result[key] for key in ("queries", "gallery", "meaning")}
+            rows = {"plain" if n.startswith("plain") else n: result["query_mean"][n] for n in names}
+            found[result["protocol"]] = about | {"rows": rows}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=Path, default=Path("sample"), help="folder of `splip data sample`")
+    parser.add_argument(
+        "--no-outlines", type=Path, required=True, metavar="FILE", help="weights of the second backbone"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/results"), help="folder of the runs")
+    parser.add_argument("--scaling", nargs="*", default=[], metavar="NAME=FILE", help="backbones of several sizes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with its share of cores (default: 2)")
+    parser.add_argument("--save", default="sample", help="name of the JSON in benchmarks/results (default: sample)")
+    args = parser.parse_args()
+    tasks: list[Task] = []
+    for group, (backbone, setting, rows, protocols) in GROUPS.items():
+        weights = args.no_outlines if backbone == "no outlines" else None
+        for seed in args.seeds:
+            for row in rows:
+                out = args.out / group / row.split("/")[-1] / f"seed-{seed}"
+                tasks.append((settings(row, setting, seed, args.sample, weights, out), protocols))
+    for number, (row, last) in enumerate(TUNING.values()):
+        out = args.out / "tuning" / f"{number:02}"
+        tasks.append((settings(row, "category", args.seeds[0], args.sample, args.no_outlines, out, last), ()))
+    sizes = [(name, Path(file)) for name, _, file in (pair.partition("=") for pair in args.scaling)]
+    for name, weights in sizes:
+        last = {"backbone": {"name": name}}
+        out = args.out / "scaling" / name
+        tasks.append((settings("ablations/full", "category", args.seeds[0], args.sample, weights, out, last), ()))
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, spawn, start, (threads,)) as pool:
+        for number, problem in enumerate(pool.map(run, tasks), 1):
+            print(f"{number}/{len(tasks)} {tasks[number - 1][0].out} {problem}", flush=True)
+            if problem:
+                pool.shutdown(cancel_futures=True)
+                sys.exit(problem)
+    report: dict[str, Any] = {"machine": harness.machine("cpu"), "seeds": args.seeds, "jobs": args.jobs, "groups": {}}
+    report["common"] = COMMON
+    for group, (backbone, setting, rows, protocols) in GROUPS.items():
+        folder = args.out / group
+        report["groups"][group] = {
+            "backbone": backbone,
+            "setting": setting,
+            "rows": [collect(folder, row, args.seeds, protocols) for row in rows],
+        }
+        if "ablations/full" in rows and setting == "category":
+            report["groups"][group]["unlearned"] = unlearned(folder, protocols)
+    report["tuning"] = tried(args.out / "tuning")
+    report["scaling"] = [scaled(name, weights, args.out / "scaling" / name) for name, weights in sizes]
+    path = harness.RESULTS / f"{args.save}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
