@@ -236,6 +236,26 @@ def service() -> str:
     return text + f" {_machine(report['machine'])}"
 
 
+def cluster() -> str:
+    """Searches and embedding by three Ray nodes on one machine, beside one process; and what kills did."""
+    report, faults = load("cluster-cpu"), load("cluster_faults")
+    rows, embed = [], next(r for r in report["rows"] if r["case"] == "embed")
+    for r in report["rows"]:
+        for b in r.get("batches", ()):
+            one, all_, extra = b["one_ms"]["median"], b["cluster_ms"]["median"], b["extra_ms"]
+            rows.append([f"{r['rows']:,} x {r['dim']}", str(b["queries"]), f"{one:.1f}", f"{all_:.1f}", f"{extra:.1f}"])
+    head = ["exact search, three shards, the same answers", "queries", "one process ms", "cluster ms", "more ms"]
+    whole = statistics.median(r["whole_again_s"] for r in faults["runs"] if "whole_again_s" in r)
+    embedded, single = statistics.median(embed["cluster_per_s"]), statistics.median(embed["one_process_per_s"])
+    return (
+        table(head, rows)
+        + f"\n\nMedians. Embedding {embed['pictures']:,} pictures: {embedded:,.0f} a second by {embed['workers']} workers "
+        + f"after start-up, {single:,.0f} in one process on the same cores. {len(faults['runs'])} kills of nodes, of the "
+        + "process that hands out work and of shards (`tools/cluster_faults.py`): nothing lost, nothing twice; searches "
+        + f"whole again after {whole:.0f} s. {_machine(report['machine'])}"
+    )
+
+
 def _machine(m: dict[str, Any]) -> str:
     """Where and how a table was measured."""
     return f"Measured on {m['cpu']}, {m['threads']} threads, torch {m['torch']}:\n`{m['command']}`"
@@ -252,6 +272,7 @@ TABLES = {
     "answers": answers,
     "galleries": galleries,
     "service": service,
+    "cluster": cluster,
 }
 
 
