@@ -46,8 +46,8 @@ class Cluster:
     queries: int = 1  # in a batch
     bandwidth: float = 250.0  # GB/s that the scan of a host reaches
     multiply: float = 19_000.0  # G byte products/s that it reaches
-    hop_ms: float = 6.0  # there and back
-    per_query_ms: float = 0.5  # of the front, for each query: it merges and looks the photos up
+    hop_ms: float = 4.5  # there and back
+    per_query_ms: float = 0.38  # of the front, for each query: it merges and looks the photos up
     per_shard_ms: float = 0.05  # of the front, for each shard: it sends and reads one after the other
     jitter: float = 0.1  # standard deviation of the logarithm of a shard's time
     slow: float = 0.001  # share of a shard's scans that take slow_factor times as long
