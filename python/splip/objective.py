@@ -31,7 +31,8 @@ class Objective(nn.Module):
     def average(self, images: Tensor) -> Tensor:
         """The average patch embeddings of a batch that is computed in parts; ``mean`` of :meth:`forward`.
 
-        Inference's average moves with it. It gets no gradient, which matters with ``train_backbone`` only.
+        Inference's average moves with it. It gets no gradient, which matters only where the patch embeddings are trained:
+        with ``train_backbone``, and the scales and shifts of a convolutional stem.
         """
         with torch.no_grad():
             mean = self.model.average(self.model.backbone.embed_patches(images), _modality(images))
