@@ -21,6 +21,11 @@ Backbones of two sizes, pre-trained on the same number of pictures with outlines
 seed, unseen classes:
 
 """
+BUDGET = """
+
+So few pictures are not enough for the larger one, which has hardly begun to learn; with this budget, smaller is better. A
+trend that says more about size wants a GPU.
+"""
 LABELS = {"full": "**SpLIP**", "clip-at": "CLIP-AT", "clip-at-fg": "CLIP-AT, fine-grained", "maple": "MaPLe",
           "clip-ln": "normalisation alone (`clip-ln`)"}  # fmt: skip
 
@@ -72,7 +77,7 @@ def scaling(data: dict[str, Any]) -> str:
         found = [percent(r[key][metric]) for key in ("plain", "SpLIP") for metric in ("mAP@all", "Acc@1")]
         rows.append([r["name"], f"{r['visual_parameters'] / 1e6:.1f} M", f"{96 * r['steps']:,}", *found])
     head = ["", "visual tower", "pictures", "plain mAP@all", "plain Acc@1", "SpLIP mAP@all", "SpLIP Acc@1"]
-    return SIZE + report.table(head, rows)
+    return SIZE + report.table(head, rows) + BUDGET
 
 
 # ---- plots ----
