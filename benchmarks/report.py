@@ -35,15 +35,22 @@ def demo() -> str:
     return table(["", *columns], rows)
 
 
+def percent(values: list[float] | float) -> str:
+    """``31.2 ± 0.4``: mean and standard deviation."""
+    if isinstance(values, float):
+        return f"{100 * values:.1f}"
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread}"
+
+
 def results() -> str:
     """mAP@all and Acc@1 of the methods on both backbones; docs/results.md has the rest."""
     groups, rows = load("sample")["groups"], {}
     for name in ("no-outlines", "splip-tiny"):
         for row, values in groups[name]["unlearned"]["zs"]["rows"].items():
-            rows.setdefault(row, []).extend(f"{100 * values[m]:.1f}" for m in ("mAP@all", "Acc@1"))
+            rows.setdefault(row, []).extend(percent(values[m]) for m in ("mAP@all", "Acc@1"))
         for row in groups[name]["rows"]:
-            found = [row["zs"][m] for m in ("mAP@all", "Acc@1")]
-            cells = [f"{100 * statistics.mean(v):.1f} ± {100 * statistics.stdev(v):.1f}" for v in found]
+            cells = [percent(row["zs"][m]) for m in ("mAP@all", "Acc@1")]
             rows.setdefault({"full": "SpLIP"}.get(row["name"], f"`{row['name']}`"), []).extend(cells)
     head = ["", "never saw a line: mAP@all", "Acc@1", "splip-tiny: mAP@all", "Acc@1"]
     gains = [gain(groups[g], "full", m) for g in ("no-outlines", "splip-tiny") for m in ("mAP@all", "Acc@1")]

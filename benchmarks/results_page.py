@@ -30,14 +30,6 @@ LABELS = {"full": "**SpLIP**", "clip-at": "CLIP-AT", "clip-at-fg": "CLIP-AT, fin
           "clip-ln": "normalisation alone (`clip-ln`)"}  # fmt: skip
 
 
-def percent(values: list[float] | float) -> str:
-    """``31.2 ± 0.4``: mean and standard deviation."""
-    if isinstance(values, float):
-        return f"{100 * values:.1f}"
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{spread}"
-
-
 def label(row: dict[str, Any]) -> str:
     return LABELS.get(row["name"], row["label"])
 
@@ -46,11 +38,13 @@ def methods(group: dict[str, Any], protocol: str, columns: list[str]) -> str:
     """What learns nothing, then the methods: metrics, trained numbers, time."""
     rows = []
     for name, values in group.get("unlearned", {}).get(protocol, {"rows": {}})["rows"].items():
-        rows.append([UNLEARNED[name], *(percent(values[c]) for c in columns), "0", ""])
+        rows.append([UNLEARNED[name], *(report.percent(values[c]) for c in columns), "0", ""])
     for row in group["rows"]:
         if protocol in row:
             seconds = f"{statistics.median(row['seconds']):.0f}"
-            rows.append([label(row), *(percent(row[protocol][c]) for c in columns), f"{row['trainable']:,}", seconds])
+            rows.append(
+                [label(row), *(report.percent(row[protocol][c]) for c in columns), f"{row['trainable']:,}", seconds]
+            )
     return report.table(["", *columns, "trained", "seconds"], rows)
 
 
@@ -59,12 +53,12 @@ def ablations(data: dict[str, Any]) -> str:
     full = next(r for r in data["groups"]["no-outlines"]["rows"] if r["name"] == "full")
     for row in [full, *group["rows"]]:
         name = "SpLIP, everything" if row is full else row["label"]
-        rows.append([name, *(percent(row["zs"][c]) for c in COLUMNS), f"{row['trainable']:,}"])
+        rows.append([name, *(report.percent(row["zs"][c]) for c in COLUMNS), f"{row['trainable']:,}"])
     return report.table(["", *COLUMNS, "trained"], rows)
 
 
 def tuning(data: dict[str, Any]) -> str:
-    rows = [[r["name"], percent(r["mAP@all"]), percent(r["Acc@1"])] for r in data["tuning"]]
+    rows = [[r["name"], report.percent(r["mAP@all"]), report.percent(r["Acc@1"])] for r in data["tuning"]]
     return report.table(["", "mAP@all", "Acc@1"], rows)
 
 
@@ -74,7 +68,7 @@ def scaling(data: dict[str, Any]) -> str:
         return ""
     rows = []
     for r in data["scaling"]:
-        found = [percent(r[key][metric]) for key in ("plain", "SpLIP") for metric in ("mAP@all", "Acc@1")]
+        found = [report.percent(r[key][metric]) for key in ("plain", "SpLIP") for metric in ("mAP@all", "Acc@1")]
         rows.append([r["name"], f"{r['visual_parameters'] / 1e6:.1f} M", f"{96 * r['steps']:,}", *found])
     head = ["", "visual tower", "pictures", "plain mAP@all", "plain Acc@1", "SpLIP mAP@all", "SpLIP Acc@1"]
     return SIZE + report.table(head, rows) + BUDGET
