@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import draw
 
-from splip import config, losses, train
+from splip import config, feed, losses, train
 from splip.errors import UserError
 from splip.model import SpLIP, load_model, read_checkpoint
 from splip.sampler import Sampler
@@ -320,7 +320,7 @@ def test_batches_made_in_advance(settings):
 
     for depth in (0, 1, 2, 5):
         made.clear()
-        assert list(train._ahead(make, 3, 9, depth)) == list(range(3, 9)) == sorted(made)
+        assert list(feed.ahead(make, 3, 9, depth)) == list(range(3, 9)) == sorted(made)
 
 
 def test_share_of_the_data(settings, capsys):
