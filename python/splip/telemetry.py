@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TextIO
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.gc_collector import GCCollector
@@ -84,9 +84,21 @@ class Lines(logging.Formatter):
         return line + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
 
 
+class StandardError(logging.StreamHandler):
+    """Writes to what is standard error at that moment: a program that embeds the service may put another in its place."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        pass
+
+
 def set_up_logs(form: Literal["text", "json"]) -> None:
     """Send this service's and uvicorn's lines to stderr; for people without the requests that went well."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StandardError()
     handler.setFormatter(JsonLines() if form == "json" else Lines())
     if form == "text":
         handler.addFilter(lambda record: getattr(record, "fields", {}).get("status", 500) >= 400)
