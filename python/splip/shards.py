@@ -193,7 +193,9 @@ class _Replica:
     actor: Any = None  # None: dead
     starting: Any = None  # Ray's reference of the answer that it is ready
     tried: float = 0.0  # when it was started last
-    starts: int = 0
+    node: str = ""  # where it was started last
+    avoid: str = ""  # a node that it was lost on
+    failures: int = 0  # to start
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -410,13 +412,21 @@ class ShardedGallery(Gallery):
     def _start(self, replica: _Replica, nodes: Sequence[Node], told: Sequence[Told]) -> None:
         """Start a process; replicas of a shard on different machines, as far as there are enough."""
         assert self._cluster is not None
-        # Every time on the next one: that a machine is gone is known only after a while.
-        node = nodes[(replica.shard + replica.number + replica.starts) % len(nodes)]
-        replica.starts += 1
+        held = [other for other in self._replicas if other.actor is not None]
+        turn = replica.shard + replica.number
+
+        def cost(place: int) -> tuple[bool, int, int, int]:
+            id = nodes[place].id
+            twins = sum(other.node == id for other in held if other.shard == replica.shard)
+            return id == replica.avoid, twins, sum(other.node == id for other in held), (place - turn) % len(nodes)
+
+        node = nodes[min(range(len(nodes)), key=cost)]
+        replica.node = node.id
         threads = max(1, node.cpus // -(-len(self._replicas) // len(nodes)))
         on_gpu = self._device.startswith("cuda")
-        # It asks for no processor of its own: searches are short, and work that is not may want all of them.
-        options = self._cluster.on(node, soft=True) | {"num_cpus": 0, "num_gpus": int(on_gpu), "max_restarts": 0}
+        # It asks for no processor of its own: searches are short, and work that is not may want all of them. Nowhere else
+        # than there: with a softer wish Ray puts processes on the head while other machines are new, and leaves them there.
+        options = self._cluster.on(node) | {"num_cpus": 0, "num_gpus": int(on_gpu), "max_restarts": 0}
         arguments = (self.files.folder.absolute(), self.dim, threads, "cuda" if on_gpu else "cpu", str(node))
         replica.actor = self._ray.remote(Shard).options(**options).remote(*arguments)
         replica.starting = replica.actor.take.remote(told[replica.shard])
@@ -428,13 +438,17 @@ class ShardedGallery(Gallery):
             return
         try:
             replica.problems = self._ray.get(replica.starting)
-            replica.starting = None
+            replica.starting, replica.failures = None, 0
             self._say(replica.problems)
         except self._ray.exceptions.RayError as error:
-            self._bury(replica, f"shard {replica.shard} does not start: {last_line(error)}")
+            replica.failures += 1
+            # A machine that has just joined may refuse the first time.
+            self._bury(replica, f"shard {replica.shard} does not start: {last_line(error)}", replica.failures % 2 == 0)
 
-    def _bury(self, replica: _Replica, reason: str) -> None:
+    def _bury(self, replica: _Replica, reason: str, avoid: bool = True) -> None:
+        """Take note that a process is gone; ``avoid``: that its machine may be gone too is known only after a while."""
         self._say([reason])
+        replica.avoid = replica.node if avoid else ""
         self._kill(replica)
 
     def _kill(self, replica: _Replica) -> None:
