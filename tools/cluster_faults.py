@@ -239,15 +239,11 @@ def homes(gallery: ShardedGallery) -> set[str]:
 
 
 @contextlib.contextmanager
-def searched(folder: Path, started: Nodes, cluster: Cluster) -> Iterator[ShardedGallery]:
-    """The gallery in three shards, not all of them on the head: Ray may put them there while other nodes are new."""
-    for _ in range(10):
-        with open_sharded(folder, cluster, shards=3) as gallery:
-            if homes(gallery) & {node.node_id for node in started.others}:
-                yield gallery
-                return
-        time.sleep(3)
-    raise AssertionError("every shard runs on the head")
+def searched(folder: Path, cluster: Cluster) -> Iterator[ShardedGallery]:
+    """The gallery in three shards, one on each node."""
+    with open_sharded(folder, cluster, shards=3) as gallery:
+        assert len(homes(gallery)) == 3, "a node has no shard"
+        yield gallery
 
 
 def kill_searched(gallery: ShardedGallery, local: Gallery, started: Nodes, rng: random.Random) -> dict[str, Any]:
@@ -320,7 +316,7 @@ def main() -> None:
         fill(place / "rows", args.rows, args.dim)
         with Gallery.open(place / "rows") as local:
             for number in range(args.repeats):
-                with searched(place / "rows", started, cluster) as gallery:
+                with searched(place / "rows", cluster) as gallery:
                     one(lambda rng: kill_searched(gallery, local, started, rng), args.seed + number)
     print(f"{len(runs)} kills, nothing lost, nothing twice, no wrong answer; {time.monotonic() - began:.0f} s")
     if args.save:

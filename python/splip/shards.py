@@ -40,6 +40,7 @@ LEAST_ROWS = 1024  # of a piece
 CHUNK = 32_768  # rows read at a time
 START_SECONDS = 300.0  # for the shards to be ready
 ANSWER_SECONDS = 20.0  # for all shards to answer; what is late counts as gone
+TRIES = 3  # to start a shard, until the others begin without it
 AGAIN_SECONDS = 2.0  # between two tries to start a shard that does not start
 LARGE = 65_536  # bytes of queries that are worth to be sent once to each machine, not to each process
 
@@ -228,9 +229,17 @@ class ShardedGallery(Gallery):
         self._replicas = tuple(_Replica(s, r) for s in range(self._shards) for r in range(replicas))
         with self.snapshot() as (db, state):
             told = self._tell(db, state)
-        self._tend(told)
-        self._ray.wait([r.starting for r in self._replicas], num_returns=len(self._replicas), timeout=START_SECONDS)
-        self._tend(told)
+        end = time.monotonic() + START_SECONDS
+        while True:
+            self._tend(told)
+            starting = [replica.starting for replica in self._replicas if replica.starting is not None]
+            left = end - time.monotonic()
+            if left <= 0 or not starting and all(r.alive or r.failures >= TRIES for r in self._replicas):
+                break
+            if starting:
+                self._ray.wait(starting, num_returns=len(starting), timeout=left)
+            else:
+                time.sleep(0.1)  # one has just failed, and may be tried again soon
         if not any(replica.alive for replica in self._replicas):
             raise UserError(
                 f"no shard of {self.folder} starts: {' '.join(sorted(self._said)) or 'no room on the cluster'}"
