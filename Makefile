@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
+# Tests at a time.
+JOBS ?= 2
 BIN := $(VENV)/bin
 WHEEL := $(VENV)/wheel
 # A thread that spins while it waits would take a core from the others.
@@ -14,7 +16,7 @@ demo: $(VENV)/.demo
 	"$(BIN)/splip" demo --out "$(DEMO)" $(DEMO_ARGS)
 
 test: $(VENV)/.test
-	"$(BIN)/python" -m pytest -q
+	"$(BIN)/python" -m pytest -q -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.dev
 	"$(BIN)/ruff" check .

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from splip.export.manifest import FILE, INPUT, OUTPUT, Manifest
+from splip import words
+from splip.export.manifest import FILE, INPUT, MODALITY, OUTPUT, TOKENS, Manifest
 
 
 def write(folder: Path, about: Manifest, checkpoint: Path) -> None:
@@ -81,6 +82,15 @@ def _lines(about: Manifest, checkpoint: Path) -> list[str]:
                 else "| | | |"
             )
             lines.append(f"| {kind} | {precision} | {built.status} | {figures} |")
+    if about.text is not None:
+        lines += [
+            "",
+            f"`{about.text.files[0]}` is the text tower, float32: `{TOKENS}` int64 `[batch, words]` of at most"
+            f" {about.text.length}, ids of a text",
+            f"as `{words.FILE}` gives them, then {about.text.end}, then zeros; `{MODALITY}` int64 `[batch]`: 1, prompted as"
+            " photos are. Over",
+            f"{about.text.texts} texts the largest difference is {about.text.max_difference:.1e}.",
+        ]
     for kind, row in about.rejected.items():
         lines += ["", f"Rejected: {kind}: {row['reason']} ({', '.join(row['files'])})."]
     lines += [

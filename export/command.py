@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from splip import engines
+from splip import engines, words
 from splip.config import ExportConfig
 from splip.engines import Encoder
 from splip.errors import UserError
 from splip.export import card, cuda, graph, manifest, to_onnx, to_openvino, to_tensorrt, verify
-from splip.export.manifest import MODALITIES, Batch, Built, Manifest
+from splip.export.manifest import MODALITIES, Batch, Built, Manifest, Text
 from splip.export.tensorrt_runtime import Metadata, Unavailable, sidecar
 from splip.model import SpLIP, load_model
 
@@ -41,6 +41,8 @@ def export(config: ExportConfig) -> int:
     about.fused, about.batch, about.precision = config.fuse_preprocess, list(batch), config.precision
     about.opset, about.versions = opset, versions()
     pixels = verify.load(config.images, about, verify.COUNTS)
+    if config.text:
+        model.backbone.byte_pairs()  # refuse now what cannot be written
     calibration = None
     if config.precision == "int8":
         calibration = verify.load(config.calibration, about, verify.CALIBRATION, part=1)
@@ -66,6 +68,8 @@ def export(config: ExportConfig) -> int:
             job.openvino(model)
         if config.trt and tensorrt_missing is None:
             job.tensorrt()
+        if config.text:
+            job.text(model)
         job.hash_files()
         card.write(made, about, config.checkpoint)
         about.save(made)
@@ -102,6 +106,8 @@ def _check(config: ExportConfig) -> str | None:
             raise UserError("verifying ONNX files needs onnxruntime: pip install 'splip[onnx]'") from None
     if config.openvino:
         to_openvino.need(int8)
+    if config.text:
+        words.need()
     if not config.trt:
         for name in ("compute_capability", "version_compatible", "timing_cache"):
             if getattr(config, name):
@@ -233,6 +239,29 @@ class _Job:
             what = f"{metadata.flavour} {metadata.version} for compute capability {kinds}"
             print(f"tensorrt {c.precision}: {NOT_RUN}: {what}; verify on such a GPU", flush=True)
 
+    def text(self, model: SpLIP) -> None:
+        """Write and verify ``text.onnx`` and ``tokenizer.json``."""
+        ranks, vocabulary, end = model.backbone.byte_pairs()
+        words.write(ranks, vocabulary, self.made / words.FILE)
+        encoder = graph.text_encoder(model)
+        names = to_onnx.write(encoder, self.made / "text.onnx", self.batch, to_onnx.OPSETS["fp32"], self._note())
+        text = self.about.text = Text([*names, words.FILE], encoder.length, end)
+        self.hash_files()
+        texts = verify.texts(model)
+        text.texts, difference = len(texts), 0.0
+        wanted = [model.encode_text(texts, number).numpy() for number in range(len(MODALITIES))]
+        for engine in filter(engines.installed, ("onnxruntime", "openvino")):
+            tower = engines.TextTower(self.made, self.about, text, engine)
+            found = [tower.encode_text(texts, name) for name in MODALITIES]
+            difference = max(difference, float(np.abs(np.stack(found) - np.stack(wanted)).max()))
+        text.max_difference = difference if np.isfinite(difference) else None
+        good = difference <= verify.MAX_DIFFERENCE
+        reason = f"a feature of a text differs by {difference:.1e}, allowed {verify.MAX_DIFFERENCE:.0e}"
+        print(f"text fp32: largest difference {difference:.1e}: {'ok' if good else f'REJECTED: {reason}'}", flush=True)
+        if not good:
+            self.about.text = None
+            self._set_aside("text", text.files, reason, {"fp32": {"max_difference": text.max_difference}})
+
     def hash_files(self) -> None:
         known = self.about.sha256  # files are written once
         self.about.sha256 = {n: known.get(n) or manifest.file_hash(self.made / n) for n in _files(self.about)}
@@ -264,16 +293,16 @@ class _Job:
 
     def _reject(self, kind: str, precision: str, reason: str) -> None:
         """Set the files aside under names that nothing loads."""
-        self.failed.append(f"{kind} in {precision}: {reason}")
         built = self.about.engines.pop(kind)
         names = sorted({name for files in built.files.values() for name in files})
+        self._set_aside(f"{kind} in {precision}", names, reason, built.fidelity)
+
+    def _set_aside(self, kind: str, names: list[str], reason: str, fidelity: dict[str, Any]) -> None:
+        self.failed.append(f"{kind}: {reason}")
         for name in names:
             os.replace(self.made / name, self.made / f"{name}.rejected")
-        self.about.rejected[kind] = {
-            "files": [f"{name}.rejected" for name in names],
-            "reason": reason,
-            "fidelity": built.fidelity,
-        }
+        files = [f"{name}.rejected" for name in names]
+        self.about.rejected[kind.split()[0]] = {"files": files, "reason": reason, "fidelity": fidelity}
 
     def _line(self, kind: str, precision: str, f: verify.Fidelity, verdict: str) -> None:
         print(
@@ -291,7 +320,8 @@ def _runs_here(metadata: Metadata) -> bool:
 
 
 def _files(about: Manifest) -> list[str]:
-    return sorted({name for built in about.engines.values() for files in built.files.values() for name in files})
+    names = {name for built in about.engines.values() for files in built.files.values() for name in files}
+    return sorted(names.union(about.text.files if about.text else ()))
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The encoder as it is deployed: one modality, prompts folded into constants, standard operators only.
+"""The encoders as they are deployed: prompts folded into constants, standard operators only.
 
 Sizes: B images, S image side, P patches, L = 1 + P tokens (and carried prompts), n prompts a layer, H heads,
 d_h = d_v / H, d_v width, D embedding.
@@ -7,8 +7,12 @@ A prompt slot is written anew before each prompted layer, so what a layer comput
 slot only its keys and values in that layer matter, and those do not depend on the image. They are constants here,
 ``[1, H, n, d_h]`` a layer. After the last prompted layer nothing overwrites the slots; if unprompted layers follow,
 the prompts of that layer travel on as tokens.
+
+The text tower is causal, so that all that comes before the words ([SOS], prompts, the template) is constant in every
+layer: keys and values again.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 
 from splip.data import MODALITIES
 from splip.errors import UserError
+from splip.export.manifest import INPUT, MODALITY, TOKENS
 from splip.model import SpLIP
 from splip.stem import ConvStem, as_affine
 
@@ -67,6 +72,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The residual stream, float32 ``[B, L, d_v]`` to the same, or to ``[B, 1, d_v]`` if class_only."""
+        B = x.shape[0]
+        before = None
+        if self.keys is not None and self.values is not None:
+            before = self.keys.expand(B, -1, -1, -1), self.values.expand(B, -1, -1, -1)
+        return self.attend(x, before)
+
+    def attend(self, x: Tensor, before: tuple[Tensor, Tensor] | None, mask: Tensor | None = None) -> Tensor:
+        """The block, with keys and values ``[B, H, n, d_h]`` that come before the tokens' own."""
         w = self.weights
         normed = w.norm_1(x).to(w.dtype)
         if self.class_only:
@@ -75,11 +88,9 @@ class Block(nn.Module):
             k, v = self._heads(self.key_value(normed), 2)
         else:
             q, k, v = self._heads(w.qkv(normed), 3)
-        if self.keys is not None and self.values is not None:
-            B = x.shape[0]
-            k = torch.cat([self.keys.expand(B, -1, -1, -1), k], dim=2)
-            v = torch.cat([self.values.expand(B, -1, -1, -1), v], dim=2)
-        attended = F.scaled_dot_product_attention(q, k, v)
+        if before is not None:
+            k, v = (torch.cat([first, own], dim=2) for first, own in zip(before, (k, v), strict=True))
+        attended = F.scaled_dot_product_attention(q, k, v, mask)
         x = x + w.out(attended.transpose(1, 2).flatten(2)).to(x.dtype)
         widened = w.activation(w.widen(w.norm_2(x).to(w.dtype)))
         return x + w.narrow(widened).to(x.dtype)
@@ -167,6 +178,12 @@ class DeployEncoder(nn.Module):
             x = (x.unsqueeze(2) * self.projection).sum(dim=1) if self.sum_head else x @ self.projection
         return F.normalize(x, dim=-1)
 
+    def inputs(self, longest: int) -> tuple[dict[str, Tensor], list[dict[int, Any]]]:
+        """Examples of what the graph takes, and which of their axes may have any length."""
+        S = self.image_size
+        example = torch.zeros(2, S, S, 3, dtype=torch.uint8) if self.fused else torch.zeros(2, 3, S, S)
+        return {INPUT: example}, [{0: torch.export.Dim("batch", min=1, max=max(1024, longest))}]
+
     def embed_patches(self, images: Tensor) -> Tensor:
         """Patch embeddings E_0 ``[B, P, d_v]`` by one matrix product on the pixels of each patch, or by the stem."""
         g, p = self.grid, self.patch
@@ -176,6 +193,84 @@ class DeployEncoder(nn.Module):
             return self.stem(images.to(self.dtype)).flatten(2).transpose(1, 2)
         patches = images.reshape(-1, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         return self.embed(patches.to(self.dtype))
+
+
+class TextEncoder(nn.Module):
+    """Words to unit-length features, equal to ``SpLIP.encode_text`` but for rounding; always in float32.
+
+    Args:
+        model: in eval mode.
+    """
+
+    mask: Tensor
+    position: Tensor
+
+    def __init__(self, model: SpLIP) -> None:
+        super().__init__()
+        clip, text = model.backbone, model.backbone.text
+        states = model.text_prefix()
+        shared = states[0].shape[1]
+        self.embed_dim, self.length = clip.embed_dim, int(text.context_length) - shared
+        self.words = nn.Embedding.from_pretrained(text.token_embedding.weight.detach().float())
+        self.register_buffer("position", text.positional_embedding.detach()[shared:].float().clone())
+        # A word sees all that comes before the words, and of the words itself and those before it.
+        own = torch.full((self.length, self.length), -math.inf).triu(1)
+        self.register_buffer("mask", torch.cat([torch.zeros(self.length, shared), own], dim=1))
+        self.blocks = nn.ModuleList()
+        for block, state in zip(text.transformer.resblocks, states, strict=True):
+            folded = [_fold(block, state[m], torch.float32) for m in range(len(MODALITIES))]
+            keys, values = (torch.cat(parts) for parts in zip(*folded, strict=True))  # [2, H, a, d_h]
+            self.blocks.append(Block(Weights(block, torch.float32), keys, values, class_only=False))
+        self.norm_final = _post_norm(text.ln_final, model.text_norm)
+        projection = text.text_projection
+        if isinstance(projection, nn.Linear):
+            self.project: nn.Module = _linear(projection.weight, projection.bias, torch.float32)
+        else:
+            self.project = nn.Identity() if projection is None else _linear(projection.T, None, torch.float32)
+
+    def forward(self, tokens: Tensor, modality: Tensor) -> Tensor:
+        """Features ``[C, D]``.
+
+        Args:
+            tokens: ``[C, W]`` int64: ids of a text's own words, the end's, zeros; W at most ``length``.
+            modality: ``[C]`` int64: prompted as sketches (0) or photos (1).
+        """
+        W = tokens.shape[1]
+        x = self.words(tokens) + self.position[:W]
+        mask = self.mask[:W, : self.mask.shape[1] - self.length + W]
+        for block in self.blocks:
+            assert isinstance(block, Block) and block.keys is not None and block.values is not None
+            x = block.attend(x, (block.keys[modality], block.values[modality]), mask)
+        end = tokens.argmax(dim=1)[:, None, None].expand(-1, 1, x.shape[2])  # it has the largest id
+        return F.normalize(self.project(self.norm_final(x.gather(1, end).squeeze(1))), dim=-1)
+
+    def inputs(self, longest: int) -> tuple[dict[str, Tensor], list[dict[int, Any]]]:
+        """Examples of what the graph takes, and which of their axes may have any length."""
+        batch = torch.export.Dim("batch", min=1, max=max(1024, longest))
+        words = torch.export.Dim("words", min=1, max=self.length)
+        examples = {TOKENS: torch.ones(2, 3, dtype=torch.int64), MODALITY: torch.zeros(2, dtype=torch.int64)}
+        return examples, [{0: batch, 1: words}, {0: batch}]
+
+
+def text_encoder(model: SpLIP) -> TextEncoder:
+    """The text tower of a model in eval mode.
+
+    Raises:
+        UserError: prompts that depend on the image, or blocks that are not understood.
+    """
+    _check(model)
+    with torch.no_grad():
+        return TextEncoder(model).eval().requires_grad_(False)
+
+
+def _check(model: SpLIP) -> None:
+    if model.training:
+        raise RuntimeError("call eval() before exporting")
+    if model.per_image:
+        raise UserError(
+            "a model with prompts.conditioning: instance cannot be exported: its prompts depend on each image through "
+            "the text tower, so they are no constants; train with conditioning: modality"
+        )
 
 
 def encoders(
@@ -191,13 +286,7 @@ def encoders(
     Raises:
         UserError: prompts that depend on the image, or blocks that are not understood.
     """
-    if model.training:
-        raise RuntimeError("call eval() before exporting")
-    if model.per_image:
-        raise UserError(
-            "a model with prompts.conditioning: instance cannot be exported: its prompts depend on each image through "
-            "the text tower, so they are no constants; train with conditioning: modality"
-        )
+    _check(model)
     dtype = DTYPES[precision]
     with torch.no_grad():
         weights = [Weights(block, dtype) for block in model.backbone.visual.transformer.resblocks]

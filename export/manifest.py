@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ FORMAT = 1
 FILE = "export.json"
 MODALITIES = ("sketch", "photo")
 INPUT, OUTPUT = "images", "features"
+TOKENS, MODALITY = "tokens", "modality"  # what the text tower takes
 
 
 class Batch(NamedTuple):
@@ -51,6 +53,22 @@ class Built:
 
 
 @dataclass
+class Text:
+    """The text tower of an export."""
+
+    files: list[str]
+    """An ONNX file, what it needs beside it, and the tokenizer's."""
+    length: int
+    """Most tokens of a text, with its end."""
+    end: int
+    """Id of the token that ends a text."""
+    max_difference: float | None = None
+    """From float32 PyTorch, over ``texts``."""
+    texts: int = 0
+    """How many it was verified with."""
+
+
+@dataclass
 class Manifest:
     """Everything that a machine without torch must know of a model."""
 
@@ -74,6 +92,7 @@ class Manifest:
     verification: dict[str, Any]  # which pictures
     versions: dict[str, str]
     rejected: dict[str, Any] = field(default_factory=dict)  # files that failed their verification, and why
+    text: Text | None = None
 
     def image_shape(self) -> list[int]:
         """Of one image, as the files take it."""
@@ -95,15 +114,16 @@ class Manifest:
         Raises:
             UserError: a file is missing or is not the one that was exported.
         """
-        for files in self.engines[engine].files.values():
-            for name in files:
-                path = folder / name
-                if not path.is_file():
-                    raise UserError(f"{path}: is missing; {folder / FILE} lists it")
-                if file_hash(path) != self.sha256.get(name):
-                    raise UserError(
-                        f"{path}: damaged, or not the file that was exported (sha256 differs); export again"
-                    )
+        self.check_files(folder, [name for files in self.engines[engine].files.values() for name in files])
+
+    def check_files(self, folder: Path, names: Iterable[str]) -> None:
+        """The same of some files."""
+        for name in names:
+            path = folder / name
+            if not path.is_file():
+                raise UserError(f"{path}: is missing; {folder / FILE} lists it")
+            if file_hash(path) != self.sha256.get(name):
+                raise UserError(f"{path}: damaged, or not the file that was exported (sha256 differs); export again")
 
 
 def is_export(folder: Path) -> bool:
@@ -127,6 +147,8 @@ def read(folder: Path) -> Manifest:
         known = {f.name for f in dataclasses.fields(Manifest)}
         values = {key: value for key, value in values.items() if key in known}
         values["engines"] = {name: Built(**built) for name, built in values["engines"].items()}
+        if values.get("text") is not None:
+            values["text"] = Text(**values["text"])
         return Manifest(**values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged: {type(error).__name__}: {error}") from None

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from splip.errors import UserError
-from splip.export.graph import DeployEncoder
+from splip.export.graph import DeployEncoder, TextEncoder
 from splip.export.manifest import INPUT, OUTPUT, Batch
 
 # bfloat16 is for TensorRT, which fuses the Attention of opset 23; float32 has no fused kernel there.
@@ -46,7 +46,9 @@ def need() -> None:
         raise UserError(f"writing ONNX needs {error.name}: pip install 'splip[onnx]'") from None
 
 
-def write(encoder: DeployEncoder, path: Path, batch: Batch, opset: int, about: dict[str, str]) -> list[str]:
+def write(
+    encoder: DeployEncoder | TextEncoder, path: Path, batch: Batch, opset: int, about: dict[str, str]
+) -> list[str]:
     """Write the encoder with a batch axis of any length.
 
     Args:
@@ -61,9 +63,7 @@ def write(encoder: DeployEncoder, path: Path, batch: Batch, opset: int, about: d
     """
     import onnx
 
-    S = encoder.image_size
-    example = torch.zeros(2, S, S, 3, dtype=torch.uint8) if encoder.fused else torch.zeros(2, 3, S, S)
-    axis = torch.export.Dim("batch", min=1, max=max(1024, batch.max))
+    examples, axes = encoder.inputs(batch.max)
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -72,11 +72,11 @@ def write(encoder: DeployEncoder, path: Path, batch: Batch, opset: int, about: d
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 encoder,
-                (example,),
-                input_names=[INPUT],
+                tuple(examples.values()),
+                input_names=list(examples),
                 output_names=[OUTPUT],
                 dynamo=True,
-                dynamic_shapes=({0: axis},),
+                dynamic_shapes=tuple(axes),
                 opset_version=opset,
                 external_data=False,
                 verbose=False,

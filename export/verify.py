@@ -109,6 +109,18 @@ def _of_sample(modality: str, about: Manifest, count: int, part: int) -> np.ndar
     return np.stack(out)
 
 
+def texts(model: SpLIP) -> list[str]:
+    """Names of its classes, and texts that are not so plain."""
+    return [
+        *model.classes[:100],
+        "a horse",
+        "two red cars, parked: it's 7 o'clock",
+        "café &amp; crème",
+        "x" * 9,
+        "日本",
+    ]
+
+
 def reference(model: SpLIP, pixels: Pixels) -> Pixels:
     """Features of the training code in float32, ``[N, D]`` for each modality."""
 

@@ -253,16 +253,6 @@ def test_a_picture_that_kills_workers_is_left_out(machines, photos, tmp_path):
         assert {str(error.path) for error in done.skipped} == {str(photos[30]), str(photos[-1])}
 
 
-@pytest.mark.exhaustive
-def test_a_node_dies_while_it_embeds(tmp_path):
-    import random
-
-    with faults.nodes() as (started, machines):
-        for kill in (faults.kill_node, faults.kill_front):
-            (tmp_path / kill.__name__).mkdir()
-            print(kill(tmp_path / kill.__name__, started, machines, random.Random(1)))
-
-
 @pytest.mark.slow
 def test_the_command_line(nodes, tmp_path, tree, cli):
     from test_index import save_model

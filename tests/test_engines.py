@@ -50,7 +50,8 @@ def exported(checkpoint):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("openvino")
     out = checkpoint.parent / "exported"
-    assert command.export(ExportConfig(checkpoint, out, onnx=True, openvino=True, batch="1:4:16")) == 0
+    pytest.importorskip("tokenizers")
+    assert command.export(ExportConfig(checkpoint, out, onnx=True, openvino=True, text=True, batch="1:4:16")) == 0
     return out
 
 
@@ -133,16 +134,39 @@ def test_prompts_of_each_image(tmp_path):
         Encoder.load(tmp_path / "best.pt", precision="bf16")
 
 
-def test_texts(checkpoint, model, exported):
-    encoder = Encoder.load(checkpoint)
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
+def test_texts(engine, checkpoint, model, request):
+    encoder = load(engine, checkpoint, request)
+    texts = ["dog", "a red cup", *(f"{n} birds in {n} trees" for n in range(80))]  # more than are taken at once
     for number, modality in enumerate(MODALITIES):
-        wanted = model.encode_text(["dog", "a red cup"], number).numpy()
-        np.testing.assert_allclose(encoder.encode_text(["dog", "a red cup"], modality), wanted, atol=1e-6)
+        got, wanted = encoder.encode_text(texts, modality), model.encode_text(texts, number).numpy()
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-6)
     assert encoder.encode_text([]).shape == (0, D)
-    with pytest.raises(UserError, match="longer than the backbone's 32 tokens"):
+    with pytest.raises(UserError, match="longer than the backbone's 32 tokens|has 40 tokens, 23 fit"):
         encoder.encode_text(["word " * 40])
-    with pytest.raises(UserError, match="an export holds no text tower"):
-        Encoder.load(exported, "onnxruntime", device="cpu").encode_text(["dog"])
+    with pytest.raises(ValueError, match="modality must be"):
+        encoder.encode_text(["dog"], "music")
+    with ThreadPoolExecutor(4) as pool:  # while pictures are encoded
+        found = list(
+            pool.map(
+                lambda n: encoder.encode_text([texts[n]]) if n % 2 else encoder.encode(pixels(1), "photo"), range(12)
+            )
+        )
+    np.testing.assert_allclose(np.concatenate(found[1::2]), wanted[1:12:2], rtol=0, atol=2e-6)
+
+
+def test_texts_of_exports_that_have_none(copy):
+    about = json.loads((copy / manifest.FILE).read_text())
+    (copy / "text.onnx").write_bytes((copy / "text.onnx").read_bytes()[:-1])
+    encoder = Encoder.load(copy, "onnxruntime", device="cpu")
+    assert encoder.encode(pixels(1), "photo").shape == (1, D)  # the images' files are whole
+    with pytest.raises(UserError, match=r"text.onnx: damaged"):
+        encoder.encode_text(["dog"])
+    del about["text"]  # of a version before
+    (copy / manifest.FILE).write_text(json.dumps(about))
+    with pytest.raises(UserError, match="holds no text tower: export the checkpoint again, with --text"):
+        Encoder.load(copy, "onnxruntime", device="cpu").encode_text(["dog"])
 
 
 def test_preparing_is_what_training_does(checkpoint, exported, tmp_path):
@@ -229,6 +253,7 @@ for engine in ("onnxruntime", "openvino"):
     encoder = Encoder.load(folder, engine, device="cpu", precision="fp32", threads=1)
     for modality in ("sketch", "photo"):
         found[f"{engine} {modality}"] = encoder.encode(arrays, modality)
+    found[f"{engine} text"] = encoder.encode_text(["a dog", "palm tree"])
     assert encoder.prepare(images.Image.new("RGB", (9, 9)), "sketch").shape == (64, 64, 3)
 np.savez(out, **found)
 try:
@@ -247,7 +272,8 @@ def test_an_export_runs_without_torch(exported, checkpoint, model, tmp_path):
     assert "a checkpoint needs PyTorch and open_clip" in run.stdout
     found = np.load(tmp_path / "found.npz")
     for key in found.files:
-        wanted = features(model, pixels(3), key.split()[1])
+        kind = key.split()[1]
+        wanted = model.encode_text(["dog", "palm tree"]) if kind == "text" else features(model, pixels(3), kind)
         np.testing.assert_allclose(found[key], wanted, rtol=0, atol=1e-5)
 
 

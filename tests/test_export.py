@@ -71,8 +71,10 @@ def exported(checkpoint):
     """ONNX and OpenVINO files of the checkpoint that take uint8 pixels."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("openvino")
+    pytest.importorskip("tokenizers")
     out = checkpoint.parent / "exported"
-    assert command.export(ExportConfig(checkpoint, out, onnx=True, openvino=True, fuse_preprocess=True)) == 0
+    config = ExportConfig(checkpoint, out, onnx=True, openvino=True, text=True, fuse_preprocess=True)
+    assert command.export(config) == 0
     return out
 
 
@@ -98,6 +100,23 @@ def test_graph_equals_the_model(changes, fused):
     for number, name in enumerate(MODALITIES):
         wanted = model.encode_image(as_training(images), number)
         torch.testing.assert_close(encoders[name](batch), wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+def test_text_graph_equals_the_model(changes):
+    """Whatever comes before the words is folded in, also where later layers have no prompts."""
+    model, texts = make(**changes), ["dog", "two red cars on a street", ""]
+    encoder = graph.text_encoder(model)
+    own = [[*model.backbone.tokenizer.encode(text), model.backbone.tokenizer.eot_token_id] for text in texts]
+    tokens = torch.zeros(len(texts), max(map(len, own)), dtype=torch.int64)
+    for row, ids in zip(tokens, own, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    for number in range(len(MODALITIES)):
+        got = encoder(tokens, torch.full((len(texts),), number))
+        torch.testing.assert_close(got, model.encode_text(texts, number), rtol=0, atol=1e-6)
+    both = encoder(tokens[[0, 0]], torch.tensor([0, 1]))
+    if changes.get("method", "splip") == "splip":
+        assert (both[0] - both[1]).abs().max() > 1e-3  # prompted as sketches or as photos
 
 
 @pytest.mark.parametrize(
@@ -342,7 +361,10 @@ def test_full_tensorrt_needs_a_gpu(monkeypatch):
 
 def test_export_folder(exported, checkpoint):
     names = {p.name for p in exported.iterdir()}
-    assert names == {f"{m}.{e}" for m in MODALITIES for e in ("onnx", "xml", "bin")} | {"export.json", "README.md"}
+    files = {f"{m}.{e}" for m in MODALITIES for e in ("onnx", "xml", "bin")} | {"text.onnx", "tokenizer.json"}
+    assert names == files | {"export.json", "README.md"} and files == set(
+        json.loads((exported / "export.json").read_text())["sha256"]
+    )
     about = json.loads((exported / "export.json").read_text())
     assert about["identity"] == manifest.file_hash(checkpoint) and about["name"] == "best.pt (splip-tiny, splip)"
     assert about["input"] == {"name": "images", "dtype": "uint8", "shape": ["batch", S, S, 3]}
@@ -359,7 +381,8 @@ def test_export_folder(exported, checkpoint):
         )
     assert about["sha256"]["photo.onnx"] == manifest.file_hash(exported / "photo.onnx")
     card = (exported / "README.md").read_text()
-    assert about["identity"] in card and "| openvino | fp32 | verified |" in card
+    assert about["identity"] in card and "| openvino | fp32 | verified |" in card and "`text.onnx`" in card
+    assert about["text"]["max_difference"] < 1e-5 and about["text"]["texts"] > 5
 
 
 @pytest.mark.exhaustive
@@ -408,6 +431,27 @@ def test_bad_files_are_set_aside(checkpoint, tmp_path, cli, monkeypatch):
     with pytest.raises(UserError, match="holds no engine that passed its verification"):
         Encoder.load(tmp_path / "out")
     assert "Rejected: onnx" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.exhaustive
+def test_a_bad_text_tower_is_set_aside(checkpoint, tmp_path, cli, monkeypatch):
+    """What the images need stays."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("tokenizers")
+    right = graph.text_encoder
+
+    def wrong(model):
+        made = right(model)
+        made.position.add_(0.05 * torch.randn_like(made.position))
+        return made
+
+    monkeypatch.setattr(graph, "text_encoder", wrong)
+    code, out, err = cli("export", checkpoint, "--onnx", "--text", "--out", tmp_path / "out")
+    assert code == 1 and "text fp32" in out and "export failed: text: a feature of a text differs by" in err
+    assert (tmp_path / "out" / "text.onnx.rejected").is_file() and not (tmp_path / "out" / "text.onnx").exists()
+    encoder = Encoder.load(tmp_path / "out", device="cpu")
+    with pytest.raises(UserError, match="holds no text tower"):
+        encoder.encode_text(["dog"])
 
 
 @pytest.mark.exhaustive
@@ -519,6 +563,7 @@ def test_bad_places_and_checkpoints(checkpoint, exported, tmp_path, refused):
         ("onnx", [], "splip[onnx]"),
         ("onnxruntime", [], "splip[onnx]"),
         ("openvino", ["--openvino"], "splip[openvino]"),
+        ("tokenizers", ["--text"], "splip[text]"),
         ("nncf", ["--openvino", "--precision", "int8", "--calibration", "sample"], "splip[int8]"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",

@@ -3,7 +3,8 @@
     python tools/check_without_torch.py                      # the tiny backbone with random weights
     python tools/check_without_torch.py runs/mine/best.pt    # a checkpoint
 
-The environment gets splip without its dependencies, numpy, Pillow, onnxruntime and openvino, and nothing else.
+The environment gets splip without its dependencies, numpy, Pillow, onnxruntime, openvino, for texts ftfy, regex and
+tokenizers, and nothing else.
 Exit code 0 if both engines give the checkpoint's features to 1e-5 there.
 """
 
@@ -41,6 +42,10 @@ for engine in ("onnxruntime", "openvino"):
         difference = float(np.abs(got - data[f"{modality} features"]).max())
         assert difference <= 1e-5, (engine, modality, difference)
         print(f"{engine} {modality}: {len(got)} pictures, largest difference {difference:.1e}")
+    texts = [str(text) for text in data["texts"]]
+    difference = float(np.abs(encoder.encode_text(texts) - data["text features"]).max())
+    assert difference <= 1e-5, (engine, "texts", difference)
+    print(f"{engine} texts: {len(texts)}, largest difference {difference:.1e}")
     print(f"{engine}: {time.monotonic() - began:.1f} s from loading to the last vector")
 """
 
@@ -55,19 +60,21 @@ def main() -> None:
         if args.checkpoint is None:
             model = SpLIP(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), ["dog", "cup"])
             torch.save(model.checkpoint(), checkpoint)
-        config = ExportConfig(checkpoint, place / "exported", onnx=True, openvino=True, fuse_preprocess=True)
+        config = ExportConfig(checkpoint, place / "exported", onnx=True, openvino=True, text=True, fuse_preprocess=True)
         if code := command.export(config):
             sys.exit(code)
         pixels = verify.load(None, manifest.read(place / "exported"), {"sketch": 8, "photo": 8})
-        features = verify.reference(load_model(checkpoint), pixels)
+        model = load_model(checkpoint)
+        features, texts = verify.reference(model, pixels), verify.texts(model)
         data = {f"{m} pixels": pixels[m] for m in pixels} | {f"{m} features": features[m] for m in pixels}
+        data |= {"texts": np.array(texts), "text features": model.encode_text(texts).numpy()}
         np.savez(place / "data.npz", **data)  # type: ignore[arg-type]
 
         venv.create(place / "venv", with_pip=True)
         python = place / "venv" / "bin" / "python"
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "--no-deps", ROOT], check=True, env=os.environ | {"SPLIP_CUDA": "off"})
-        subprocess.run([*pip, "numpy", "pillow", "onnxruntime", "openvino"], check=True)
+        subprocess.run([*pip, "numpy", "pillow", "onnxruntime", "openvino", "ftfy", "regex", "tokenizers"], check=True)
         subprocess.run([python, "-c", THERE, place], check=True, cwd=place)
 
 

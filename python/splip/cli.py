@@ -141,7 +141,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "ExportConfig",
         "splip.export.command:export",
         "write the encoders for ONNX, OpenVINO and TensorRT",
-        "splip export runs/sample/best.pt --onnx --openvino --fuse-preprocess --out exported\n"
+        "splip export runs/sample/best.pt --onnx --openvino --text --fuse-preprocess --out exported\n"
         "  splip export runs/sample/best.pt --trt --precision fp16 --batch 1:8:64 --out engines\n"
         "  splip export runs/sample/best.pt --trt --compute-capability 8.6 8.9 12.0 --precision fp16 --out engines\n"
         "  splip export runs/sample/best.pt --openvino --precision int8 --calibration my-pictures --out small",

@@ -157,6 +157,17 @@ class PromptedCLIP(nn.Module):
         tokens: Tensor = self.tokenizer(texts)
         return tokens[:, : int(tokens.argmax(dim=1).max()) + 1] if truncate else tokens
 
+    def byte_pairs(self) -> tuple[dict[tuple[str, str], int], dict[str, int], int]:
+        """CLIP's vocabulary: the order in which pairs of parts are joined, the id of every part, the id of [EOS].
+
+        Raises:
+            UserError: this backbone reads texts in another way.
+        """
+        tokenizer = self.tokenizer
+        if not isinstance(tokenizer, open_clip.SimpleTokenizer) or tokenizer.clean_fn("A, b") != "a, b":
+            raise UserError(f"--text: {self.config.name} does not read texts with CLIP's own tokenizer")
+        return tokenizer.bpe_ranks, tokenizer.encoder, tokenizer.eot_token_id
+
     def encode_text(
         self, tokens: Tensor, prompts: list[Tensor] | None = None, norm: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:

@@ -571,6 +571,9 @@ class ExportConfig:
     run"). Where neither can build, the ONNX files are written and the exit code is 3."""
     openvino: bool = False
     """Write OpenVINO's own files: the fastest on a CPU."""
+    text: bool = False
+    """Also the text tower, so that galleries of this export are searched by words too: text.onnx, fp32, run on the CPU
+    by onnxruntime or OpenVINO whatever the images run in."""
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
     """Of the blocks' matrix products; pixels, residuals, LayerNorms and the last projection stay in fp32. OpenVINO
     computes fp32 files in bf16 where the CPU has AMX and the verification allows it."""

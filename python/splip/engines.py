@@ -18,10 +18,10 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 from PIL import Image
 
-from splip import images
+from splip import images, words
 from splip.errors import UserError
 from splip.export import cuda, manifest, tensorrt_runtime
-from splip.export.manifest import MODALITIES, Built, Manifest
+from splip.export.manifest import MODALITIES, MODALITY, TOKENS, Built, Manifest, Text
 
 ENGINES = ("torch", "compile", "onnxruntime", "onnxruntime-tensorrt", "openvino", "tensorrt")
 FILES = {"onnxruntime": "onnx", "onnxruntime-tensorrt": "onnx", "openvino": "openvino", "tensorrt": "tensorrt"}
@@ -56,7 +56,14 @@ class Encoder:
     """
 
     def __init__(
-        self, path: Path, engine: str, runner: Runner, about: Manifest, low: int = 1, high: int = BATCH
+        self,
+        path: Path,
+        engine: str,
+        runner: Runner,
+        about: Manifest,
+        low: int = 1,
+        high: int = BATCH,
+        words: "TextTower | None" = None,
     ) -> None:
         self.path, self.engine, self.precision = path, engine, runner.precision
         self.image_size, self.embed_dim = about.image_size, about.embed_dim
@@ -64,6 +71,7 @@ class Encoder:
         self.identity, self.name = about.identity, about.name
         self._runner: Runner | None = runner
         self._low, self._high = low, high
+        self._words = runner if isinstance(runner, _Torch) else words
 
     @classmethod
     def load(
@@ -135,7 +143,8 @@ class Encoder:
                 warnings.warn(f"{error}; trying {choices[position + 1][0]}", RuntimeWarning, stacklevel=3)
                 continue
             low, _, high = about.batch
-            return cls(path, name, runner, about, low if name.endswith("tensorrt") else 1, high)
+            words = None if about.text is None else TextTower(path, about, about.text, name, threads)
+            return cls(path, name, runner, about, low if name.endswith("tensorrt") else 1, high, words)
         raise UserError(_nothing_runs(path, about, device))
 
     def encode(self, pixels: np.ndarray, modality: str) -> np.ndarray:
@@ -167,18 +176,25 @@ class Encoder:
     def encode_text(self, texts: Sequence[str], modality: str = "photo") -> np.ndarray:
         """Unit-length features float32 ``[C, D]`` of class names or short descriptions.
 
+        Args:
+            texts: "a horse" is read as "horse".
+            modality: what they are prompted as, sketch or photo.
+
         Raises:
             UserError: this model has no text tower here, or a text is too long for it.
         """
         if self._runner is None:
             raise RuntimeError("this encoder was closed")
-        if not isinstance(self._runner, _Torch):
-            raise UserError(f"{self.path}: an export holds no text tower; search by text needs the checkpoint")
+        if self._words is None:
+            raise UserError(
+                f"{self.path}: this export holds no text tower: export the checkpoint again, with --text, or search "
+                "with the checkpoint itself"
+            )
         if modality not in MODALITIES:
             raise ValueError(f"modality must be sketch or photo, got {modality!r}")
         if not len(texts):
             return np.empty((0, self.embed_dim), dtype=np.float32)
-        return self._runner.encode_text(texts, modality)
+        return self._words.encode_text(texts, modality)
 
     def prepare(self, image: Image.Image, modality: str) -> np.ndarray:
         """A picture as this model takes it: uint8 ``[S, S, 3]``."""
@@ -188,6 +204,7 @@ class Encoder:
     def close(self) -> None:
         """Give back memory and the GPU; the encoder cannot be used any more."""
         runner, self._runner = self._runner, None
+        self._words = None
         if runner is not None:
             runner.close()
 
@@ -419,6 +436,26 @@ class _PerModality:
         self._sessions.clear()
 
 
+def _onnxruntime_session(path: Path, threads: int, providers: list[Any]) -> Any:
+    ort = _import("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors; a provider that cannot start is for the caller to see
+    try:
+        session = ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # its exceptions have no common class
+        raise UserError(f"{path}: onnxruntime cannot load it: {' '.join(str(error).split())[:300]}") from None
+    session.disable_fallback()
+    return session
+
+
+def _openvino_request(core: Any, path: Path, settings: dict[str, Any]) -> Any:
+    try:
+        return core.compile_model(str(path), "CPU", settings).create_infer_request()
+    except RuntimeError as error:
+        raise UserError(f"{path}: OpenVINO cannot load it: {' '.join(str(error).split())[:300]}") from None
+
+
 class _OnnxRuntime(_PerModality):
     """onnxruntime on the CPU, with CUDA, or with its TensorRT provider; never on another than was asked for."""
 
@@ -463,14 +500,7 @@ class _OnnxRuntime(_PerModality):
             self._session(MODALITIES[0])  # what fails must fail now
 
     def _open(self, path: Path) -> Any:
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3  # errors; a provider that cannot start is reported below
-        try:
-            session = self._ort.InferenceSession(str(path), options, providers=self._providers)
-        except Exception as error:  # its exceptions have no common class
-            raise UserError(f"{path}: onnxruntime cannot load it: {' '.join(str(error).split())[:300]}") from None
-        session.disable_fallback()
+        session = _onnxruntime_session(path, self._threads, self._providers)
         if self._wanted not in session.get_providers():
             raise UserError(
                 f"onnxruntime could not start {self._wanted} and would run on {session.get_providers()[0]}: "
@@ -526,10 +556,7 @@ class _OpenVino(_PerModality):
             self._settings["CACHE_DIR"] = str(cache)
 
     def _open(self, path: Path) -> Any:
-        try:
-            return self._core.compile_model(str(path), "CPU", self._settings).create_infer_request()
-        except RuntimeError as error:
-            raise UserError(f"{path}: OpenVINO cannot load it: {' '.join(str(error).split())[:300]}") from None
+        return _openvino_request(self._core, path, self._settings)
 
     def __call__(self, pixels: np.ndarray, modality: str) -> np.ndarray:
         request, feed = self._session(modality), self._input(pixels)
@@ -555,3 +582,50 @@ class _TensorRt(_PerModality):
         for engine in self._sessions.values():
             engine.close()
         super().close()
+
+
+class TextTower:
+    """That of an export, on the CPU and in float32 whatever the images run on: a text is little work.
+
+    It is loaded when the first text comes.
+    """
+
+    def __init__(self, folder: Path, about: Manifest, text: Text, engine: str, threads: int | None = None) -> None:
+        self._folder, self._about, self._text = folder, about, text
+        self._threads = threads or len(os.sched_getaffinity(0))
+        # What the images run in, if that is one of the two.
+        self._openvino = engine == "openvino" or not installed("onnxruntime")
+        self._lock = threading.Lock()
+        self._read: words.Reader | None = None
+        self._session: Any = None
+
+    def encode_text(self, texts: Sequence[str], modality: str) -> np.ndarray:
+        """Features float32 ``[C, D]``."""
+        with self._lock:
+            if self._read is None:
+                self._load()
+            assert self._read is not None
+            parts = []
+            for start in range(0, len(texts), BATCH):
+                tokens = self._read(texts[start : start + BATCH])
+                feed = {TOKENS: tokens, MODALITY: np.full(len(tokens), MODALITIES.index(modality))}
+                if self._openvino:
+                    parts.append(self._session.infer(feed)[0].copy())
+                else:
+                    parts.append(self._session.run([manifest.OUTPUT], feed)[0])
+        return np.concatenate(parts)
+
+    def _load(self) -> None:
+        words.need()
+        self._about.check_files(self._folder, self._text.files)
+        path = self._folder / self._text.files[0]
+        if self._openvino:
+            settings = {
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_PRECISION_HINT": "f32",
+                "INFERENCE_NUM_THREADS": self._threads,
+            }
+            self._session = _openvino_request(_import("openvino").Core(), path, settings)
+        else:
+            self._session = _onnxruntime_session(path, self._threads, ["CPUExecutionProvider"])
+        self._read = words.Reader(self._folder / words.FILE, self._text.end, self._text.length)

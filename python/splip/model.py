@@ -6,7 +6,6 @@ words with [SOS], d_v and d_t widths, D joint embedding, G groups of images that
 
 import hashlib
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +23,9 @@ from splip.errors import UserError
 from splip.jigsaw import JigsawHead, permutation_bank
 from splip.prompts import CoupledPrompts, LayersToVision, ModalityTokens, VisionToText, WordsToVision
 from splip.stem import ConvStem, as_affine
+from splip.words import bare
 
 FORMAT = 2
-_ARTICLE = re.compile(r"^(an?|the)\s+(?=\S)", re.IGNORECASE)  # the template ends with one
 LIMITS = {"text_tokens": 0, "layer_tokens": 0, "visual_tokens": 1}
 
 
@@ -194,6 +193,33 @@ class SpLIP(nn.Module):
         depth = self.config.prompts.depth
         return layers if depth is None else min(depth, layers)
 
+    def _text_prompts(self, groups: int, patches: Tensor | None) -> list[Tensor] | None:
+        """For every prompted text layer ``[G, m, d_t]``, of average patch embeddings ``[G, P, d_v]``."""
+        if self.b_t is not None:
+            return [self.b_t(patches)] * self._depth(self.backbone.text_layers)
+        if self.coupled is not None:
+            return [text.expand(groups, -1, -1) for text in self.coupled.text]
+        return None
+
+    @torch.no_grad()
+    def text_prefix(self) -> list[Tensor]:
+        """What each text layer gets of the tokens that all texts begin with ([SOS], prompts, template): ``[2, a, d_t]``.
+
+        The tower is causal: they do not depend on the words that follow. Sketches first, then photos.
+        """
+        tokens = self._tokens(["x", "y"])
+        shared, text = _shared(tokens), self.backbone.text
+        tokens = tokens[:, :1].to(self.tokens.device)
+        prompts = self._text_prompts(len(MODALITIES), self.patch_mean) or []
+        _, hidden = self.backbone.encode_groups(tokens, shared, prompts)
+        position = text.positional_embedding[:shared]
+        states = [text.token_embedding(tokens[:, 0, :shared]) + position, *(start for start, _ in hidden[:-1])]
+        for layer, prompt in enumerate(prompts):
+            m = prompt.shape[1]
+            slots = prompt + position[1 : 1 + m] if layer == 0 else prompt
+            states[layer] = torch.cat([states[layer][:, :1], slots, states[layer][:, 1 + m :]], dim=1)
+        return states
+
     def _encode_classes(self, tokens: Tensor, shared: int, patches: Tensor | None) -> tuple[Tensor, list[Pooled]]:
         """Prompted texts of G groups: features ``[G, C, D]``, normalised, and every layer's pooled states.
 
@@ -202,11 +228,7 @@ class SpLIP(nn.Module):
             shared: tokens that the texts of a group begin with.
             patches: ``[G, P, d_v]`` what B_t makes its prompts of; other methods ignore it.
         """
-        prompts = None
-        if self.b_t is not None:
-            prompts = [self.b_t(patches)] * self._depth(self.backbone.text_layers)
-        elif self.coupled is not None:
-            prompts = [text.expand(len(tokens), -1, -1) for text in self.coupled.text]
+        prompts = self._text_prompts(len(tokens), patches)
         features, hidden = self.backbone.encode_groups(tokens, shared, prompts, self.text_norm)
         pooled: list[Pooled] = []
         if self.b_vt is not None:
@@ -388,9 +410,7 @@ class SpLIP(nn.Module):
     @torch.no_grad()
     def encode_text(self, names: Sequence[str], modality: int = 1) -> Tensor:
         """Unit-length features ``[C, D]`` of class names, prompted as sketches or photos; "a horse" is read as "horse"."""
-        tokens = self._tokens([_ARTICLE.sub("", name.strip()) for name in names]).to(self.tokens.device)[
-            modality : modality + 1
-        ]
+        tokens = self._tokens([bare(name) for name in names]).to(self.tokens.device)[modality : modality + 1]
         return self._encode_classes(tokens, _shared(tokens), self.patch_mean[modality : modality + 1])[0][0]
 
     # ---- checkpoints ----

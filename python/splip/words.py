@@ -1,0 +1,106 @@
+"""Texts to token ids, as CLIP reads them, where neither torch nor open_clip is: ``tokenizer.json`` of an export."""
+
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splip.errors import UserError
+
+FILE = "tokenizer.json"
+ARTICLE = re.compile(r"^(an?|the)\s+(?=\S)", re.IGNORECASE)  # the template ends with one
+# Where a text is divided before its parts are looked up: endings, words, digits one by one, runs of other signs.
+PARTS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+WORD_END = "</w>"
+
+
+def bare(text: str) -> str:
+    """A class name or a short description without spaces around it and without its article."""
+    return ARTICLE.sub("", text.strip())
+
+
+def need() -> None:
+    """Raises UserError if a package is missing that reading texts takes."""
+    try:
+        import ftfy  # noqa: F401
+        import regex  # noqa: F401
+        import tokenizers  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"texts need {error.name}: pip install 'splip[text]'") from None
+
+
+def write(ranks: dict[tuple[str, str], int], vocabulary: dict[str, int], path: Path) -> None:
+    """Write a byte-pair vocabulary, CLIP's, as the package ``tokenizers`` reads it.
+
+    Args:
+        ranks: pairs of parts in the order in which they are joined.
+        vocabulary: the id of every part; the last part of a word ends with ``</w>``.
+    """
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    merges = sorted(ranks, key=lambda pair: ranks[pair])
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix=WORD_END))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PARTS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.save(str(path))
+
+
+class Reader:
+    """Texts to the ids of their own tokens and the end's: what comes before is the same for all, and in the graph.
+
+    Args:
+        path: of ``tokenizer.json``.
+        end: id that ends a text, the largest of all.
+        length: most tokens of a text, with its end.
+
+    Raises:
+        UserError: a package is missing, or the file is damaged.
+    """
+
+    def __init__(self, path: Path, end: int, length: int) -> None:
+        need()
+        import regex
+        import tokenizers
+
+        try:
+            self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the package raises no narrower class
+            raise UserError(f"{path}: damaged: {error}") from None
+        # Divided by the package that open_clip uses: what others know of Unicode differs in rare letters.
+        self._parts = regex.compile(PARTS, regex.IGNORECASE)
+        self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        self.end, self.length = end, length
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Ids int64 ``[C, W]``, zeros behind the end; W is the longest text's.
+
+        Raises:
+            UserError: a text is too long.
+        """
+        rows = []
+        for text in texts:
+            try:
+                ids = self._tokenizer.encode(self._parts.findall(_clean(bare(text))), is_pretokenized=True).ids
+            except (TypeError, UnicodeEncodeError):  # half of a pair of surrogates
+                raise UserError(f"{text!r} is not valid text") from None
+            if len(ids) >= self.length:
+                raise UserError(f"the text '{text}' has {len(ids)} tokens, {self.length - 1} fit: shorten it")
+            rows.append([*ids, self.end])
+        out = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=np.int64)
+        for row, ids in zip(out, rows, strict=True):
+            row[: len(ids)] = ids
+        return out
+
+
+def _clean(text: str) -> str:
+    """As open_clip does it: broken encodings and entities mended, single spaces, lower case."""
+    import ftfy
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
