@@ -192,6 +192,23 @@ def encoder() -> str:
     )
 
 
+def texts() -> str:
+    """Latency of every engine on texts, beside its error."""
+    report = load("text-cpu")
+    rows = []
+    for r in report["rows"]:
+        batches = [f"{r['ms'][b]['median']:.1f} ({r['speedup'][b]:.1f}x)" for b in r["ms"]]
+        error = "" if not r["max_difference"] else f"{r['max_difference']:.0e}"
+        rows.append([r["engine"], *batches, error])
+    counts = report["rows"][0]["ms"]
+    head = [f"{report['backbone']}, CPU", *(f"{b} text{'s' * (b != '1')}, ms" for b in counts), "largest difference"]
+    return (
+        table(head, rows)
+        + "\n\nMedians from two to eight words to the vector, random weights. `open_clip` is the plain tower; `training code`"
+        + f" computes prompts and template along, the others have them folded in. {_machine(report['machine'])}"
+    )
+
+
 def answers() -> str:
     """From PNG bytes to ten paths, by stage."""
     reports = [load("search-cpu"), load("search-openvino-cpu")]
@@ -287,6 +304,7 @@ TABLES = {
     "search": search,
     "kernels": kernels,
     "encoder": encoder,
+    "texts": texts,
     "answers": answers,
     "galleries": galleries,
     "service": service,

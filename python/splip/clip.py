@@ -157,6 +157,12 @@ class PromptedCLIP(nn.Module):
         tokens: Tensor = self.tokenizer(texts)
         return tokens[:, : int(tokens.argmax(dim=1).max()) + 1] if truncate else tokens
 
+    @property
+    def reads_byte_pairs(self) -> bool:
+        """Whether texts are read as CLIP's own tokenizer reads them."""
+        tokenizer = self.tokenizer
+        return isinstance(tokenizer, open_clip.SimpleTokenizer) and tokenizer.clean_fn("A, b") == "a, b"
+
     def byte_pairs(self) -> tuple[dict[tuple[str, str], int], dict[str, int], int]:
         """CLIP's vocabulary: the order in which pairs of parts are joined, the id of every part, the id of [EOS].
 
@@ -164,7 +170,7 @@ class PromptedCLIP(nn.Module):
             UserError: this backbone reads texts in another way.
         """
         tokenizer = self.tokenizer
-        if not isinstance(tokenizer, open_clip.SimpleTokenizer) or tokenizer.clean_fn("A, b") != "a, b":
+        if not self.reads_byte_pairs:
             raise UserError(f"--text: {self.config.name} does not read texts with CLIP's own tokenizer")
         return tokenizer.bpe_ranks, tokenizer.encoder, tokenizer.eot_token_id
 

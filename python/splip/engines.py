@@ -143,8 +143,11 @@ class Encoder:
                 warnings.warn(f"{error}; trying {choices[position + 1][0]}", RuntimeWarning, stacklevel=3)
                 continue
             low, _, high = about.batch
-            words = None if about.text is None else TextTower(path, about, about.text, name, threads)
-            return cls(path, name, runner, about, low if name.endswith("tensorrt") else 1, high, words)
+            text = None
+            if about.text is not None:  # onnxruntime takes texts of changing lengths better
+                which = "onnxruntime" if installed("onnxruntime") else "openvino"
+                text = TextTower(path, about, about.text, which, threads)
+            return cls(path, name, runner, about, low if name.endswith("tensorrt") else 1, high, text)
         raise UserError(_nothing_runs(path, about, device))
 
     def encode(self, pixels: np.ndarray, modality: str) -> np.ndarray:
@@ -344,6 +347,9 @@ class _Torch:
         else:
             encoders = graph.encoders(model, precision, fused=True)
             self._encoders = {name: encoder.to(self._device) for name, encoder in encoders.items()}
+        self._words = None
+        if not model.per_image and model.backbone.reads_byte_pairs:
+            self._words = graph.text_encoder(model).to(self._device)
         self._lock = threading.Lock()
         self._serial = compiled  # compiled functions are made when they are first called
         if compiled:
@@ -367,13 +373,23 @@ class _Torch:
         return lambda batch: self._model.encode_image(batch.permute(0, 3, 1, 2), number)
 
     def encode_text(self, texts: Sequence[str], modality: str) -> np.ndarray:
-        with self._lock:
-            features = self._model.encode_text(list(texts), MODALITIES.index(modality))
-        return cast(np.ndarray, features.float().cpu().numpy())
+        number = MODALITIES.index(modality)
+        if self._words is None:
+            with self._lock:
+                features = self._model.encode_text(list(texts), number)
+            return cast(np.ndarray, features.float().cpu().numpy())
+        tokenizer, torch = self._model.backbone.tokenizer, self._torch
+        tokens = words.stack(texts, tokenizer.encode, tokenizer.eot_token_id, self._words.length)
+        with torch.inference_mode():
+            parts = [
+                self._words(part, torch.full((len(part),), number, device=self._device))
+                for part in torch.from_numpy(tokens).to(self._device).split(BATCH)
+            ]
+        return cast(np.ndarray, torch.cat(parts).cpu().numpy())
 
     def close(self) -> None:
         self._encoders.clear()
-        self._model = None
+        self._model = self._words = None
 
 
 def describe(path: Path, model: Any) -> Manifest:
@@ -588,13 +604,15 @@ class TextTower:
     """That of an export, on the CPU and in float32 whatever the images run on: a text is little work.
 
     It is loaded when the first text comes.
+
+    Args:
+        engine: onnxruntime or openvino.
     """
 
     def __init__(self, folder: Path, about: Manifest, text: Text, engine: str, threads: int | None = None) -> None:
         self._folder, self._about, self._text = folder, about, text
         self._threads = threads or len(os.sched_getaffinity(0))
-        # What the images run in, if that is one of the two.
-        self._openvino = engine == "openvino" or not installed("onnxruntime")
+        self._openvino = engine == "openvino"
         self._lock = threading.Lock()
         self._read: words.Reader | None = None
         self._session: Any = None

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ ARTICLE = re.compile(r"^(an?|the)\s+(?=\S)", re.IGNORECASE)  # the template ends
 # Where a text is divided before its parts are looked up: endings, words, digits one by one, runs of other signs.
 PARTS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 WORD_END = "</w>"
+SHOWN = 60  # characters of a text that is refused
 
 
 def bare(text: str) -> str:
@@ -79,24 +80,44 @@ class Reader:
         self.end, self.length = end, length
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Ids int64 ``[C, W]``, zeros behind the end; W is the longest text's.
+        """Ids int64 ``[C, W]``, see :func:`stack`.
 
         Raises:
-            UserError: a text is too long.
+            UserError: a text is too long, or no text.
         """
-        rows = []
-        for text in texts:
-            try:
-                ids = self._tokenizer.encode(self._parts.findall(_clean(bare(text))), is_pretokenized=True).ids
-            except (TypeError, UnicodeEncodeError):  # half of a pair of surrogates
-                raise UserError(f"{text!r} is not valid text") from None
-            if len(ids) >= self.length:
-                raise UserError(f"the text '{text}' has {len(ids)} tokens, {self.length - 1} fit: shorten it")
-            rows.append([*ids, self.end])
-        out = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=np.int64)
-        for row, ids in zip(out, rows, strict=True):
-            row[: len(ids)] = ids
-        return out
+        return stack(texts, self._encode, self.end, self.length)
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(self._parts.findall(_clean(text)), is_pretokenized=True).ids
+        return ids
+
+
+def stack(texts: Sequence[str], encode: Callable[[str], list[int]], end: int, length: int) -> np.ndarray:
+    """Ids int64 ``[C, W]`` of texts and of their end, zeros behind it; W is the longest text's.
+
+    Args:
+        texts: see :func:`bare`.
+        encode: ids of a text's own tokens.
+        end: see :class:`Reader`.
+        length: see :class:`Reader`.
+
+    Raises:
+        UserError: a text is too long, or no text.
+    """
+    rows = []
+    for text in texts:
+        try:
+            ids = encode(bare(text))
+        except (TypeError, UnicodeEncodeError):  # half of a pair of surrogates
+            raise UserError(f"{text!r} is not valid text") from None
+        if len(ids) >= length:
+            shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+            raise UserError(f"the text '{shown}' has {len(ids)} tokens, {length - 1} fit: shorten it")
+        rows.append([*ids, end])
+    out = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=np.int64)
+    for row, ids in zip(out, rows, strict=True):
+        row[: len(ids)] = ids
+    return out
 
 
 def _clean(text: str) -> str:
