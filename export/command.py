@@ -248,19 +248,20 @@ class _Job:
         text = self.about.text = Text([*names, words.FILE], encoder.length, end)
         self.hash_files()
         texts = verify.texts(model)
-        text.texts, difference = len(texts), 0.0
+        text.texts, differences = len(texts), []
         wanted = [model.encode_text(texts, number).numpy() for number in range(len(MODALITIES))]
         for engine in filter(engines.installed, ("onnxruntime", "openvino")):
             tower = engines.TextTower(self.made, self.about, text, engine)
             found = [tower.encode_text(texts, name) for name in MODALITIES]
-            difference = max(difference, float(np.abs(np.stack(found) - np.stack(wanted)).max()))
+            differences.append(np.abs(np.stack(found) - np.stack(wanted)).max())
+        difference = float(np.max(differences))  # not a number if one is not
         text.max_difference = difference if np.isfinite(difference) else None
         good = difference <= verify.MAX_DIFFERENCE
         reason = f"a feature of a text differs by {difference:.1e}, allowed {verify.MAX_DIFFERENCE:.0e}"
         print(f"text fp32: largest difference {difference:.1e}: {'ok' if good else f'REJECTED: {reason}'}", flush=True)
         if not good:
             self.about.text = None
-            self._set_aside("text", text.files, reason, {"fp32": {"max_difference": text.max_difference}})
+            self._set_aside("text", "fp32", text.files, reason, {"fp32": {"max_difference": text.max_difference}})
 
     def hash_files(self) -> None:
         known = self.about.sha256  # files are written once
@@ -295,14 +296,14 @@ class _Job:
         """Set the files aside under names that nothing loads."""
         built = self.about.engines.pop(kind)
         names = sorted({name for files in built.files.values() for name in files})
-        self._set_aside(f"{kind} in {precision}", names, reason, built.fidelity)
+        self._set_aside(kind, precision, names, reason, built.fidelity)
 
-    def _set_aside(self, kind: str, names: list[str], reason: str, fidelity: dict[str, Any]) -> None:
-        self.failed.append(f"{kind}: {reason}")
+    def _set_aside(self, kind: str, precision: str, names: list[str], reason: str, fidelity: dict[str, Any]) -> None:
+        self.failed.append(f"{kind} in {precision}: {reason}")
         for name in names:
             os.replace(self.made / name, self.made / f"{name}.rejected")
         files = [f"{name}.rejected" for name in names]
-        self.about.rejected[kind.split()[0]] = {"files": files, "reason": reason, "fidelity": fidelity}
+        self.about.rejected[kind] = {"files": files, "reason": reason, "fidelity": fidelity}
 
     def _line(self, kind: str, precision: str, f: verify.Fidelity, verdict: str) -> None:
         print(

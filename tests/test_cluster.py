@@ -20,7 +20,7 @@ from splip import cluster, embedding, incoming
 from splip.errors import UserError
 from splip.gallery import Filter, Gallery
 from splip.segments import Segments
-from splip.shards import open_sharded
+from splip.shards import _Replica, open_sharded, place
 
 ray = pytest.importorskip("ray")
 ROOT = Path(__file__).resolve().parent.parent
@@ -311,6 +311,27 @@ def test_shards_find_what_one_machine_finds(sharded, rows):
             found = sharded.search_vectors(queries(), 30, filters)
             assert found == local.search_vectors(queries(), 30, filters) and len(found[2]) == 3 and found[4] == []
         assert np.array_equal(sharded.vector(7), local.vector(7)) and sharded.labels() == local.labels()
+
+
+def test_places_of_shards():
+    """One for each machine, replicas apart, not where one was lost, and on GPUs no more than there are."""
+
+    def places(shards, replicas, nodes, on_gpu=False):
+        made = [_Replica(s, r) for s in range(shards) for r in range(replicas)]
+        for one in made:
+            one.node, one.actor = place(one, made, nodes, on_gpu).id, object()
+        return made
+
+    nodes = [cluster.Node(name, name, 4, gpus) for name, gpus in (("a", 0), ("b", 2), ("c", 1))]
+    assert [one.node for one in places(3, 1, nodes)] == ["a", "b", "c"]
+    two = places(3, 2, nodes)
+    assert all(two[n].node != two[n + 1].node for n in (0, 2, 4))
+    assert sorted(one.node for one in two) == ["a", "a", "b", "b", "c", "c"]
+    assert sorted(one.node for one in places(3, 1, nodes, on_gpu=True)) == ["b", "b", "c"]
+    lost = places(3, 1, nodes)[1]
+    lost.actor, lost.avoid = None, "b"
+    assert place(lost, places(3, 1, nodes)[::2], nodes, False).id in "ac"
+    assert place(lost, [], nodes[1:2], False).id == "b"  # there is no other
 
 
 def test_a_dead_shard(sharded, rows):

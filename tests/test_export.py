@@ -447,7 +447,7 @@ def test_a_bad_text_tower_is_set_aside(checkpoint, tmp_path, cli, monkeypatch):
 
     monkeypatch.setattr(graph, "text_encoder", wrong)
     code, out, err = cli("export", checkpoint, "--onnx", "--text", "--out", tmp_path / "out")
-    assert code == 1 and "text fp32" in out and "export failed: text: a feature of a text differs by" in err
+    assert code == 1 and "text fp32" in out and "export failed: text in fp32: a feature of a text differs by" in err
     assert (tmp_path / "out" / "text.onnx.rejected").is_file() and not (tmp_path / "out" / "text.onnx").exists()
     encoder = Encoder.load(tmp_path / "out", device="cpu")
     with pytest.raises(UserError, match="holds no text tower"):

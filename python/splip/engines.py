@@ -6,6 +6,7 @@ Importing this module imports numpy and Pillow only; torch or an engine is impor
 ``tensorrt``, then ``onnxruntime`` with CUDA; on the CPU ``openvino``, then ``onnxruntime``.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -349,7 +350,8 @@ class _Torch:
             self._encoders = {name: encoder.to(self._device) for name, encoder in encoders.items()}
         self._words = None
         if not model.per_image and model.backbone.reads_byte_pairs:
-            self._words = graph.text_encoder(model).to(self._device)
+            with contextlib.suppress(UserError):  # blocks that are not understood: as the model runs them
+                self._words = graph.text_encoder(model).to(self._device)
         self._lock = threading.Lock()
         self._serial = compiled  # compiled functions are made when they are first called
         if compiled:

@@ -204,6 +204,21 @@ class _Replica:
         return self.actor is not None and self.starting is None
 
 
+def place(replica: _Replica, replicas: Sequence[_Replica], nodes: Sequence[Node], on_gpu: bool) -> Node:
+    """Where to start a process: not where it was lost, away from others of its shard, and where there are fewest."""
+    others = [other for other in replicas if other.actor is not None]
+    held = [other.node for other in others]
+    twins = [other.node for other in others if other.shard == replica.shard]
+    turn = replica.shard + replica.number
+
+    def cost(number: int) -> tuple[bool, bool, int, int, int]:
+        node = nodes[number]
+        full = on_gpu and held.count(node.id) >= node.gpus  # there it would wait for one
+        return full, node.id == replica.avoid, twins.count(node.id), held.count(node.id), (number - turn) % len(nodes)
+
+    return nodes[min(range(len(nodes)), key=cost)]
+
+
 class ShardedGallery(Gallery):
     """A gallery, open for reading, whose searches run on a cluster: see :func:`open_sharded`."""
 
@@ -421,18 +436,10 @@ class ShardedGallery(Gallery):
     def _start(self, replica: _Replica, nodes: Sequence[Node], told: Sequence[Told]) -> None:
         """Start a process; replicas of a shard on different machines, as far as there are enough."""
         assert self._cluster is not None
-        held = [other for other in self._replicas if other.actor is not None]
-        turn = replica.shard + replica.number
-
-        def cost(place: int) -> tuple[bool, int, int, int]:
-            id = nodes[place].id
-            twins = sum(other.node == id for other in held if other.shard == replica.shard)
-            return id == replica.avoid, twins, sum(other.node == id for other in held), (place - turn) % len(nodes)
-
-        node = nodes[min(range(len(nodes)), key=cost)]
+        on_gpu = self._device.startswith("cuda")
+        node = place(replica, self._replicas, nodes, on_gpu)
         replica.node = node.id
         threads = max(1, node.cpus // -(-len(self._replicas) // len(nodes)))
-        on_gpu = self._device.startswith("cuda")
         # It asks for no processor of its own: searches are short, and work that is not may want all of them. Nowhere else
         # than there: with a softer wish Ray puts processes on the head while other machines are new, and leaves them there.
         options = self._cluster.on(node) | {"num_cpus": 0, "num_gpus": int(on_gpu), "max_restarts": 0}
