@@ -30,7 +30,7 @@ import importlib.util, sys, time
 import numpy as np
 from splip.engines import Encoder
 
-for package in ("torch", "open_clip", "tyro", "yaml"):
+for package in ("torch", "open_clip", "tyro"):
     assert importlib.util.find_spec(package) is None, f"{package} is installed here"
 folder = sys.argv[1]
 data = np.load(f"{folder}/data.npz")
