@@ -197,6 +197,7 @@ class Collection:
     """
 
     def __init__(self, address: Address, make: bool = False) -> None:
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # it tells of every process that is started beside it
         try:
             import grpc
             import pymilvus
