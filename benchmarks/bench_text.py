@@ -72,9 +72,9 @@ def measure(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
                 if round_:
                     times.setdefault((name, count), []).append(1e3 * (time.perf_counter() - began))
     rows = []
+    base = {str(count): statistics.median(times["open_clip", count]) for count in COUNTS}
     for name, encode in encoders.items():
         ms = {str(count): spread(times[name, count]) for count in COUNTS}
-        base = {str(count): statistics.median(times["open_clip", count]) for count in COUNTS}
         row = {"engine": name, "ms": ms, "speedup": {c: base[c] / ms[c]["median"] for c in ms}}
         # The plain tower computes something else.
         row["max_difference"] = None if name == "open_clip" else float(np.abs(encode(probe) - wanted).max())

@@ -196,10 +196,8 @@ class PromptedCLIP(nn.Module):
         hidden = []
         for layer, block in enumerate(text.transformer.resblocks):
             if prompts is not None and layer < len(prompts):
-                prompt = prompts[layer]
-                m = prompt.shape[-2]
-                prompt = prompt + position[1 : 1 + m] if layer == 0 else prompt
-                x = _prompted_block(block, x, prompt, replace=m, mask=mask)
+                prompt = in_slots(prompts[layer], position, layer)
+                x = _prompted_block(block, x, prompt, replace=prompt.shape[-2], mask=mask)
             else:
                 x = block(x, attn_mask=mask)
             hidden.append(x)
@@ -243,16 +241,14 @@ class PromptedCLIP(nn.Module):
         hidden = []
         for layer, block in enumerate(text.transformer.resblocks):
             if prompts is not None and layer < len(prompts):
-                prompt, norm_1 = prompts[layer].to(x.dtype), block.ln_1
-                m = prompt.shape[-2]
-                prompt = prompt + position[1 : 1 + m] if layer == 0 else prompt
+                prompt, norm_1 = in_slots(prompts[layer].to(x.dtype), position, layer), block.ln_1
                 written, normed = ops.prompt_layernorm(
                     x[:rows].unflatten(0, (G, shared)),
                     prompt,
                     norm_1.weight.float(),
                     norm_1.bias.float(),
                     norm_1.eps,
-                    m,
+                    prompt.shape[-2],
                 )
                 x = torch.cat([written.flatten(0, 1), x[rows:]])
                 normed = torch.cat([normed.flatten(0, 1), norm_1(x[rows:])])
@@ -271,6 +267,11 @@ class PromptedCLIP(nn.Module):
         elif projection is not None:
             x = x @ projection
         return x.unflatten(0, (G, C)), hidden
+
+
+def in_slots(prompt: Tensor, position: Tensor, layer: int) -> Tensor:
+    """Text prompts ``[..., m, d_t]`` as they are written before a layer: with positional embeddings before the first."""
+    return prompt if layer else prompt + position[1 : 1 + prompt.shape[-2]]
 
 
 def _group_attention(attention: nn.MultiheadAttention, x: Tensor, G: int, C: int, shared: int, mask: Tensor) -> Tensor:

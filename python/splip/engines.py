@@ -7,6 +7,7 @@ Importing this module imports numpy and Pillow only; torch or an engine is impor
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import os
@@ -28,6 +29,7 @@ ENGINES = ("torch", "compile", "onnxruntime", "onnxruntime-tensorrt", "openvino"
 FILES = {"onnxruntime": "onnx", "onnxruntime-tensorrt": "onnx", "openvino": "openvino", "tensorrt": "tensorrt"}
 EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 BATCH = 64  # images that torch takes at once
+OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16"}  # its names of what it computes in
 CUDA_PROVIDER, TENSORRT_PROVIDER = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -64,7 +66,7 @@ class Encoder:
         about: Manifest,
         low: int = 1,
         high: int = BATCH,
-        words: "TextTower | None" = None,
+        text: "TextTower | None" = None,
     ) -> None:
         self.path, self.engine, self.precision = path, engine, runner.precision
         self.image_size, self.embed_dim = about.image_size, about.embed_dim
@@ -72,7 +74,7 @@ class Encoder:
         self.identity, self.name = about.identity, about.name
         self._runner: Runner | None = runner
         self._low, self._high = low, high
-        self._words = runner if isinstance(runner, _Torch) else words
+        self._text = runner if isinstance(runner, _Torch) else text
 
     @classmethod
     def load(
@@ -189,16 +191,17 @@ class Encoder:
         """
         if self._runner is None:
             raise RuntimeError("this encoder was closed")
-        if self._words is None:
+        if self._text is None:
             raise UserError(
                 f"{self.path}: this export holds no text tower: export the checkpoint again, with --text, or search "
                 "with the checkpoint itself"
             )
         if modality not in MODALITIES:
             raise ValueError(f"modality must be sketch or photo, got {modality!r}")
-        if not len(texts):
-            return np.empty((0, self.embed_dim), dtype=np.float32)
-        return self._words.encode_text(texts, modality)
+        out = np.empty((len(texts), self.embed_dim), dtype=np.float32)
+        for start in range(0, len(texts), BATCH):
+            out[start : start + BATCH] = self._text.encode_text(texts[start : start + BATCH], modality)
+        return out
 
     def prepare(self, image: Image.Image, modality: str) -> np.ndarray:
         """A picture as this model takes it: uint8 ``[S, S, 3]``."""
@@ -208,7 +211,7 @@ class Encoder:
     def close(self) -> None:
         """Give back memory and the GPU; the encoder cannot be used any more."""
         runner, self._runner = self._runner, None
-        self._words = None
+        self._text = None
         if runner is not None:
             runner.close()
 
@@ -348,10 +351,7 @@ class _Torch:
         else:
             encoders = graph.encoders(model, precision, fused=True)
             self._encoders = {name: encoder.to(self._device) for name, encoder in encoders.items()}
-        self._words = None
-        if not model.per_image and model.backbone.reads_byte_pairs:
-            with contextlib.suppress(UserError):  # blocks that are not understood: as the model runs them
-                self._words = graph.text_encoder(model).to(self._device)
+        self._tower = functools.cache(self._fold_text)  # made when the first text comes
         self._lock = threading.Lock()
         self._serial = compiled  # compiled functions are made when they are first called
         if compiled:
@@ -376,22 +376,31 @@ class _Torch:
 
     def encode_text(self, texts: Sequence[str], modality: str) -> np.ndarray:
         number = MODALITIES.index(modality)
-        if self._words is None:
-            with self._lock:
+        with self._lock:
+            tower = self._tower()
+            if tower is None:
                 features = self._model.encode_text(list(texts), number)
-            return cast(np.ndarray, features.float().cpu().numpy())
-        tokenizer, torch = self._model.backbone.tokenizer, self._torch
-        tokens = words.stack(texts, tokenizer.encode, tokenizer.eot_token_id, self._words.length)
-        with torch.inference_mode():
-            parts = [
-                self._words(part, torch.full((len(part),), number, device=self._device))
-                for part in torch.from_numpy(tokens).to(self._device).split(BATCH)
-            ]
-        return cast(np.ndarray, torch.cat(parts).cpu().numpy())
+                return cast(np.ndarray, features.float().cpu().numpy())
+        tokenizer = self._model.backbone.tokenizer
+        tokens = words.stack(texts, tokenizer.encode, tokenizer.eot_token_id, tower.length)
+        modalities = self._torch.full((len(tokens),), number, device=self._device)
+        with self._torch.inference_mode():
+            features = tower(self._torch.from_numpy(tokens).to(self._device), modalities)
+        return cast(np.ndarray, features.cpu().numpy())
+
+    def _fold_text(self) -> Any:
+        """The text tower, its prompts folded in; None: texts have to run as the model runs them."""
+        from splip.export import graph
+
+        if not self._model.per_image and self._model.backbone.reads_byte_pairs:
+            with contextlib.suppress(UserError):  # blocks that are not understood
+                return graph.text_encoder(self._model).to(self._device)
+        return None
 
     def close(self) -> None:
         self._encoders.clear()
-        self._model = self._words = None
+        self._tower.cache_clear()
+        self._model = None
 
 
 def describe(path: Path, model: Any) -> Manifest:
@@ -454,10 +463,10 @@ class _PerModality:
         self._sessions.clear()
 
 
-def _onnxruntime_session(path: Path, threads: int, providers: list[Any]) -> Any:
+def _onnxruntime_session(path: Path, threads: int | None, providers: list[Any]) -> Any:
     ort = _import("onnxruntime")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = 3  # errors; a provider that cannot start is for the caller to see
     try:
         session = ort.InferenceSession(str(path), options, providers=providers)
@@ -465,6 +474,14 @@ def _onnxruntime_session(path: Path, threads: int, providers: list[Any]) -> Any:
         raise UserError(f"{path}: onnxruntime cannot load it: {' '.join(str(error).split())[:300]}") from None
     session.disable_fallback()
     return session
+
+
+def _openvino_settings(precision: str, threads: int | None) -> dict[str, Any]:
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": OPENVINO_HINTS.get(precision, "f32"),  # int8: what is not quantised
+        "INFERENCE_NUM_THREADS": threads or len(os.sched_getaffinity(0)),
+    }
 
 
 def _openvino_request(core: Any, path: Path, settings: dict[str, Any]) -> Any:
@@ -489,7 +506,7 @@ class _OnnxRuntime(_PerModality):
     ) -> None:
         super().__init__(folder, about, built)
         self.precision = about.precision
-        self._ort, self._threads = _import("onnxruntime"), threads or len(os.sched_getaffinity(0))
+        self._ort, self._threads = _import("onnxruntime"), threads
         self._providers: list[Any] = ["CPUExecutionProvider"]
         if engine == "onnxruntime-tensorrt":
             low, best, high = about.batch
@@ -543,8 +560,6 @@ def has_amx() -> bool:
 class _OpenVino(_PerModality):
     """OpenVINO on the CPU, tuned for latency."""
 
-    HINTS = {"fp32": "f32", "bf16": "bf16"}
-
     def __init__(
         self,
         folder: Path,
@@ -557,7 +572,7 @@ class _OpenVino(_PerModality):
         super().__init__(folder, about, built)
         openvino = _import("openvino")
         self._core, self._lock = openvino.Core(), threading.Lock()
-        if precision is not None and precision not in (*self.HINTS, *built.precisions):
+        if precision is not None and precision not in (*OPENVINO_HINTS, *built.precisions):
             raise UserError(f"engine openvino runs fp32 or bf16, got precision {precision}")
         if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise UserError("engine openvino cannot compute in bf16 on this CPU: leave precision out, or take fp32")
@@ -565,11 +580,7 @@ class _OpenVino(_PerModality):
             able = [p for p in built.precisions if p != "bf16" or has_amx()]
             precision = able[0] if able else "fp32"
         self.precision = precision
-        self._settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": self.HINTS.get(precision, "f32"),  # int8: what is not quantised
-            "INFERENCE_NUM_THREADS": threads or len(os.sched_getaffinity(0)),
-        }
+        self._settings = _openvino_settings(precision, threads)
         if cache is not None:
             self._settings["CACHE_DIR"] = str(cache)
 
@@ -613,39 +624,23 @@ class TextTower:
 
     def __init__(self, folder: Path, about: Manifest, text: Text, engine: str, threads: int | None = None) -> None:
         self._folder, self._about, self._text = folder, about, text
-        self._threads = threads or len(os.sched_getaffinity(0))
-        self._openvino = engine == "openvino"
+        self._engine, self._threads = engine, threads
+        self._parts = functools.cache(self._load)
         self._lock = threading.Lock()
-        self._read: words.Reader | None = None
-        self._session: Any = None
 
     def encode_text(self, texts: Sequence[str], modality: str) -> np.ndarray:
         """Features float32 ``[C, D]``."""
         with self._lock:
-            if self._read is None:
-                self._load()
-            assert self._read is not None
-            parts = []
-            for start in range(0, len(texts), BATCH):
-                tokens = self._read(texts[start : start + BATCH])
-                feed = {TOKENS: tokens, MODALITY: np.full(len(tokens), MODALITIES.index(modality))}
-                if self._openvino:
-                    parts.append(self._session.infer(feed)[0].copy())
-                else:
-                    parts.append(self._session.run([manifest.OUTPUT], feed)[0])
-        return np.concatenate(parts)
+            read, run = self._parts()
+            tokens = read(texts)
+            return run({TOKENS: tokens, MODALITY: np.full(len(tokens), MODALITIES.index(modality))})
 
-    def _load(self) -> None:
-        words.need()
+    def _load(self) -> tuple[words.Reader, Callable[[dict[str, np.ndarray]], np.ndarray]]:
         self._about.check_files(self._folder, self._text.files)
+        read = words.Reader(self._folder / words.FILE, self._text.end, self._text.length)
         path = self._folder / self._text.files[0]
-        if self._openvino:
-            settings = {
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": "f32",
-                "INFERENCE_NUM_THREADS": self._threads,
-            }
-            self._session = _openvino_request(_import("openvino").Core(), path, settings)
-        else:
-            self._session = _onnxruntime_session(path, self._threads, ["CPUExecutionProvider"])
-        self._read = words.Reader(self._folder / words.FILE, self._text.end, self._text.length)
+        if self._engine == "openvino":
+            request = _openvino_request(_import("openvino").Core(), path, _openvino_settings("fp32", self._threads))
+            return read, lambda feed: cast(np.ndarray, request.infer(feed)[0].copy())
+        session = _onnxruntime_session(path, self._threads, ["CPUExecutionProvider"])
+        return read, lambda feed: cast(np.ndarray, session.run([manifest.OUTPUT], feed)[0])

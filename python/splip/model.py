@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from splip import config as configuration
 from splip import distributed
-from splip.clip import PromptedCLIP
+from splip.clip import PromptedCLIP, in_slots
 from splip.config import TrainConfig
 from splip.data import MODALITIES
 from splip.errors import UserError
@@ -215,9 +215,8 @@ class SpLIP(nn.Module):
         position = text.positional_embedding[:shared]
         states = [text.token_embedding(tokens[:, 0, :shared]) + position, *(start for start, _ in hidden[:-1])]
         for layer, prompt in enumerate(prompts):
-            m = prompt.shape[1]
-            slots = prompt + position[1 : 1 + m] if layer == 0 else prompt
-            states[layer] = torch.cat([states[layer][:, :1], slots, states[layer][:, 1 + m :]], dim=1)
+            start, rest = states[layer][:, :1], states[layer][:, 1 + prompt.shape[1] :]
+            states[layer] = torch.cat([start, in_slots(prompt, position, layer), rest], dim=1)
         return states
 
     def _encode_classes(self, tokens: Tensor, shared: int, patches: Tensor | None) -> tuple[Tensor, list[Pooled]]:
