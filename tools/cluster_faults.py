@@ -238,24 +238,15 @@ def homes(gallery: ShardedGallery) -> set[str]:
     return set(ray.get([replica.actor.__ray_call__.remote(home) for replica in gallery._replicas if replica.alive]))
 
 
-@contextlib.contextmanager
-def searched(folder: Path, cluster: Cluster) -> Iterator[ShardedGallery]:
-    """The gallery in three shards, one on each node."""
-    with open_sharded(folder, cluster, shards=3) as gallery:
-        assert len(homes(gallery)) == 3, "a node has no shard"
-        yield gallery
-
-
 def kill_searched(gallery: ShardedGallery, local: Gallery, started: Nodes, rng: random.Random) -> dict[str, Any]:
-    """Kill a node that holds rows under searches, until they are whole again."""
-    holding = homes(gallery)
-    numbers = [number for number, node in enumerate(started.others) if node.node_id in holding]
+    """Kill a node that holds rows, as each does, under searches, until they are whole again."""
+    assert len(homes(gallery)) == 3, "a node has no shard"
     queries = np.random.default_rng(rng.randrange(2**31)).standard_normal((8, gallery.dim)).astype(np.float32)
     ranking = pairs(local.search_vectors(queries, 400))
     wanted = [one[:50] for one in ranking]
     counts = {"whole": 0, "partial": 0}
     began, killed, mended = time.monotonic(), 0.0, 0.0
-    killer = threading.Thread(target=started.kill, args=(rng.choice(numbers),))
+    killer = threading.Thread(target=started.kill, args=(rng.randrange(len(started.others)),))
     longest = 0.0
     while time.monotonic() - began < 120:
         if not killed and time.monotonic() - began > 1:
@@ -316,7 +307,7 @@ def main() -> None:
         fill(place / "rows", args.rows, args.dim)
         with Gallery.open(place / "rows") as local:
             for number in range(args.repeats):
-                with searched(place / "rows", cluster) as gallery:
+                with open_sharded(place / "rows", cluster, shards=3) as gallery:
                     one(lambda rng: kill_searched(gallery, local, started, rng), args.seed + number)
     print(f"{len(runs)} kills, nothing lost, nothing twice, no wrong answer; {time.monotonic() - began:.0f} s")
     if args.save:
