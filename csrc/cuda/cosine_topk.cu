@@ -216,10 +216,11 @@ __device__ __forceinline__ ExactScore<T> exact_score(const CosineTopk& a, int q,
   return {query, static_cast<const T*>(a.gallery), a.eight_bit, scale, D, vector};
 }
 
-// No cut yet, an empty list. A margin that is not a number: nothing will pass.
+// No cut yet, an empty list. A margin that is not a number, hence a cut that is none: nothing
+// passes it, not even a product that is infinite.
 __device__ __forceinline__ void start_query(const Scratch& s, int64_t q, double margin) {
   s.candidates.counts[q] = 0;
-  s.candidates.cuts[q] = margin >= 0 ? -INFINITY : INFINITY;
+  s.candidates.cuts[q] = margin >= 0 ? -INFINITY : NAN;
   s.margins[q] = static_cast<float>(margin);
 }
 
@@ -298,7 +299,7 @@ __global__ void __launch_bounds__(kMostThreads)
   const int64_t q = blockIdx.x;
   const Candidates& c = s.candidates;
   const float margin = s.margins[q];
-  if (!(margin >= 0)) return;  // its cut stays at infinity
+  if (!(margin >= 0)) return;  // its cut stays no number
   const int passed = rows > 0 ? rows : c.counts[q];
   // Of a full list the rows that found room will do: K rows that are this good exist.
   const int count = passed < c.capacity ? passed : c.capacity;

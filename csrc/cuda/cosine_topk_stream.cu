@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocksPerMultiprocessor)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int q = first_query + group * kGroupQueries + mma::c_column(lane, i);
-      cuts[group][i] = q < p.Q ? p.out.cuts[q] : INFINITY;
+      cuts[group][i] = q < p.Q ? p.out.cuts[q] : NAN;
     }
   }
   const bool one_panel = blocks <= panel_blocks;

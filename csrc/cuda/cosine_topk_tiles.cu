@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocess
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int q = q0 + i * 16 + mma::c_row(lane, half * 2);
-        const float cut = q < p.Q ? p.out.cuts[q] : INFINITY;
+        const float cut = q < p.Q ? p.out.cuts[q] : NAN;
         float scale = 1;
         if constexpr (Element<T>::kFactors) scale = q < p.Q ? p.query_scale[q] : 0.0f;
 #pragma unroll

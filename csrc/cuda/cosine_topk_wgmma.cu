@@ -193,7 +193,7 @@ __device__ __forceinline__ void scan_rows(const Pass& p, const Layout& layout) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         q[half] = query_tile * kQueries + group * kGroupQueries + mma::group_row(own, 2 * half);
-        cuts[half] = q[half] < p.Q ? p.out.cuts[q[half]] : INFINITY;
+        cuts[half] = q[half] < p.Q ? p.out.cuts[q[half]] : NAN;
         if constexpr (Element<T>::kFactors) {
           scales[half] = q[half] < p.Q ? p.query_scale[q[half]] : 0.0f;
         }
