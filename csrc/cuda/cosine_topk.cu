@@ -396,7 +396,17 @@ void scan_pass(const Pass& pass, DType dtype, TopkScan scan, bool streamed, int 
     scan = pass.Q <= kNarrowQueries ? TopkScan::tiles64 : TopkScan::tiles128;
   }
   const bool wide = scan == TopkScan::tiles256 || scan == TopkScan::wgmma;
-  scan_tiles(pass, dtype, scan == TopkScan::tiles64 ? 64 : 128, wide ? 256 : 128, device, stream);
+  const int tile_queries = scan == TopkScan::tiles64 ? 64 : 128, tile_rows = wide ? 256 : 128;
+  switch (dtype) {
+    case DType::f32:
+      return scan_tiles_f32(pass, tile_queries, tile_rows, device, stream);
+    case DType::f16:
+      return scan_tiles_f16(pass, tile_queries, tile_rows, device, stream);
+    case DType::i8:
+      return scan_tiles_i8(pass, tile_queries, tile_rows, device, stream);
+    default:
+      return scan_tiles_bf16(pass, tile_queries, tile_rows, device, stream);
+  }
 }
 
 template <typename T>

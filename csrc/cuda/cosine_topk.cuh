@@ -37,9 +37,15 @@ struct Pass {
 // Up to 32 queries at once, straight from memory: any D and alignment.
 void scan_stream(const Pass& pass, DType dtype, int device, cudaStream_t stream);
 // Tiles of 64 or 128 queries and 128 or 256 rows; rows must be aligned to 16 bytes. 256 rows need
-// more shared memory than some GPUs have: then 128.
-void scan_tiles(const Pass& pass, DType dtype, int tile_queries, int tile_rows, int device,
-                cudaStream_t stream);
+// more shared memory than some GPUs have: then 128. One source file each.
+void scan_tiles_f32(const Pass& pass, int tile_queries, int tile_rows, int device,
+                    cudaStream_t stream);
+void scan_tiles_f16(const Pass& pass, int tile_queries, int tile_rows, int device,
+                    cudaStream_t stream);
+void scan_tiles_bf16(const Pass& pass, int tile_queries, int tile_rows, int device,
+                     cudaStream_t stream);
+void scan_tiles_i8(const Pass& pass, int tile_queries, int tile_rows, int device,
+                   cudaStream_t stream);
 // Tiles of 128 queries and 256 rows by wgmma, for 16-bit and 8-bit rows aligned to 16 bytes.
 void scan_wgmma(const Pass& pass, DType dtype, int device, cudaStream_t stream);
 

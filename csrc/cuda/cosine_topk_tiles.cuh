@@ -2,6 +2,9 @@
 // sm_80 and later), whose scores are compared with each query's cut and never written. Bound by
 // arithmetic above about 300 queries, Q * N * D products; below it by the gallery's bytes, which
 // come from memory once: all query tiles of some gallery rows run side by side and share the L2.
+// One source file for each dtype of the rows includes this, so that they compile side by side.
+#pragma once
+
 #include "cosine_topk.cuh"
 
 namespace splip::cuda {
@@ -244,19 +247,4 @@ void launch_any(const Pass& p, int tile_queries, int tile_rows, int device, cuda
 }
 
 }  // namespace
-
-void scan_tiles(const Pass& pass, DType dtype, int tile_queries, int tile_rows, int device,
-                cudaStream_t stream) {
-  switch (dtype) {
-    case DType::f32:
-      return launch_any<float>(pass, tile_queries, tile_rows, device, stream);
-    case DType::f16:
-      return launch_any<__half>(pass, tile_queries, tile_rows, device, stream);
-    case DType::i8:
-      return launch_any<int8_t>(pass, tile_queries, tile_rows, device, stream);
-    default:
-      return launch_any<__nv_bfloat16>(pass, tile_queries, tile_rows, device, stream);
-  }
-}
-
 }  // namespace splip::cuda
