@@ -200,7 +200,7 @@ PYBIND11_MODULE(_C, m) {
       [](uintptr_t queries, uintptr_t gallery, uintptr_t scores, uintptr_t indices,
          uintptr_t scratch, int64_t Q, int64_t N, int64_t D, int64_t K, int dtype, int device,
          uintptr_t stream, int threads, uintptr_t allowed, int scan, uintptr_t eight_bit_rows,
-         uintptr_t scale, uintptr_t error, uintptr_t centre, int64_t pitch) {
+         uintptr_t scale, uintptr_t error, uintptr_t centre, int64_t pitch, uintptr_t inverse) {
         const CosineTopk args{pointer<void>(queries),
                               pointer<void>(gallery),
                               pointer<float>(scores),
@@ -214,12 +214,13 @@ PYBIND11_MODULE(_C, m) {
                               pointer<uint8_t>(allowed),
                               static_cast<TopkScan>(scan),
                               {pointer<int8_t>(eight_bit_rows), pointer<float>(scale),
-                               pointer<float>(error), pointer<float>(centre), pitch}};
+                               pointer<float>(error), pointer<float>(centre), pitch},
+                              pointer<float>(inverse)};
         dispatch(args, {device, stream, threads}, cpu::cosine_topk, SPLIP_CUDA_OP(cosine_topk));
       },
       py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
       py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg() = 0, py::arg() = 0,
-      py::arg() = 0, py::arg() = 0, py::arg() = 0, py::arg() = 0, py::arg() = 0);
+      py::arg() = 0, py::arg() = 0, py::arg() = 0, py::arg() = 0, py::arg() = 0, py::arg() = 0);
   m.def("packed_panel_bytes", cpu::packed_panel_bytes);
   m.def("pack_gallery_scratch",
         [](int64_t D, int threads) { return cpu::pack_gallery_scratch(D, std::max(1, threads)); });

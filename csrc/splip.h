@@ -146,6 +146,8 @@ struct EightBitRows {
 //   scratch  cosine_topk_scratch() bytes, 16-byte aligned
 //   allowed  [N] u8      in   CUDA: 0 is a row that may not be a result; null: all may
 //   eight_bit            in   CUDA: what to scan in place of the gallery
+//   inverse  [N] f32     in   CUDA: 1 / norm of the gallery's rows, NaN for a row without a score;
+//                             null: norms are summed on the way
 struct CosineTopk {
   const void* queries;
   const void* gallery;
@@ -157,6 +159,7 @@ struct CosineTopk {
   const uint8_t* allowed = nullptr;
   TopkScan scan = TopkScan::automatic;
   EightBitRows eight_bit = {};
+  const float* inverse = nullptr;
 };
 
 // A gallery made ready for many searches on the CPU: unit rows less their mean, in 8 bits, in the
