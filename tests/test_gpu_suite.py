@@ -131,6 +131,20 @@ def test_the_report_is_there_after_every_stage_and_compares_with_an_earlier_one(
     assert told.stdout.strip() == text.strip()
 
 
+def test_whoever_ends_the_suite_gets_what_there_is(run, tmp_path, monkeypatch):
+    made, _ = run
+
+    def interrupted(told, seconds, log, take):
+        take({"row": gpu_stages.row("Q=1", 2.0)})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "run_worker", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made.run(stage("good"))
+    report = json.loads((tmp_path / "out/gpu_suite.json").read_text())
+    assert report["stages"]["good"]["error"] == "the suite was ended: KeyboardInterrupt" and len(report["rows"]) == 1
+
+
 def test_output_without_end_is_cut(run, monkeypatch):
     made, logs = run
     monkeypatch.setattr(process, "MOST_LOG", 5)
@@ -185,6 +199,31 @@ def test_without_a_gpu_it_says_so(tmp_path):
     report = json.loads((tmp_path / "gpu_suite.json").read_text())
     assert not report["failed"] and not report["stages"]
     assert [s["stage"] for s in report["skipped"]] == [s.name for s in plan.STAGES]
+
+
+def test_the_whole_command_on_a_card(tmp_path, monkeypatch, capsys):
+    """With stages of this test: what is asked for, what it needs, files, exit codes, an earlier run."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    card = {"gpu": "a card", "capability": [9, 0]}
+    monkeypatch.setattr(gpu_suite.machine, "gpu", lambda: card)
+    monkeypatch.setattr(gpu_suite.machine, "missing", lambda *names: [])
+    stages = (stage("good")._replace(name="build"), stage("sees")._replace(name="ceilings"),
+              stage("good", needs=("build", "ceilings"))._replace(name="sweep"), stage("raises"))  # fmt: skip
+    monkeypatch.setattr(plan, "STAGES", stages)
+    monkeypatch.setattr(plan, "BY_NAME", {s.name: s for s in stages})
+    assert gpu_suite.main(["--out", str(tmp_path / "a"), "--only", "sweep"]) == 0
+    report = json.loads((tmp_path / "a/gpu_suite.json").read_text())
+    assert list(report["stages"]) == ["build", "ceilings", "sweep"] and not report["failed"]
+    assert report["machine"]["gpu"] == "a card" and report["machine"]["capability"] == [9, 0]
+    words = ["--out", str(tmp_path / "b"), "--baseline", str(tmp_path / "a/gpu_suite.json")]
+    assert gpu_suite.main(words) == 1  # one stage raises
+    report = json.loads((tmp_path / "b/gpu_suite.json").read_text())
+    assert len(report["stages"]) == 4 and report["rows"][0]["to_baseline"] == 1
+    assert gpu_suite.main([*words, "--only", "sweep"]) == 0
+    report = json.loads((tmp_path / "b/gpu_suite.json").read_text())
+    assert list(report["stages"]) == ["build", "sweep"] and report["ceilings"]["left"] > 0
+    assert "1.00x as fast as before" in capsys.readouterr().out
+    assert "raises" not in (tmp_path / "b/logs.txt").read_text()  # of the run before
 
 
 def test_ceilings_of_an_earlier_run_of_such_a_card():
@@ -283,9 +322,12 @@ def test_the_slowest_file_is_read_from_ninjas_log():
 
 
 def test_memcheck_watches_our_kernels_alone():
-    assert sanitizer.command("memcheck", "  --kernel-name arg  ...")[-2:] == ["--kernel-name", "kernel_substring=splip"]
-    assert sanitizer.command("memcheck", "  --kernel-regex arg ...")[-2:] == ["--kernel-regex", "kns=splip"]
-    assert sanitizer.command("memcheck", "")[-2] == "--kernel-name-exclude"
+    def knows(option):
+        return lambda words: "" if option in words else "unrecognised option"
+
+    for option in ("--kernel-name", "--kernel-regex", "--kernel-name-exclude"):
+        assert sanitizer.command("memcheck", knows(option))[-2] == option
+    assert sanitizer.command("memcheck", knows("nothing"))[-2:] == ["--print-limit", "20"]
 
 
 def test_tests_are_run_with_workers_and_their_report_names_no_machine(tmp_path):

@@ -1,6 +1,7 @@
 """What can be said of the stages without a GPU: that they can be imported, with every name that they use."""
 
 import importlib
+import sys
 
 
 def check(functions: list[str]) -> int:
@@ -10,7 +11,8 @@ def check(functions: list[str]) -> int:
         module, name = function.rsplit(".", 1)
         try:
             stage = getattr(importlib.import_module(module), name)
-            print(f"{function}: {(stage.__doc__ or importlib.import_module(stage.__module__).__doc__).splitlines()[0]}")
+            about = stage.__doc__ or sys.modules[module].__doc__ or ""
+            print(f"{function}: {about.splitlines()[0]}")
         except ModuleNotFoundError as e:
             missing = (e.name or "").split(".")[0]
             if missing in ("splip", "torch") or e.name == "splip._C":

@@ -50,6 +50,8 @@ def cuda_tests(job: Job) -> None:
             for key in found:
                 found[key] += int(suite.get(key, 0))
         job.found(**found, summary=", ".join(f"{n} {key}" for key, n in found.items()))
+        if found["skipped"] > found["tests"] // 2:
+            job.wrong(f"tests: {found['skipped']} of {found['tests']} were skipped: no GPU, or a build without CUDA?")
     if code:
         job.wrong(f"tests: pytest's exit code is {code}")
 

@@ -1,5 +1,6 @@
 """A training step, the encoder and the TensorRT check, where the machine has what they need: more than torch."""
 
+import functools
 import json
 import statistics
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def training(job: Job) -> None:
     for count in ENCODED:
         pictures = torch.randint(0, 256, (count, 3, S, S), dtype=torch.uint8, device=DEVICE)
         with torch.inference_mode():
-            compare(job, f"encode_sketch, {BACKBONE}, batch {count}", lambda p=pictures: model.encode_sketch(p))
+            compare(job, f"encode_sketch, {BACKBONE}, batch {count}", functools.partial(model.encode_sketch, pictures))
             with ops.reference_only():
                 want = model.encode_sketch(pictures)
             error = float((model.encode_sketch(pictures) - want).abs().max())

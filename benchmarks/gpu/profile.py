@@ -23,7 +23,7 @@ SHARES = (*CASES, (1, "stream", "int8"), (32, "stream", "float16"), (64, "tiles6
           (1024, "tiles256", "float16"), (1024, "wgmma", "int8"), (1024, "tiles128", "float32"))  # fmt: skip
 SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "ComputeWorkloadAnalysis", "SchedulerStats", "WarpStateStats",
             "InstructionStats", "LaunchStats", "Occupancy", "SourceCounters")  # fmt: skip
-KERNELS = "stream_kernel|tile_kernel|wgmma_kernel"
+KERNELS = "stream|tile|wgmma"
 HOT = 40  # instructions of each kernel that are listed with their stalls
 
 
@@ -52,7 +52,7 @@ def searches(leave_out: set[str], cases: tuple[tuple[int, str, str], ...]) -> di
         forms["int8"] = ops.eight_bit_gallery(gallery)
     if any(form == "float32" for _, _, form in cases):
         forms["float32"] = gallery.float()
-    found = {}
+    found: dict[str, Callable[[], Any]] = {}
     for Q, scan, form in cases:
         if scan not in leave_out:
             queries = pool[:Q].float() if form == "float32" else pool[:Q]
@@ -70,7 +70,17 @@ def ncu(job: Job) -> None:
     if shutil.which("ncu") is None:
         job.skip("no ncu on PATH")
     report = job.scratch / "report"
-    command = ["ncu", "--clock-control", "none", "--profile-from-start", "off", "-k", f"regex:{KERNELS}", "-o", report]
+    command = [
+        "ncu",
+        "--clock-control",
+        "none",
+        "--profile-from-start",
+        "off",
+        "-k",
+        f"regex:{KERNELS}",
+        "-o",
+        str(report),
+    ]
     command += [word for section in SECTIONS for word in ("--section", section)]
     command += [sys.executable, "-m", "gpu.profile", *sorted(job.leave_out)]
     run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -41,8 +41,8 @@ def scores_of_keys(keys: Tensor) -> Tensor:
     return bits.view(torch.float32).gather(1, index.argsort(1))
 
 
-def dense_scores(scan: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Our dense pass: (queries, gallery, keys, Q, N, D, dtype, device, stream, scan); keys [Q, N], 64 bits each."""
+def dense_scores(dense_keys: Callable[..., None], scan: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Our dense pass, by a binding of that name: (queries, gallery, keys, Q, N, D, dtype, device, stream, scan); keys [Q, N], 64 bits each."""
 
     def scores(queries: Tensor, gallery: Tensor) -> Tensor:
         (Q, D), N = queries.shape, len(gallery)
@@ -50,7 +50,7 @@ def dense_scores(scan: str) -> Callable[[Tensor, Tensor], Tensor]:
         device, stream, _ = ops._where(queries)
         pointers = [t.data_ptr() for t in (queries, gallery, keys)]
         dtype = ops._DTYPES[queries.dtype]
-        _C.cosine_topk_dense_keys(*pointers, Q, N, D, dtype, device, stream, ops.SCANS[scan])
+        dense_keys(*pointers, Q, N, D, dtype, device, stream, ops.SCANS[scan])
         return scores_of_keys(keys)
 
     return scores
@@ -65,8 +65,11 @@ def exact_scores(queries: Tensor, gallery: Tensor, normalised: bool) -> Tensor:
 
 def rounding(job: Job) -> None:
     ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"torch.matmul": matmul_scores}
-    if hasattr(_C, "cosine_topk_dense_keys"):
-        ways |= {scan: dense_scores(scan) for scan in ops.SCANS if scan not in job.leave_out | {"automatic"}}
+    dense_keys = getattr(_C, "cosine_topk_dense_keys", None)
+    if dense_keys is not None:
+        ways |= {
+            scan: dense_scores(dense_keys, scan) for scan in ops.SCANS if scan not in job.leave_out | {"automatic"}
+        }
     else:
         print("   scores of our dense pass: not in this build", flush=True)
         job.found(ours="not in this build")

@@ -117,8 +117,10 @@ def other_ops() -> list[str]:
         for D, own in ((768, False), (17, True), (128, True)):
             x = torch.randn(5, 9, D, device=DEVICE).to(dtype).requires_grad_()
             prompts = torch.randn(*((5,) if own else ()), 3, D, device=DEVICE).to(dtype).requires_grad_()
-            leaves = [x, prompts, *(torch.randn(D, device=DEVICE).requires_grad_() for _ in range(2))]
-            got, want = (f(*leaves, replace=2) for f in (ops.prompt_layernorm, reference.prompt_layernorm))
+            gamma, beta = (torch.randn(D, device=DEVICE).requires_grad_() for _ in range(2))
+            leaves = [x, prompts, gamma, beta]
+            got = ops.prompt_layernorm(x, prompts, gamma, beta, replace=2)
+            want = reference.prompt_layernorm(x, prompts, gamma, beta, replace=2)
             ahead = [torch.randn_like(t) for t in got]
             pairs = [*zip(got, want, strict=True), *zip(*(torch.autograd.grad(o, leaves, ahead) for o in (got, want)),
                                                          strict=True)]  # fmt: skip
@@ -129,12 +131,12 @@ def other_ops() -> list[str]:
             images = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8, device=DEVICE).permute(0, 3, 1, 2)
             tiles = torch.stack([torch.randperm(9) for _ in range(2)]).to(DEVICE)
             for pixels in (images, images.contiguous(), images / 255):
-                got = ops.patchify(pixels, S, MEAN, STD, tiles, dtype=dtype)
-                if not torch.equal(got, reference.patchify(pixels, S, MEAN, STD, tiles, dtype=dtype)):
+                patches = ops.patchify(pixels, S, MEAN, STD, tiles, dtype=dtype)
+                if not torch.equal(patches, reference.patchify(pixels, S, MEAN, STD, tiles, dtype=dtype)):
                     wrong.append(f"patchify {dtype} S={S} side={side} {pixels.dtype}")
             pixels = (images / 255).requires_grad_()
             ops.patchify(pixels, S, MEAN, STD, tiles, dtype=dtype).sum().backward()
-            if not bool(pixels.grad.isfinite().all()):
+            if pixels.grad is None or not bool(pixels.grad.isfinite().all()):
                 wrong.append(f"patchify {dtype} S={S}: gradient")
     torch.cuda.synchronize()
     return wrong

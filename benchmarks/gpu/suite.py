@@ -11,6 +11,7 @@ from .plan import Stage
 from .process import run_worker
 
 MARGIN = 4.0  # seconds that ending a stage and writing the report may take
+FILES = ("gpu_suite.json", "gpu_suite.md", "logs.txt", "junit.xml", "ncu.txt")
 SHARE = 0.4  # of its estimate that a stage must have left to be worth a start
 
 
@@ -23,6 +24,8 @@ class Suite:
         self.leave_out: set[str] = set(told["leave_out"])
         self.report: dict[str, Any] = {"machine": {}, "ceilings": {}, "stages": {}, "skipped": [], "rows": []}
         out.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            (out / name).unlink(missing_ok=True)
         self._written = 0.0
 
     def left(self) -> float:
@@ -76,7 +79,12 @@ class Suite:
         with (self.out / "logs.txt").open("ab") as log:
             log.write(f"\n==== {stage.name} ====\n".encode())
             log.flush()
-            ended = run_worker(told, min(stage.limit, room), log, take)
+            try:
+                ended = run_worker(told, min(stage.limit, room), log, take)
+            except BaseException as e:  # whoever ends the suite gets what there is
+                entry["error"] = f"the suite was ended: {type(e).__name__}"
+                self.write()
+                raise
             if ended:
                 log.write(f"==== {stage.name}: {ended} ====\n".encode())
         entry |= ended | {"seconds": round(time.monotonic() - began, 1)}

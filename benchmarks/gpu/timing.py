@@ -2,13 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 SECONDS = 0.15  # of a candidate; every case has several
-Calls = list[Callable[[], Any]]
+Calls = Sequence[Callable[[], Any]]
 
 
 def time_ms(sets: Calls, seconds: float = SECONDS) -> dict[str, Any]:
@@ -25,14 +25,14 @@ def time_ms(sets: Calls, seconds: float = SECONDS) -> dict[str, Any]:
         for call in sets:
             call()
 
-    graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
+    graph, recorded = torch.cuda.CUDAGraph(), True
     try:
         with torch.cuda.graph(graph):
             all_sets()
     except RuntimeError:
-        graph = None
+        recorded = False
         torch.cuda.synchronize()
-    run = all_sets if graph is None else graph.replay
+    run = graph.replay if recorded else all_sets
     run()
     torch.cuda.synchronize()
     times: list[float] = []
@@ -45,12 +45,11 @@ def time_ms(sets: Calls, seconds: float = SECONDS) -> dict[str, Any]:
         end.synchronize()
         times.append(start.elapsed_time(end) / len(sets))
     times.sort()
-    del graph
     return {
         "median": statistics.median(times),
         "p10": times[len(times) // 10],
         "p90": times[len(times) * 9 // 10],
-        "graph": run is not all_sets,
+        "graph": recorded,
     }
 
 
