@@ -151,6 +151,13 @@ def test_headline_notices_a_missed_row_and_the_end_of_its_time(card, job, monkey
     monkeypatch.setattr(headline, "SERIES", headline.SERIES[1:])
     headline.headline(job)
     assert len(results(job)[2]) == 2
+
+    def fails(*arguments):
+        raise ValueError("not this")
+
+    monkeypatch.setattr(ops, "_cuda_topk", fails)
+    headline.headline(job)  # each case by itself
+    assert len(results(job)[2]) == 4 and "Q=4: ValueError: not this" in results(job)[2][-1]
     monkeypatch.setattr(job, "left", lambda: 1.0)
     headline.headline(job)
     assert "the time is up" in str(results(job)[1])

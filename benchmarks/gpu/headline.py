@@ -5,6 +5,7 @@ part has the sizes of LiteTopK (arXiv 2607.11976: inner products of 768 numbers,
 """
 
 import functools
+import traceback
 from typing import Any, NamedTuple
 
 import torch
@@ -103,8 +104,10 @@ def run_series(job: Job, series: Series) -> None:
             peers = measure(job, series, Q, pool, gallery, gallery, want, None)
             if eight_bits is not None:
                 measure(job, series, Q, pool, gallery, eight_bits, want, peers)
-        except torch.cuda.OutOfMemoryError as e:
-            job.wrong(f"{series} Q={Q}: {str(e).splitlines()[0][:200]}")
+        except Exception as e:
+            traceback.print_exc()
+            job.wrong(f"{series} Q={Q}: {type(e).__name__}: {str(e)[:200]}")
+            torch.cuda.synchronize()  # raises if the context is lost: then nothing more can be measured
             torch.cuda.empty_cache()
 
 

@@ -91,7 +91,7 @@ def ncu(job: Job) -> None:
     details = page(report, "details")
     (job.out / "ncu.txt").write_text(details[: 8 << 20])
     job.found(profiled=headlines(details))
-    hot = hottest(page(report, "source", "--csv"))
+    hot = hottest(page(report, "source", "--csv"))  # last: the rest is written
     with (job.out / "ncu.txt").open("a") as file:
         file.write(hot[: 4 << 20])
 
