@@ -1,6 +1,7 @@
 """The GPU by the driver alone, before anything is built and without importing torch; and the machine's tools."""
 
 import ctypes
+import importlib.metadata
 import importlib.util
 import platform
 import shutil
@@ -48,8 +49,13 @@ def describe(found: dict[str, Any] | None) -> dict[str, Any]:
         lines = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.strip().splitlines()
         return lines[-1] if lines else None
 
+    try:
+        torch = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        torch = None
     return {
         **(found or {}),
+        "torch": torch,
         "python": platform.python_version(),
         "commit": last_line(["git", "rev-parse", "--short", "HEAD"]),
         "nvcc": last_line(["nvcc", "--version"]),

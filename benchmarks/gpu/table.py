@@ -58,7 +58,8 @@ def markdown(report: dict[str, Any]) -> str:
             lines += sweep_table(dtype, swept)
     lines += ["", *(f"- skipped {s['stage']}: {s['why']}" for s in report.get("skipped", []))]
     for name, stage in stages.items():
-        said = stage.get("error") or stage.get("skipped") or stage["found"].get("summary") or "ended well"
+        said = stage.get("error") or stage.get("skipped") or stage["found"].get("summary")
+        said = said or ("ended" if stage["wrong"] else "ended well")
         lines.append(f"- {name} ({stage['seconds']} s): {said}")
         lines += [f"  - WRONG: {what}" for what in stage["wrong"]]
     return "\n".join(lines) + "\n"
