@@ -1,36 +1,114 @@
-// splip._C: pointers and sizes from Python to the argument structs. Python has checked everything.
+// splip._C: keywords from Python to the fields of the argument structs (fields.h): tensors by their
+// addresses, sizes, numbers. Python has checked everything but the names.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
 
 #include "common.h"
-#include "splip.h"
+#include "fields.h"
 
 namespace py = pybind11;
 
 namespace splip {
 namespace {
 
-template <typename T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
 // Where a tensor lives: device -1 is the CPU, with its threads; else a GPU, with its stream.
 struct Where {
-  int device;
-  uintptr_t stream;
-  int threads;
+  int64_t device = -1;
+  void* stream = nullptr;
+  int64_t threads = 1;
 };
 
-template <typename Args, typename Cpu, typename Cuda>
-void dispatch(const Args& args, const Where& where, Cpu cpu, Cuda cuda) {
+template <typename Visit>
+constexpr void visit_fields(Where& a, Visit&& field) {
+  field("device", a.device);
+  field("stream", a.stream);
+  field("threads", a.threads);
+}
+
+// ---- one Python value to one field ----
+
+template <typename T>
+void convert(PyObject* value, T*& out) {
+  out = static_cast<T*>(PyLong_AsVoidPtr(value));
+}
+void convert(PyObject* value, int64_t& out) { out = PyLong_AsLongLong(value); }
+void convert(PyObject* value, float& out) { out = static_cast<float>(PyFloat_AsDouble(value)); }
+template <typename T>
+std::enable_if_t<std::is_enum_v<T>> convert(PyObject* value, T& out) {
+  out = static_cast<T>(PyLong_AsLong(value));
+}
+void convert(PyObject* value, float (&out)[kMaxChannels]) {
+  const auto values = py::cast<std::vector<float>>(py::handle(value));
+  SPLIP_CHECK(values.size() <= kMaxChannels, "at most ", kMaxChannels, " channels");
+  std::copy(values.begin(), values.end(), out);
+}
+
+// The names of a struct's fields as Python's own strings, which its keywords are, too: looked up by
+// address, and made once.
+template <typename Args>
+const std::vector<PyObject*>& names_of() {
+  static const auto* const names = [] {
+    auto* made = new std::vector<PyObject*>;  // as long as the interpreter
+    Args a{};
+    visit_fields(a, [&](const char* name, auto&, Need = Need::required) {
+      made->push_back(PyUnicode_InternFromString(name));
+    });
+    return made;
+  }();
+  return *names;
+}
+
+// Fills the fields that the keywords name, and returns how many that were.
+template <typename Args>
+Py_ssize_t fill(Args& args, const py::kwargs& given) {
+  const PyObject* const* name = names_of<Args>().data();
+  Py_ssize_t found = 0;
+  visit_fields(args, [&](const char* text, auto& field, Need need = Need::required) {
+    PyObject* value = PyDict_GetItemWithError(given.ptr(), const_cast<PyObject*>(*name++));
+    if (value != nullptr) {
+      ++found;
+      convert(value, field);
+    } else if (need == Need::required && PyErr_Occurred() == nullptr) {
+      throw py::type_error(detail::concat("missing argument: ", text));
+    }
+    if (PyErr_Occurred() != nullptr) {
+      throw py::type_error(detail::concat(text, ": ", py::error_already_set().what()));
+    }
+  });
+  return found;
+}
+
+// The first keyword that no struct has.
+template <typename... Args>
+[[noreturn]] void refuse_unknown(const py::kwargs& given) {
+  for (const auto& item : given) {
+    bool known = false;
+    const auto look = [&](const std::vector<PyObject*>& names) {
+      for (PyObject* name : names) known = known || py::handle(name).equal(item.first);
+    };
+    (look(names_of<Args>()), ...);
+    if (!known) {
+      throw py::type_error(
+          detail::concat("unknown argument: ", py::cast<std::string>(py::str(item.first))));
+    }
+  }
+  throw py::type_error("an argument was given twice");
+}
+
+template <typename Args>
+void run(const py::kwargs& given, void (*cpu)(const Args&, int),
+         void (*cuda)(const Args&, int, void*)) {
+  Args args{};
+  Where where;
+  const Py_ssize_t found = fill(args, given) + fill(where, given);
+  if (found != static_cast<Py_ssize_t>(given.size())) refuse_unknown<Args, Where>(given);
   const py::gil_scoped_release release;
   if (where.device < 0) {
-    cpu(args, std::max(1, where.threads));
+    cpu(args, static_cast<int>(std::max<int64_t>(1, where.threads)));
   } else {
-    cuda(args, where.device, pointer<void>(where.stream));
+    cuda(args, static_cast<int>(where.device), where.stream);
   }
 }
 
@@ -39,15 +117,16 @@ constexpr bool kHasCuda = true;
 #define SPLIP_CUDA_OP(op) cuda::op
 #else
 constexpr bool kHasCuda = false;
-#define SPLIP_CUDA_OP(op)                                                 \
-  [](const auto&, int, void*) {                                           \
-    throw std::runtime_error("splip was built without its CUDA kernels"); \
-  }
+#define SPLIP_CUDA_OP(op) no_cuda
+template <typename Args>
+void no_cuda(const Args&, int, void*) {
+  throw std::runtime_error("splip was built without its CUDA kernels");
+}
 #endif
 
-void fill(float* out, const std::vector<float>& values) {
-  SPLIP_CHECK(values.size() <= kMaxChannels, "at most ", kMaxChannels, " channels");
-  std::copy(values.begin(), values.end(), out);
+template <typename Args>
+void cpu_only(const Args&, int, void*) {
+  throw std::runtime_error("packed galleries are for the CPU");
 }
 
 }  // namespace
@@ -86,102 +165,33 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", cpu::isa);
   m.def("set_isa", cpu::set_isa);
 
-  m.def("prompt_layernorm", [](uintptr_t x, uintptr_t prompts, uintptr_t gamma, uintptr_t beta,
-                               uintptr_t tokens, uintptr_t normed, uintptr_t mean, uintptr_t rstd,
-                               int64_t B, int64_t L, int64_t P, int64_t G, int64_t D, int64_t R,
-                               float eps, int dtype, int device, uintptr_t stream, int threads) {
-    const PromptLayerNorm args{pointer<void>(x),
-                               pointer<void>(prompts),
-                               pointer<float>(gamma),
-                               pointer<float>(beta),
-                               pointer<void>(tokens),
-                               pointer<void>(normed),
-                               pointer<float>(mean),
-                               pointer<float>(rstd),
-                               B,
-                               L,
-                               P,
-                               G,
-                               D,
-                               R,
-                               eps,
-                               static_cast<DType>(dtype)};
-    dispatch(args, {device, stream, threads}, cpu::prompt_layernorm,
-             SPLIP_CUDA_OP(prompt_layernorm));
+  m.def("prompt_layernorm", [](const py::kwargs& given) {
+    run<PromptLayerNorm>(given, cpu::prompt_layernorm, SPLIP_CUDA_OP(prompt_layernorm));
   });
-  m.def("prompt_layernorm_backward",
-        [](uintptr_t d_tokens, uintptr_t d_normed, uintptr_t tokens, uintptr_t gamma,
-           uintptr_t mean, uintptr_t rstd, uintptr_t d_x, uintptr_t d_prompts, uintptr_t d_gamma,
-           uintptr_t d_beta, uintptr_t scratch, int64_t B, int64_t L, int64_t P, int64_t G,
-           int64_t D, int64_t R, int dtype, int device, uintptr_t stream, int threads) {
-          const PromptLayerNormBackward args{pointer<void>(d_tokens),
-                                             pointer<void>(d_normed),
-                                             pointer<void>(tokens),
-                                             pointer<float>(gamma),
-                                             pointer<float>(mean),
-                                             pointer<float>(rstd),
-                                             pointer<void>(d_x),
-                                             pointer<float>(d_prompts),
-                                             pointer<float>(d_gamma),
-                                             pointer<float>(d_beta),
-                                             pointer<float>(scratch),
-                                             B,
-                                             L,
-                                             P,
-                                             G,
-                                             D,
-                                             R,
-                                             static_cast<DType>(dtype)};
-          dispatch(args, {device, stream, threads}, cpu::prompt_layernorm_backward,
-                   SPLIP_CUDA_OP(prompt_layernorm_backward));
-        });
+  m.def("prompt_layernorm_backward", [](const py::kwargs& given) {
+    run<PromptLayerNormBackward>(given, cpu::prompt_layernorm_backward,
+                                 SPLIP_CUDA_OP(prompt_layernorm_backward));
+  });
+  m.def("patchify", [](const py::kwargs& given) {
+    run<Patchify>(given, cpu::patchify, SPLIP_CUDA_OP(patchify));
+  });
+  m.def("patchify_backward", [](const py::kwargs& given) {
+    run<PatchifyBackward>(given, cpu::patchify_backward, SPLIP_CUDA_OP(patchify_backward));
+  });
+  m.def("cosine_topk", [](const py::kwargs& given) {
+    run<CosineTopk>(given, cpu::cosine_topk, SPLIP_CUDA_OP(cosine_topk));
+  });
+  m.def("pack_gallery",
+        [](const py::kwargs& given) { run<PackGallery>(given, cpu::pack_gallery, cpu_only); });
+  m.def("packed_topk",
+        [](const py::kwargs& given) { run<PackedTopk>(given, cpu::packed_topk, cpu_only); });
+
+  // Bytes of scratch memory (prompt_layernorm: floats), by the same names.
+  using py::arg;
 #ifdef SPLIP_HAS_CUDA
-  m.def("prompt_layernorm_scratch", cuda::prompt_layernorm_scratch);
+  m.def("prompt_layernorm_scratch", cuda::prompt_layernorm_scratch, py::kw_only(), arg("B"),
+        arg("L"), arg("P"), arg("G"), arg("D"), arg("R"), arg("device"));
 #endif
-  m.def("patchify", [](uintptr_t images, std::vector<int64_t> strides, uintptr_t permutation,
-                       uintptr_t patches, int64_t B, int64_t C, int64_t H, int64_t W, int64_t S,
-                       int64_t grid, const std::vector<float>& mean, const std::vector<float>& std,
-                       int image_dtype, int dtype, int device, uintptr_t stream, int threads) {
-    SPLIP_CHECK(strides.size() == 4, "strides must have four entries");
-    Patchify args{};
-    args.images = pointer<void>(images);
-    args.stride_b = strides[0];
-    args.stride_c = strides[1];
-    args.stride_y = strides[2];
-    args.stride_x = strides[3];
-    args.permutation = pointer<int64_t>(permutation);
-    args.patches = pointer<void>(patches);
-    args.B = B;
-    args.C = C;
-    args.H = H;
-    args.W = W;
-    args.S = S;
-    args.grid = grid;
-    args.image_dtype = static_cast<DType>(image_dtype);
-    args.dtype = static_cast<DType>(dtype);
-    fill(args.mean, mean);
-    fill(args.std, std);
-    dispatch(args, {device, stream, threads}, cpu::patchify, SPLIP_CUDA_OP(patchify));
-  });
-  m.def("patchify_backward",
-        [](uintptr_t d_patches, uintptr_t permutation, uintptr_t d_images, int64_t B, int64_t C,
-           int64_t H, int64_t W, int64_t S, int64_t grid, const std::vector<float>& std, int dtype,
-           int device, uintptr_t stream, int threads) {
-          PatchifyBackward args{};
-          args.d_patches = pointer<void>(d_patches);
-          args.permutation = pointer<int64_t>(permutation);
-          args.d_images = pointer<float>(d_images);
-          args.B = B;
-          args.C = C;
-          args.H = H;
-          args.W = W;
-          args.S = S;
-          args.grid = grid;
-          args.dtype = static_cast<DType>(dtype);
-          fill(args.std, std);
-          dispatch(args, {device, stream, threads}, cpu::patchify_backward,
-                   SPLIP_CUDA_OP(patchify_backward));
-        });
   m.def(
       "cosine_topk_scratch",
       [](int64_t Q, int64_t N, int64_t D, int64_t K, int device, int threads,
@@ -193,75 +203,17 @@ PYBIND11_MODULE(_C, m) {
         throw std::runtime_error("splip was built without its CUDA kernels");
 #endif
       },
-      py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg() = 0,
-      py::arg() = 0);
+      py::kw_only(), arg("Q"), arg("N"), arg("D"), arg("K"), arg("device") = -1, arg("threads") = 1,
+      arg("scan") = 0, arg("pitch") = 0);
+  m.def("packed_panel_bytes", cpu::packed_panel_bytes, arg("N"), arg("D"));
   m.def(
-      "cosine_topk",
-      [](uintptr_t queries, uintptr_t gallery, uintptr_t scores, uintptr_t indices,
-         uintptr_t scratch, int64_t Q, int64_t N, int64_t D, int64_t K, int dtype, int device,
-         uintptr_t stream, int threads, uintptr_t allowed, int scan, uintptr_t eight_bit_rows,
-         uintptr_t scale, uintptr_t error, uintptr_t centre, int64_t pitch, uintptr_t inverse) {
-        const CosineTopk args{pointer<void>(queries),
-                              pointer<void>(gallery),
-                              pointer<float>(scores),
-                              pointer<int64_t>(indices),
-                              pointer<void>(scratch),
-                              Q,
-                              N,
-                              D,
-                              K,
-                              static_cast<DType>(dtype),
-                              pointer<uint8_t>(allowed),
-                              static_cast<TopkScan>(scan),
-                              {pointer<int8_t>(eight_bit_rows), pointer<float>(scale),
-                               pointer<float>(error), pointer<float>(centre), pitch},
-                              pointer<float>(inverse)};
-        dispatch(args, {device, stream, threads}, cpu::cosine_topk, SPLIP_CUDA_OP(cosine_topk));
+      "pack_gallery_scratch",
+      [](int64_t D, int threads) { return cpu::pack_gallery_scratch(D, std::max(1, threads)); },
+      py::kw_only(), arg("D"), arg("threads"));
+  m.def(
+      "packed_topk_scratch",
+      [](int64_t Q, int64_t D, int64_t K, int threads) {
+        return cpu::packed_topk_scratch(Q, D, K, std::max(1, threads));
       },
-      py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
-      py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg() = 0, py::arg() = 0,
-      py::arg() = 0, py::arg() = 0, py::arg() = 0, py::arg() = 0, py::arg() = 0, py::arg() = 0);
-  m.def("packed_panel_bytes", cpu::packed_panel_bytes);
-  m.def("pack_gallery_scratch",
-        [](int64_t D, int threads) { return cpu::pack_gallery_scratch(D, std::max(1, threads)); });
-  m.def("pack_gallery",
-        [](uintptr_t gallery, uintptr_t panels, uintptr_t scale, uintptr_t error, uintptr_t inverse,
-           uintptr_t centre, uintptr_t scratch, int64_t N, int64_t D, int threads) {
-          const PackGallery args{pointer<float>(gallery),
-                                 pointer<uint8_t>(panels),
-                                 pointer<float>(scale),
-                                 pointer<float>(error),
-                                 pointer<double>(inverse),
-                                 pointer<float>(centre),
-                                 pointer<void>(scratch),
-                                 N,
-                                 D};
-          const py::gil_scoped_release release;
-          cpu::pack_gallery(args, std::max(1, threads));
-        });
-  m.def("packed_topk_scratch", [](int64_t Q, int64_t D, int64_t K, int threads) {
-    return cpu::packed_topk_scratch(Q, D, K, std::max(1, threads));
-  });
-  m.def("packed_topk", [](uintptr_t queries, uintptr_t gallery, uintptr_t panels, uintptr_t scale,
-                          uintptr_t error, uintptr_t inverse, uintptr_t centre, uintptr_t allowed,
-                          uintptr_t scores, uintptr_t indices, uintptr_t scratch, int64_t Q,
-                          int64_t N, int64_t D, int64_t K, int threads) {
-    const PackedTopk args{pointer<float>(queries),
-                          pointer<float>(gallery),
-                          pointer<uint8_t>(panels),
-                          pointer<float>(scale),
-                          pointer<float>(error),
-                          pointer<double>(inverse),
-                          pointer<float>(centre),
-                          pointer<uint32_t>(allowed),
-                          pointer<float>(scores),
-                          pointer<int64_t>(indices),
-                          pointer<void>(scratch),
-                          Q,
-                          N,
-                          D,
-                          K};
-    const py::gil_scoped_release release;
-    cpu::packed_topk(args, std::max(1, threads));
-  });
+      py::kw_only(), arg("Q"), arg("D"), arg("K"), arg("threads"));
 }

@@ -1,4 +1,4 @@
-// The whole C++ API of splip: one argument struct per op.
+// The whole C++ API of splip: one argument struct per op, whose fields fields.h lists by name.
 //
 // Sizes: B batch, L tokens, P prompts, T tokens with prompts, G prompt sets, D width,
 //        Q queries, N gallery, K results, C channels, H W image, S patch, M patches.
@@ -156,8 +156,8 @@ struct CosineTopk {
   void* scratch;
   int64_t Q, N, D, K;
   DType dtype;
-  const uint8_t* allowed = nullptr;
   TopkScan scan = TopkScan::automatic;
+  const uint8_t* allowed = nullptr;
   EightBitRows eight_bit = {};
   const float* inverse = nullptr;
 };

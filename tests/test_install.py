@@ -5,6 +5,7 @@ import importlib.resources
 import subprocess
 import sys
 
+import pytest
 import torch
 
 import splip
@@ -46,3 +47,23 @@ def test_core_loads_without_a_driver():
     assert run.stdout.strip()
     if not torch.cuda.is_available() and _C.has_cuda:
         assert "cuda" in run.stdout
+
+
+def test_native_arguments_go_by_name():
+    """A wrong name or type is an error that says which; nothing goes by its place among twenty numbers."""
+    none = {"queries": 0, "gallery": 0, "scores": 0, "indices": 0, "scratch": 0, "Q": 0, "N": 0, "D": 0, "K": 0}
+    given = none | {"dtype": 0, "device": -1, "stream": 0, "threads": 1}
+    _C.cosine_topk(**given)  # no queries: nothing to do
+    for wrong, message in (
+        ({"querys": 0}, "unknown argument: querys"),
+        ({"Q": "a"}, "Q: .*str"),
+        ({"N": 2**70}, "N: .*too big"),
+        ({"scratch": None}, "scratch: .*integer"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            _C.cosine_topk(**given | wrong)
+    for name in given:
+        with pytest.raises(TypeError, match=f"missing argument: {name}$"):
+            _C.cosine_topk(**{key: value for key, value in given.items() if key != name})
+    with pytest.raises(TypeError):
+        _C.cosine_topk(*given.values())

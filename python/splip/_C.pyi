@@ -1,4 +1,6 @@
 # Types of the native module. Addresses, sizes and dtypes are checked in splip.ops.
+from collections.abc import Sequence
+
 version: str
 has_cuda: bool
 cuda_toolkit: str
@@ -17,148 +19,22 @@ def instruction_sets() -> list[str]: ...
 def levels() -> list[str]: ...
 def isa() -> str: ...
 def set_isa(level: str, /) -> None: ...
-def prompt_layernorm(
-    x: int,
-    prompts: int,
-    gamma: int,
-    beta: int,
-    tokens: int,
-    normed: int,
-    mean: int,
-    rstd: int,
-    B: int,
-    L: int,
-    P: int,
-    G: int,
-    D: int,
-    R: int,
-    eps: float,
-    dtype: int,
-    device: int,
-    stream: int,
-    threads: int,
-    /,
-) -> None: ...
-def prompt_layernorm_scratch(B: int, L: int, P: int, G: int, D: int, R: int, device: int, /) -> int: ...
-def prompt_layernorm_backward(
-    d_tokens: int,
-    d_normed: int,
-    tokens: int,
-    gamma: int,
-    mean: int,
-    rstd: int,
-    d_x: int,
-    d_prompts: int,
-    d_gamma: int,
-    d_beta: int,
-    scratch: int,
-    B: int,
-    L: int,
-    P: int,
-    G: int,
-    D: int,
-    R: int,
-    dtype: int,
-    device: int,
-    stream: int,
-    threads: int,
-    /,
-) -> None: ...
-def patchify(
-    images: int,
-    strides: tuple[int, ...],
-    permutation: int,
-    patches: int,
-    B: int,
-    C: int,
-    H: int,
-    W: int,
-    S: int,
-    grid: int,
-    mean: list[float],
-    std: list[float],
-    image_dtype: int,
-    dtype: int,
-    device: int,
-    stream: int,
-    threads: int,
-    /,
-) -> None: ...
-def patchify_backward(
-    d_patches: int,
-    permutation: int,
-    d_images: int,
-    B: int,
-    C: int,
-    H: int,
-    W: int,
-    S: int,
-    grid: int,
-    std: list[float],
-    dtype: int,
-    device: int,
-    stream: int,
-    threads: int,
-    /,
-) -> None: ...
+
+# Keywords are the fields of the op's argument struct (csrc/fields.h): addresses, sizes, numbers; and device, stream,
+# threads. A name that is missing or unknown is a TypeError.
+_Field = int | float | Sequence[float]
+
+def prompt_layernorm(**fields: _Field) -> None: ...
+def prompt_layernorm_backward(**fields: _Field) -> None: ...
+def patchify(**fields: _Field) -> None: ...
+def patchify_backward(**fields: _Field) -> None: ...
+def cosine_topk(**fields: _Field) -> None: ...
+def pack_gallery(**fields: _Field) -> None: ...
+def packed_topk(**fields: _Field) -> None: ...
+def prompt_layernorm_scratch(*, B: int, L: int, P: int, G: int, D: int, R: int, device: int) -> int: ...
 def cosine_topk_scratch(
-    Q: int, N: int, D: int, K: int, device: int, threads: int, scan: int = 0, pitch: int = 0, /
+    *, Q: int, N: int, D: int, K: int, device: int = -1, threads: int = 1, scan: int = 0, pitch: int = 0
 ) -> int: ...
-def cosine_topk(
-    queries: int,
-    gallery: int,
-    scores: int,
-    indices: int,
-    scratch: int,
-    Q: int,
-    N: int,
-    D: int,
-    K: int,
-    dtype: int,
-    device: int,
-    stream: int,
-    threads: int,
-    allowed: int = 0,
-    scan: int = 0,
-    eight_bit_rows: int = 0,
-    scale: int = 0,
-    error: int = 0,
-    centre: int = 0,
-    pitch: int = 0,
-    /,
-) -> None: ...
-def packed_panel_bytes(N: int, D: int, /) -> int: ...
-def pack_gallery_scratch(D: int, threads: int, /) -> int: ...
-def pack_gallery(
-    gallery: int,
-    panels: int,
-    scale: int,
-    error: int,
-    inverse: int,
-    centre: int,
-    scratch: int,
-    N: int,
-    D: int,
-    threads: int,
-    /,
-) -> None: ...
-def packed_topk_scratch(Q: int, D: int, K: int, threads: int, /) -> int: ...
-def packed_topk(
-    queries: int,
-    gallery: int,
-    panels: int,
-    scale: int,
-    error: int,
-    inverse: int,
-    centre: int,
-    allowed: int,
-    scores: int,
-    indices: int,
-    scratch: int,
-    Q: int,
-    N: int,
-    D: int,
-    K: int,
-    threads: int,
-    /,
-) -> None: ...
+def packed_panel_bytes(N: int, D: int) -> int: ...
+def pack_gallery_scratch(*, D: int, threads: int) -> int: ...
+def packed_topk_scratch(*, Q: int, D: int, K: int, threads: int) -> int: ...

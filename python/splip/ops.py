@@ -56,12 +56,16 @@ def _has_code_for(device: torch.device) -> bool:
     return not archs or 10 * major + minor >= min(archs)
 
 
-def _where(x: Tensor) -> tuple[int, int, int]:
+def _where(x: Tensor) -> dict[str, int]:
     """Device index (-1: CPU), CUDA stream, CPU threads."""
     if x.device.type == "cpu":
-        return -1, 0, torch.get_num_threads()
+        return {"device": -1, "stream": 0, "threads": torch.get_num_threads()}
     index = x.device.index if x.device.index is not None else torch.cuda.current_device()
-    return index, torch.cuda.current_stream(index).cuda_stream, 0
+    return {"device": index, "stream": torch.cuda.current_stream(index).cuda_stream, "threads": 0}
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def _call(op: Any, native: Callable[..., Any], *args: Any) -> Any:
@@ -160,8 +164,9 @@ def _prompt_layernorm_native(
     mean, rstd = gamma.new_empty(B, T), gamma.new_empty(B, T)
     # fmt: off
     _C.prompt_layernorm(
-        x.data_ptr(), prompts.data_ptr(), gamma.data_ptr(), beta.data_ptr(), tokens.data_ptr(), normed.data_ptr(),
-        mean.data_ptr(), rstd.data_ptr(), B, L, P, G, D, replace, eps, _DTYPES[x.dtype], *_where(x),
+        x=x.data_ptr(), prompts=prompts.data_ptr(), gamma=gamma.data_ptr(), beta=beta.data_ptr(),
+        tokens=tokens.data_ptr(), normed=normed.data_ptr(), mean=mean.data_ptr(), rstd=rstd.data_ptr(),
+        B=B, L=L, P=P, G=G, D=D, R=replace, eps=eps, dtype=_DTYPES[x.dtype], **_where(x),
     )
     # fmt: on
     return tokens, normed, mean, rstd
@@ -185,16 +190,18 @@ def _prompt_layernorm_backward_native(
     d_x = tokens.new_empty(B, length, D)
     d_prompts = gamma.new_empty(sets, P, D)
     d_gamma, d_beta = gamma.new_empty(D), gamma.new_empty(D)
+    sizes = {"B": B, "L": length, "P": P, "G": sets, "D": D, "R": replace}
+    where = _where(tokens)
     if tokens.is_cuda:
-        scratch = gamma.new_empty(_C.prompt_layernorm_scratch(B, length, P, sets, D, replace, _where(tokens)[0]))
+        scratch = gamma.new_empty(_C.prompt_layernorm_scratch(**sizes, device=where["device"]))
     else:
         scratch = gamma.new_empty(_C.layernorm_chunks, 2, D)
     # fmt: off
     _C.prompt_layernorm_backward(
-        0 if d_tokens is None else d_tokens.data_ptr(), 0 if d_normed is None else d_normed.data_ptr(),
-        tokens.data_ptr(), gamma.data_ptr(), mean.data_ptr(), rstd.data_ptr(), d_x.data_ptr(), d_prompts.data_ptr(),
-        d_gamma.data_ptr(), d_beta.data_ptr(), scratch.data_ptr(), B, length, P, sets, D, replace,
-        _DTYPES[tokens.dtype], *_where(tokens),
+        d_tokens=_address(d_tokens), d_normed=_address(d_normed), tokens=tokens.data_ptr(), gamma=gamma.data_ptr(),
+        mean=mean.data_ptr(), rstd=rstd.data_ptr(), d_x=d_x.data_ptr(), d_prompts=d_prompts.data_ptr(),
+        d_gamma=d_gamma.data_ptr(), d_beta=d_beta.data_ptr(), scratch=scratch.data_ptr(),
+        dtype=_DTYPES[tokens.dtype], **sizes, **where,
     )
     # fmt: on
     return d_x, d_prompts.to(tokens.dtype), d_gamma, d_beta
@@ -357,10 +364,12 @@ def _patchify_native(
     B, C, H, W = images.shape
     permutation = None if permutation is None else permutation.contiguous()
     patches = images.new_empty(B, (H // patch) * (W // patch), C * patch * patch, dtype=dtype)
+    stride_b, stride_c, stride_y, stride_x = images.stride()
     # fmt: off
     _C.patchify(
-        images.data_ptr(), images.stride(), 0 if permutation is None else permutation.data_ptr(), patches.data_ptr(),
-        B, C, H, W, patch, grid, list(mean), list(std), _DTYPES[images.dtype], _DTYPES[dtype], *_where(images),
+        images=images.data_ptr(), stride_b=stride_b, stride_c=stride_c, stride_y=stride_y, stride_x=stride_x,
+        permutation=_address(permutation), patches=patches.data_ptr(), B=B, C=C, H=H, W=W, S=patch, grid=grid,
+        mean=mean, std=std, image_dtype=_DTYPES[images.dtype], dtype=_DTYPES[dtype], **_where(images),
     )
     # fmt: on
     return patches
@@ -375,8 +384,8 @@ def _patchify_backward_native(
     d_images = d_patches.new_empty(B, C, H, W, dtype=torch.float32)
     # fmt: off
     _C.patchify_backward(
-        d_patches.data_ptr(), 0 if permutation is None else permutation.data_ptr(), d_images.data_ptr(), B, C, H, W,
-        patch, grid, list(std), _DTYPES[d_patches.dtype], *_where(d_patches),
+        d_patches=d_patches.data_ptr(), permutation=_address(permutation), d_images=d_images.data_ptr(),
+        B=B, C=C, H=H, W=W, S=patch, grid=grid, std=std, dtype=_DTYPES[d_patches.dtype], **_where(d_patches),
     )
     # fmt: on
     return d_images
@@ -449,6 +458,11 @@ class PackedGallery(NamedTuple):
         """``[N, D]``."""
         return self.rows.shape
 
+    def addresses(self) -> dict[str, int]:
+        """Of its tensors, by the names that the native module has for them."""
+        rows, *others = (t.data_ptr() for t in self)
+        return {"gallery": rows, **dict(zip(self._fields[1:], others, strict=True))}
+
 
 class PreparedGallery(NamedTuple):
     """A gallery made ready for many searches on a GPU by :func:`pack_gallery`."""
@@ -517,9 +531,8 @@ def _pack_gallery(gallery: Tensor) -> PackedGallery:
         torch.empty(N, dtype=torch.float64),
         torch.empty(D + 1),
     )
-    scratch = _aligned(_C.pack_gallery_scratch(D, threads))
-    arguments = [*(t.data_ptr() for t in packed), scratch.data_ptr(), N, D, threads]
-    _C.pack_gallery(*arguments)
+    scratch = _aligned(_C.pack_gallery_scratch(D=D, threads=threads))
+    _C.pack_gallery(**packed.addresses(), scratch=scratch.data_ptr(), N=N, D=D, **_where(rows))
     return packed
 
 
@@ -601,7 +614,7 @@ _LONGEST = float(torch.finfo(torch.float32).max)
 
 def _packed_topk(queries: Tensor, gallery: PackedGallery, k: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
     queries = queries.detach().contiguous()
-    (Q, D), N, threads = queries.shape, len(gallery.rows), torch.get_num_threads()
+    (Q, D), N, where = queries.shape, len(gallery.rows), _where(queries)
     scores, indices = queries.new_empty(Q, k), queries.new_empty(Q, k, dtype=torch.int64)
     if not Q or not k:
         return scores, indices
@@ -610,10 +623,13 @@ def _packed_topk(queries: Tensor, gallery: PackedGallery, k: int, allowed: Tenso
         bits = torch.zeros((N + 31) // 32 * 4, dtype=torch.uint8)
         packed = np.packbits(allowed.contiguous().numpy(), bitorder="little")
         bits[: len(packed)] = torch.from_numpy(packed)
-    scratch = _aligned(_C.packed_topk_scratch(Q, D, k, threads))
-    arguments = [queries.data_ptr(), *(t.data_ptr() for t in gallery), 0 if bits is None else bits.data_ptr()]
-    arguments += [scores.data_ptr(), indices.data_ptr(), scratch.data_ptr(), Q, N, D, k, threads]
-    _C.packed_topk(*arguments)
+    scratch = _aligned(_C.packed_topk_scratch(Q=Q, D=D, K=k, threads=where["threads"]))
+    # fmt: off
+    _C.packed_topk(
+        queries=queries.data_ptr(), allowed=_address(bits), scores=scores.data_ptr(), indices=indices.data_ptr(),
+        scratch=scratch.data_ptr(), Q=Q, N=N, D=D, K=k, **gallery.addresses(), **where,
+    )
+    # fmt: on
     return scores, indices
 
 
@@ -766,13 +782,13 @@ def _cosine_topk_native(
     if Q >= PACK_QUERIES and PACK_ROWS <= N < 2**31 and D <= 65536:
         return _packed_topk(queries, pack_gallery(gallery), k, None)
     scores, indices = queries.new_empty(Q, k), queries.new_empty(Q, k, dtype=torch.int64)
-    device, stream, threads = _where(queries)
     if Q and k:
-        scratch = queries.new_empty(_C.cosine_topk_scratch(Q, N, D, k, device, threads), dtype=torch.uint8)
+        sizes, where = {"Q": Q, "N": N, "D": D, "K": k}, _where(queries)
+        scratch = queries.new_empty(_C.cosine_topk_scratch(**sizes, threads=where["threads"]), dtype=torch.uint8)
         # fmt: off
         _C.cosine_topk(
-            queries.data_ptr(), gallery.data_ptr(), scores.data_ptr(), indices.data_ptr(), scratch.data_ptr(),
-            Q, N, D, k, _DTYPES[queries.dtype], device, stream, threads,
+            queries=queries.data_ptr(), gallery=gallery.data_ptr(), scores=scores.data_ptr(),
+            indices=indices.data_ptr(), scratch=scratch.data_ptr(), dtype=_DTYPES[queries.dtype], **sizes, **where,
         )
         # fmt: on
     return scores, indices
@@ -789,28 +805,32 @@ def _cuda_topk(
     allowed: Tensor | None = None,
     scan: str = "automatic",
 ) -> tuple[Tensor, Tensor]:
-    inverse = 0
     if isinstance(gallery, PreparedGallery):
-        rows, inverse = gallery.rows, gallery.inverse.data_ptr()
+        rows = gallery.rows
         queries = torch.nn.functional.pad(queries, (0, rows.shape[1] - gallery.width))
-        N, pitch, eight_bits = len(rows), 0, (0, 0, 0, 0)
+        N, pitch, eight_bits = len(rows), 0, {"inverse": gallery.inverse.data_ptr()}
     elif isinstance(gallery, EightBitGallery):
         rows, (N, pitch) = gallery.rows, gallery.bytes.shape
-        error = 0 if rows is None else gallery.error.data_ptr()  # without the rows, 8 bits are all there is
-        eight_bits = (gallery.bytes.data_ptr(), gallery.scale.data_ptr(), error, gallery.centre.data_ptr())
+        eight_bits = {
+            "eight_bit_rows": gallery.bytes.data_ptr(),
+            "scale": gallery.scale.data_ptr(),
+            "error": 0 if rows is None else gallery.error.data_ptr(),  # without the rows, 8 bits are all there is
+            "centre": gallery.centre.data_ptr(),
+            "pitch": pitch,
+        }
     else:
         rows = gallery.contiguous()
-        N, pitch, eight_bits = len(rows), 0, (0, 0, 0, 0)
+        N, pitch, eight_bits = len(rows), 0, {}
     queries, (Q, D) = queries.contiguous(), queries.shape
     scores = queries.new_empty(Q, k, dtype=torch.float32)
     indices = queries.new_empty(Q, k, dtype=torch.int64)
     if not Q or not k:
         return scores, indices
-    device, stream, threads = _where(queries)
+    where = _where(queries)
     mask = None if allowed is None else allowed.contiguous()
 
     def room(n: int) -> int:
-        return _C.cosine_topk_scratch(n, N, D, k, device, threads, SCANS[scan], pitch)
+        return _C.cosine_topk_scratch(Q=n, N=N, D=D, K=k, device=where["device"], scan=SCANS[scan], pitch=pitch)
 
     # Every query has room for its candidates in the scratch memory: take blocks of queries, all of a size.
     blocks = -(-Q // _C.cuda_max_queries)
@@ -822,9 +842,9 @@ def _cuda_topk(
         q, s, i = (t[first : first + block] for t in (queries, scores, indices))
         # fmt: off
         _C.cosine_topk(
-            q.data_ptr(), 0 if rows is None else rows.data_ptr(), s.data_ptr(), i.data_ptr(), scratch.data_ptr(),
-            len(q), N, D, k, _DTYPES[queries.dtype], device, stream, threads,
-            0 if mask is None else mask.data_ptr(), SCANS[scan], *eight_bits, pitch, inverse,
+            queries=q.data_ptr(), gallery=_address(rows), scores=s.data_ptr(), indices=i.data_ptr(),
+            scratch=scratch.data_ptr(), Q=len(q), N=N, D=D, K=k, dtype=_DTYPES[queries.dtype], scan=SCANS[scan],
+            allowed=_address(mask), **eight_bits, **where,
         )
         # fmt: on
     return scores, indices
