@@ -255,6 +255,12 @@ void patchify_backward(const PatchifyBackward& a, int device, void* stream);
 // pitch: of rows in 8 bits, 0 for others.
 int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t K, TopkScan scan, int64_t pitch);
 void cosine_topk(const CosineTopk& a, int device, void* stream);
+// One pass of a.scan over all rows, for measurements: keys (topk_select.h) of the approximate
+// scores that reach thresholds [Q], in no order; counts [Q] start at 0, keys has room for [Q, N].
+// Scores are products of the query as it is with the unit row. Of `a`: no results, scratch,
+// eight_bit.
+void cosine_topk_keys(const CosineTopk& a, uint64_t* keys, int* counts, float* thresholds,
+                      int device, void* stream);
 // True if this build holds wgmma's code and the device can run it.
 bool has_wgmma(int device);
 

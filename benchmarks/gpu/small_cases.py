@@ -102,7 +102,11 @@ def searches(scan: str) -> list[str]:
             want = expected(case)
             eight_bits = ops.eight_bit_gallery(case.gallery)
             alone = eight_bits._replace(rows=None)
-            forms: dict[str, tuple[Any, Any]] = {"": (case.gallery, want), ", 8 bits": (eight_bits, want)}
+            forms: dict[str, tuple[Any, Any]] = {
+                "": (case.gallery, want),
+                ", prepared": (ops._prepare_gallery(case.gallery), want),
+                ", 8 bits": (eight_bits, want),
+            }
             if case.name.startswith("Q="):
                 on_cpu = ops.EightBitGallery(None, *(t.cpu() for t in eight_bits[1:] if t is not None))
                 forms[", 8 bits alone"] = (alone, ops._approximate_topk(case.queries.cpu(), on_cpu, case.k, None))

@@ -51,12 +51,12 @@ def wgmma(job: Job) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         for Q, N, D in TRIALS:
             queries, gallery = (torch.randn(n, D, device="cuda").to(dtype) for n in (Q, N))
-            for searched in (gallery, ops.eight_bit_gallery(gallery)):
+            for searched in (gallery, ops.pack_gallery(gallery), ops.eight_bit_gallery(gallery)):
                 want = ops._cuda_topk(queries, searched, 10, None, "tiles128")
                 for _ in range(REPEATS):
                     got = ops._cuda_topk(queries, searched, 10, None, "wgmma")
                     if not (torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])):
-                        kind = "8 bits" if searched is not gallery else str(dtype)
+                        kind = type(searched).__name__ if searched is not gallery else str(dtype)
                         job.wrong(f"wgmma Q={Q} N={N} D={D} {kind}: not what tiles128 gives")
                         return
     job.found(leave_out=[])

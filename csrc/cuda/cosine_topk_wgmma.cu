@@ -212,8 +212,8 @@ __device__ __forceinline__ void scan_rows(const Pass& p, const Layout& layout) {
         last = ring.stage;
         ring.next(stages);
       }
-      float(&multiply)[kRows] = s.factors[kStored ? group : turn][0];
-      float(&add)[kRows] = s.factors[kStored ? group : turn][Element<T>::kFactors ? 1 : 0];
+      float (&multiply)[kRows] = s.factors[kStored ? group : turn][0];
+      float (&add)[kRows] = s.factors[kStored ? group : turn][Element<T>::kFactors ? 1 : 0];
       if constexpr (kStored) {
         sync_some(kBarrier + 1 + group, kGroup);  // nobody reads the last tile's any more
 #pragma unroll

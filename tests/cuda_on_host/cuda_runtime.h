@@ -113,6 +113,7 @@ template <typename T>
 T __ldg(const T* p) {
   return *p;
 }
+inline int __ffs(int v) { return __builtin_ffs(v); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __uint_as_float(uint32_t v) {
   float f;
