@@ -329,6 +329,40 @@ def overload(address: str, clients: int, seconds: float) -> Counter[int]:
     return seen
 
 
+def aborts(address: str, count: int, seed: int = 0) -> Counter[str]:
+    """A page that draws on: each stroke aborts the search in flight. Every search that is waited for is answered."""
+    host, port = address.removeprefix("http://").rsplit(":", 1)
+    body = json.dumps({"strokes": [[[0, 0], [40, 0], [40, 40], [0, 40], [0, 0]]], "k": 1}).encode()
+    head = f"POST /v1/search HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    rng = random.Random(seed)
+    seen: Counter[str] = Counter()
+
+    async def page(aborted: int) -> None:
+        for number in range(aborted):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(head.encode() + body)
+            await writer.drain()
+            await asyncio.sleep(rng.choice((0, 0.001, 0.003, 0.01, 0.03)))
+            if number % 10 < 9:
+                writer.transport.abort()
+                seen["aborted"] += 1
+                continue
+            line = await asyncio.wait_for(reader.readline(), 20)
+            seen[line.split()[1].decode() if line else "closed"] += 1
+            writer.close()
+        if set(seen) - {"aborted", "200"}:
+            raise Failed(f"beside clients that abort: {dict(seen)}")
+
+    async def pages() -> None:
+        await asyncio.gather(*(page(count // 4) for _ in range(4)))
+
+    asyncio.run(pages())
+    alive(address)
+    if httpx.get(f"{address}/readyz").status_code != 200:
+        raise Failed("not ready after aborted searches")
+    return seen
+
+
 # ---- the service under attack ----
 
 

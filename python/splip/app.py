@@ -317,8 +317,10 @@ def create(service: Service, token: str | None = None) -> Guard:
 
     @app.get("/readyz", tags=["service"], responses={503: {"model": Problem}})
     async def readyz() -> State:
-        """The service answers searches: the model is loaded and has made one."""
+        """The service answers searches: the model is loaded and has made one, and somebody works on what waits."""
         need_ready()
+        if not service.batcher.working:
+            raise Refusal(503, "broken", "the worker of the batches ended and is being started again", RETRY)
         return State(status="ready")
 
     @app.get("/metrics", tags=["service"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})

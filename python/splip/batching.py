@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from splip.gallery import Filter, Gallery, Match
 
 TEXTS = 1024  # texts whose vectors are kept
+PAUSE = 0.5  # seconds before a worker that ended takes up its work again; doubled while it ends again and again
+MAX_PAUSE = 10.0
 
 
 @dataclass(eq=False)
@@ -67,6 +69,8 @@ class Batcher:
         self._taken_on = 0  # admitted and not yet answered
         self._coming = 0  # admitted and not yet waiting: their pictures are being prepared
         self._closed = False
+        self._down = False  # the worker ended and has not taken up its work again
+        self._batch: list[Search] = []  # what the worker has in hand
         self._texts: OrderedDict[str, np.ndarray] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
         self._thread.start()
@@ -94,6 +98,11 @@ class Batcher:
                 self._ready.notify()
             self.telemetry.queued.set(self._taken_on)
 
+    @property
+    def working(self) -> bool:
+        """Whether somebody works on what waits."""
+        return self._thread.is_alive() and not self._down
+
     def _put(self, search: Search) -> None:
         with self._ready:
             self._coming -= 1
@@ -117,7 +126,30 @@ class Batcher:
     # ---- the worker ----
 
     def _run(self) -> None:
-        while batch := self._next():
+        """Work until closed, whatever happens: without a worker every search would wait for its deadline."""
+        pause = PAUSE / 2
+        while True:
+            began = time.monotonic()
+            try:
+                self._work()
+                if self._closed:
+                    return
+                log.error("the worker of the batches ended; it starts again")
+            except BaseException:  # SystemExit too: the thread is the service's, not the library's that raised it
+                log.exception("the worker of the batches ended; it starts again")
+            self._down = True
+            self.telemetry.worker_ends.inc()
+            lost, self._batch = self._batch, []
+            with suppress(Exception):
+                _tell(lost, Unavailable("the search was lost; try again"))
+            pause = PAUSE if time.monotonic() - began > MAX_PAUSE else min(2 * pause, MAX_PAUSE)
+            with self._ready:
+                self._ready.wait_for(lambda: self._closed, pause)
+            self._down = False
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            self._batch = batch
             now = time.monotonic()
             live = [s for s in batch if s.done is not None and not s.done.done() and s.deadline > now]
             error: Exception | None = None
@@ -134,20 +166,15 @@ class Batcher:
                 except Exception as problem:  # what failed for all must not end the service
                     log.exception("a batch failed")
                     error = RuntimeError(f"the batch failed: {problem}")
-            by_loop: dict[asyncio.AbstractEventLoop, list[Search]] = {}
-            for search in live:
-                assert search.done is not None
-                by_loop.setdefault(search.done.get_loop(), []).append(search)
-            for loop, searches in by_loop.items():
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(_finish, searches, error)
+            _tell(live, error)
+            self._batch = []
 
-    def _next(self) -> list[Search]:
-        """The next batch; empty when closed and nothing is left."""
+    def _next(self) -> list[Search] | None:
+        """The next batch, empty if its searches were all given up; None when closed and nothing is left."""
         with self._ready:
             while not self._waiting:
                 if self._closed:
-                    return []
+                    return None
                 self._ready.wait()
             end = self._waiting[0].queued + self.window
             while len(self._waiting) < self.max_batch and self._coming and not self._closed:
@@ -253,6 +280,17 @@ class Admission:
                 self.batcher._forget(search)
         if search.error is not None:
             raise search.error
+
+
+def _tell(searches: Sequence[Search], error: Exception | None) -> None:
+    """From the worker: let those who wait know that their searches are answered, or what went wrong."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Search]] = {}
+    for search in searches:
+        if search.done is not None:
+            by_loop.setdefault(search.done.get_loop(), []).append(search)
+    for loop, those in by_loop.items():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_finish, those, error)
 
 
 def _finish(searches: Sequence[Search], error: Exception | None) -> None:

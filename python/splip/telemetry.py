@@ -47,6 +47,10 @@ class Telemetry:
             "splip_stage_seconds", "Time of a search by stage.", ["stage"], buckets=SECONDS, registry=self.registry
         )
         self.stages = {name: stage.labels(name) for name in STAGES}
+        self.worker_ends = Counter(
+            "splip_worker_ends", "Times that the worker of the batches ended and was started again.",
+            registry=self.registry,
+        )  # fmt: skip
         self.thumbnails = Counter("splip_thumbnails", "Thumbnails by source.", ["source"], registry=self.registry)
 
     def stage(self, name: str, seconds: float) -> None:

@@ -1,0 +1,127 @@
+"""Attacks on the service and the answers that they must get; ``tools/serve_faults.py`` makes the same ones in full."""
+
+import asyncio
+import importlib.util
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serving import TOKEN, FakeGallery, running, sketch
+
+from splip import batching
+from splip.batching import Batcher, Search
+from splip.telemetry import Telemetry
+
+_spec = importlib.util.spec_from_file_location("serve_faults", Path(__file__).parent.parent / "tools/serve_faults.py")
+faults = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(faults)
+
+BOX = {"strokes": [[[0, 0], [40, 0], [40, 40], [0, 40], [0, 0]]], "stroke_width": 4}
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    with running(FakeGallery(tmp_path_factory.mktemp("gallery")), token=TOKEN) as client:
+        yield client
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    return FakeGallery(tmp_path)
+
+
+def refused(answer, status, code):
+    assert (answer.status_code, answer.json()["error"]) == (status, code), answer.text
+    assert set(answer.json()) == {"error", "message"}
+    return answer.json()["message"]
+
+
+def metric(client, name):
+    """The value of a metric, its labels included in the name."""
+    for line in client.get("/metrics").text.splitlines():
+        if line.startswith(name + " "):
+            return float(line.split()[-1])
+    return 0.0
+
+
+def wait_until(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+# ---- searches that are given up, workers that end ----
+
+
+def a_search(seconds=10.0):
+    grey = np.full((32, 32, 3), 128, np.uint8)
+    return Search(grey, None, "sketch", None, 0.5, 3, None, time.monotonic() + seconds)
+
+
+def test_a_search_given_up_within_the_window_does_not_end_the_worker(gallery):
+    batcher = Batcher(gallery, Telemetry(), max_batch=8, window=0.2, max_queue=8)
+
+    async def draw_on():
+        with batcher.admit(), batcher.admit() as first:  # the other one is on its way: the window stays open
+            task = asyncio.create_task(first.answer(a_search()))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await asyncio.sleep(0.3)
+        with batcher.admit() as later:
+            search = a_search()
+            await later.answer(search)
+            return search.matches
+
+    try:
+        assert len(asyncio.run(draw_on())) == 3
+        assert batcher.working
+    finally:
+        batcher.close()
+
+
+def test_clients_that_abort_leave_the_others_their_answers(client):
+    seen = faults.aborts(client.address, 200)
+    assert seen["200"] == 20 and seen["aborted"] == 180
+    assert metric(client, "splip_worker_ends_total") == 0
+
+
+@pytest.mark.parametrize("end", [SystemExit, MemoryError, None])
+def test_a_worker_that_ends_is_seen_counted_and_started_again(gallery, monkeypatch, end):
+    monkeypatch.setattr(batching, "PAUSE", 1.0)
+    with running(gallery) as client:
+        batcher = client.service.batcher
+        following = batcher._next
+
+        def once():
+            monkeypatch.setattr(batcher, "_next", following)
+            if end is not None:
+                raise end
+            return None
+
+        monkeypatch.setattr(batcher, "_next", once)
+        assert client.post("/v1/search", json=BOX).status_code == 200, "by the worker, which ends after it"
+        wait_until(lambda: client.get("/readyz").status_code == 503)
+        assert "worker" in refused(client.get("/readyz"), 503, "broken")
+        assert client.get("/healthz").status_code == 200
+        assert client.post("/v1/search", json=BOX).status_code == 200, "it waits for the worker to be back"
+        assert client.get("/readyz").status_code == 200
+        assert metric(client, "splip_worker_ends_total") == 1
+
+
+def test_the_searches_that_an_ending_worker_had_are_told(gallery, monkeypatch):
+    with running(gallery) as client:
+        encode = gallery.encoder.encode
+
+        def leave(*_):
+            gallery.encoder.encode = encode
+            raise SystemExit
+
+        gallery.encoder.encode = leave
+        assert "lost" in refused(client.post("/v1/search", json=BOX), 503, "unavailable")
+        assert client.post("/v1/search", json=BOX).status_code == 200
+        assert metric(client, "splip_worker_ends_total") == 1
