@@ -2,16 +2,18 @@
 
 import asyncio
 import importlib.util
-import threading
+import json
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
-from serving import TOKEN, FakeGallery, running, sketch
+from serving import TOKEN, FakeGallery, running
 
-from splip import batching
+from splip import batching, bodies, queries
 from splip.batching import Batcher, Search
+from splip.errors import UserError
 from splip.telemetry import Telemetry
 
 _spec = importlib.util.spec_from_file_location("serve_faults", Path(__file__).parent.parent / "tools/serve_faults.py")
@@ -125,3 +127,54 @@ def test_the_searches_that_an_ending_worker_had_are_told(gallery, monkeypatch):
         assert "lost" in refused(client.post("/v1/search", json=BOX), 503, "unavailable")
         assert client.post("/v1/search", json=BOX).status_code == 200
         assert metric(client, "splip_worker_ends_total") == 1
+
+
+# ---- documents that are quick to send and slow to build ----
+
+
+def test_small_documents_do_not_stop_the_service(client):
+    """Before their bytes were counted some of them stopped everything for ten seconds and more."""
+    seen = faults.freezes(client.address, limit=2.0)
+    assert sum(seen.values()) == len(faults.documents()) and seen[413] >= 9
+    faults.alive(client.address)
+
+
+def test_only_what_is_outside_of_strings_is_counted():
+    drawing = {"strokes": [[[i, i] for i in range(4000)] for _ in range(5)]}
+    assert len(bodies.query(json.dumps(drawing, indent=4).encode()).strokes) == 5
+    # As drawing programs write: commas, brackets and quotes without end, none of them JSON's.
+    text = '<svg viewBox="0 0 9 9">' + '<path d="M1,2,3,[{4\\"/>' * 5000
+    assert bodies.query(json.dumps({"svg": text}).encode()).svg == text
+    full = {"text": "a", "labels": ["b" * 1000] * 100, "tags": {f"{i}": "c" * 300 for i in range(100)}}
+    assert len(bodies.query(json.dumps(full).encode()).tags) == 100
+    several = bodies.queries(json.dumps({"queries": [full] * 64}).encode(), 64)
+    assert len(several) == 64 and several[63].labels == ["b" * 1000] * 100
+    with pytest.raises(UserError, match=r"^queries\.1\.k: "):
+        bodies.queries(b'{"queries": [{}, {"k": "a"}]}', 64)
+
+
+@pytest.mark.parametrize(
+    "body, error, words",
+    [
+        (b'{"strokes":[[' + b"[0,0]," * 30_000 + b"[0,0]]]}", queries.TooLarge, "strokes and points"),
+        (b'{"strokes":[' + b"[]," * 30_000 + b"[]]}", queries.TooLarge, "strokes and points"),
+        (b'{"svg":"' + b'","' * 2000 + b'"}', queries.TooLarge, "names and texts"),
+        (b'{"svg":"\\\\"' + b',"":0' * 2000 + b"}", queries.TooLarge, "names and texts"),
+        (b"[" + b"{}," * 5 + b"{}]", queries.TooLarge, "values"),
+        (b'{"k":[' + b"1," * 60_000 + b"1]}", queries.TooLarge, "values"),
+        (b'{"k":1' + b" " * 3_100_000 + b"}", queries.TooLarge, "3.1 MB"),
+    ],
+)
+def test_what_a_search_cannot_hold_is_not_built(monkeypatch, body, error, words):
+    monkeypatch.setattr(bodies, "_parsed", None)
+    with pytest.raises(error, match=words):
+        bodies.query(body)
+
+
+@pytest.mark.parametrize("number", ["1_0", "+1", "1.0", "\u0661", " 1", "1e0", ""])
+def test_numbers_are_plain_digits(client, number):
+    for path in ("/v1/images/{}", "/v1/thumbnails/1?size=12{}", "/v1/search?k={}"):
+        answer = client.request("POST" if "search" in path else "GET", path.format(quote(number) or "_"))
+        assert answer.status_code == 422, (path, answer.text)
+    refused(client.post("/v1/search", json={**BOX, "k": number}), 422, "invalid")
+    refused(client.post("/v1/search", json={"id": number}), 422, "invalid")

@@ -18,6 +18,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections import Counter
@@ -119,6 +120,38 @@ def bombs() -> dict[str, bytes]:
     }
 
 
+def documents() -> dict[str, tuple[str, bytes]]:
+    """JSON and forms of almost 10 MB that are quick to send and slow to build: address and body."""
+    return {
+        "3 million queries": ("/v1/search/batch", b'{"queries":[' + b"{}," * 3_290_000 + b"{}]}"),
+        "1.6 million points": ("/v1/search", b'{"strokes":[[' + b"[1,2]," * 1_600_000 + b"[1,2]]]}"),
+        "1.6 million points beside a picture": (
+            "/v1/search",
+            b'{"image":"","strokes":[[' + b"[1,2]," * 1_600_000 + b"[1,2]]]}",
+        ),
+        "1.6 million points in several searches": (
+            "/v1/search/batch",
+            b'{"queries":[' + b'{"strokes":[[' + b"[1,2]," * 1_600_000 + b"[1,2]]]}]}",
+        ),
+        "3 million empty strokes": ("/v1/search", b'{"svg":"","strokes":[' + b"[]," * 3_290_000 + b"[]]}"),
+        "700,000 unknown keys": (
+            "/v1/search",
+            b'{"svg":"",' + b",".join(b'"k%06d":1' % i for i in range(700_000)) + b"}",
+        ),
+        "100,000 unknown tags": (
+            "/v1/search",
+            b'{"tags":{' + b",".join(b'"k%06d":""' % i for i in range(100_000)) + b"}}",
+        ),
+        "25,000 damaged points": ("/v1/search", b'{"strokes":[[' + b"[1]," * 24_000 + b"[1]]]}"),
+        "10 MB of brackets": ("/v1/search", b"[" * 9_900_000),
+        "10 MB of quotes": ("/v1/search", b'"' * 9_900_000),
+        "10 MB of escaped quotes": ("/v1/search", b'{"svg":"' + b'\\"' * 4_900_000 + b'"}'),
+        "10 MB of digits": ("/v1/search", b'{"image":"","k":' + b"1" * 9_900_000 + b"}"),
+        "10 MB of a label": ("/v1/search", b'{"svg":"","labels":["' + b"a" * 9_900_000 + b'"]}'),
+        "10 MB of empty fields": ("/v1/search?form", b"&" * 9_900_000),
+    }
+
+
 def mutants(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
     """Truncated, spliced and flipped files: ``(media type, bytes)``."""
     rng = random.Random(seed)
@@ -181,6 +214,45 @@ def alive(address: str) -> None:
     answer = httpx.post(f"{address}/v1/search", files={"image": image}, data={"k": "1"}, timeout=30)
     if answer.status_code != 200 or not answer.json()["matches"]:
         raise Failed(f"no answer to a plain search: {answer.status_code} {answer.text[:300]}")
+
+
+@contextmanager
+def probed(address: str) -> Iterator[list[float]]:
+    """While it lasts, ask ``/healthz`` again and again; yields the seconds of each answer."""
+    ended = threading.Event()
+    took: list[float] = []
+
+    def probe() -> None:
+        with httpx.Client(base_url=address, timeout=60) as client:
+            while not ended.is_set():
+                began = time.monotonic()
+                client.get("/healthz").raise_for_status()
+                took.append(time.monotonic() - began)
+                time.sleep(0.01)
+
+    thread = threading.Thread(target=probe)
+    thread.start()
+    try:
+        yield took
+    finally:
+        ended.set()
+        thread.join()
+
+
+def freezes(address: str, limit: float = 0.5) -> Counter[int]:
+    """Each of :func:`documents` is refused, and nobody else waits for ``limit`` seconds meanwhile."""
+    seen: Counter[int] = Counter()
+    with httpx.Client(base_url=address, timeout=60) as client:
+        for name, (path, body) in documents().items():
+            path, _, form = path.partition("?")
+            kind = "application/x-www-form-urlencoded" if form else "application/json"
+            with probed(address) as took:
+                answer = client.post(path, content=body, headers={"Content-Type": kind})
+            check(answer, name, {413, 422})
+            if max(took, default=0) > limit:
+                raise Failed(f"{name}: /healthz took {max(took):.2f} s")
+            seen[answer.status_code] += 1
+    return seen
 
 
 def uploads(address: str, count: int, seed: int) -> Counter[int]:

@@ -19,12 +19,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from splip import __version__, queries
+from splip import __version__, bodies, queries
 from splip.config import ServeConfig
 from splip.errors import Unavailable, UnreadablePicture, UserError
 from splip.guard import COOKIE, Access, Guard, Refusal, is_loopback
 from splip.messages import About, Add, Added, Answer, Answers, Problem, Queries, State
-from splip.queries import Blank, Busy, Missing, Query, TooLarge
+from splip.queries import Blank, Busy, Missing, Query, TooLarge, Whole
 from splip.service import RETRY, Service
 from splip.thumbnails import SIDES, File
 
@@ -44,12 +44,15 @@ FILES = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 CHUNK = 256 * 2**10
+MAX_FORM = 1_000_000  # bytes of a form that holds no file
 
 
 # ---- reading requests ----
 
 
 def _invalid(error: ValidationError | RequestValidationError) -> UserError:
+    if isinstance(error, ValidationError):
+        return UserError(bodies.invalid(error))
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     return UserError(f"{place}: {first['msg']}" if place else first["msg"])
@@ -75,7 +78,7 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-async def read_query(request: Request) -> tuple[Query, bytes | None]:
+async def read_query(request: Request, service: Service) -> tuple[Query, bytes | None]:
     """A search in any of its forms: JSON, a form with a file, or a file with parameters in the address.
 
     Raises:
@@ -88,9 +91,11 @@ async def read_query(request: Request) -> tuple[Query, bytes | None]:
         body = await request.body()
         if request.query_params:
             raise UserError("parameters go into the JSON, not into the address")
-        return await asyncio.to_thread(Query.model_validate_json, body), None
+        return await service.parsing.run(bodies.query, body), None
     pairs: list[tuple[str, Any]] = list(request.query_params.multi_items())
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        if kind != "multipart/form-data" and len(await request.body()) > MAX_FORM:
+            raise TooLarge(f"a form without a file has at most {MAX_FORM / 1e6:g} MB")
         async with request.form(max_files=1, max_fields=300, max_part_size=64 * 1024) as form:
             for key, value in form.multi_items():
                 if isinstance(value, UploadFile):
@@ -155,7 +160,7 @@ def problem(error: Exception) -> Refusal:
 
 # ---- the application ----
 
-Id = Annotated[int, InPath(ge=0, lt=2**63, description="Number of a picture in the gallery.")]
+Id = Annotated[Whole, InPath(ge=0, lt=2**63, description="Number of a picture in the gallery.")]
 
 
 def create(service: Service, token: str | None = None) -> Guard:
@@ -200,7 +205,7 @@ def create(service: Service, token: str | None = None) -> Guard:
         began = time.perf_counter()
         deadline = time.monotonic() + config.timeout_s
         need_ready()
-        query, upload = await read_query(request)
+        query, upload = await read_query(request, service)
         with service.batcher.admit() as admission:
             work = service.answer(query, upload, admission, deadline, began)
             return JSONResponse(await unless_gone(request, work))
@@ -214,9 +219,7 @@ def create(service: Service, token: str | None = None) -> Guard:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refusal(415, "media_type", "send JSON")
         body = await request.body()
-        asked = (await asyncio.to_thread(Queries.model_validate_json, body)).queries
-        if len(asked) > config.max_queries:
-            raise UserError(f"queries: at most {config.max_queries} at once, got {len(asked)}")
+        asked = await service.parsing.run(bodies.queries, body, config.max_queries)
         with service.batcher.admit(len(asked)) as admission:
 
             async def one(query: Query) -> dict[str, Any]:
@@ -272,7 +275,7 @@ def create(service: Service, token: str | None = None) -> Guard:
     async def thumbnail(
         request: Request,
         id: Id,
-        size: Annotated[int, InQuery(description=f"One of {', '.join(map(str, SIDES))}.")] = 256,
+        size: Annotated[Whole, InQuery(description=f"One of {', '.join(map(str, SIDES))}.")] = 256,
     ) -> Response:
         """A small version of a picture, JPEG, its longer side at most ``size`` pixels."""
         if size not in SIDES:

@@ -13,7 +13,7 @@ from typing import Annotated, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from splip import images
 from splip.errors import UnreadablePicture, UserError
@@ -35,6 +35,9 @@ UPLOADS = tuple(name for name in MEDIA if name != "TIFF")
 MAX_SCANS = 200  # of a JPEG: each is a pass over all of its pixels
 LARGE = 2048  # longer sides are shrunk first; the encoder sees a few hundred pixels
 MAX_POINTS = 20_000
+MAX_STROKES = 5000
+MAX_LABELS = 100
+MAX_LABEL = 1000  # characters
 MAX_INK = 4e8  # pixels that a drawing's lines may touch, each as often as it is touched
 STROKES_SIDE = 512
 STROKE_WIDTH = 0.025  # of the longer side of the canvas, when none is given
@@ -42,7 +45,7 @@ MAX_TEXT = 400
 
 
 class TooLarge(UserError):
-    """A picture with more pixels than the service takes."""
+    """A picture with more pixels, or a document with more in it, than the service takes."""
 
 
 class Blank(UserError):
@@ -59,6 +62,19 @@ class Busy(UserError):
 
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
 Point = tuple[Number, Number]
+# Without fail_fast a drawing of damaged points becomes a list of as many errors.
+Lines = Annotated[list[Annotated[list[Point], Field(fail_fast=True)]], Field(fail_fast=True)]
+Label = Annotated[str, Field(max_length=MAX_LABEL)]
+
+
+def _plain_digits(value: object) -> object:
+    """Python reads 1_0 and digits of other scripts as numbers; clients that send them do not mean what it reads."""
+    if isinstance(value, str) and not (value.isascii() and value.removeprefix("-").isdigit()):
+        raise ValueError("not a whole number in plain digits")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_plain_digits)]
 
 
 def _valid_text(text: str) -> str:
@@ -76,9 +92,7 @@ class Query(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    strokes: list[list[Point]] | None = Field(
-        default=None, max_length=5000, description="Lines of a drawing, y downwards."
-    )
+    strokes: Lines | None = Field(default=None, max_length=MAX_STROKES, description="Lines of a drawing, y downwards.")
     canvas: tuple[Number, Number] | None = Field(
         default=None,
         description="Width and height of what was drawn on; without it the drawing is fitted to the frame.",
@@ -88,15 +102,19 @@ class Query(BaseModel):
     )
     svg: str | None = Field(default=None, description="An SVG document of shapes and paths.")
     image: str | None = Field(default=None, description="A picture file, base64.")
-    id: int | None = Field(default=None, ge=0, lt=2**63, description="A picture of the gallery: find more like it.")
+    id: Whole | None = Field(default=None, ge=0, lt=2**63, description="A picture of the gallery: find more like it.")
     modality: Literal["sketch", "photo"] = Field(default="sketch", description="What the picture is.")
     text: str | None = Field(default=None, max_length=MAX_TEXT, description="Words that describe what to find.")
     text_weight: float = Field(
         default=0.5, ge=0, le=1, allow_inf_nan=False, description="Of the text beside a picture."
     )
-    k: int = Field(default=24, ge=1, description="How many photos to find.")
-    labels: list[str] = Field(default_factory=list, max_length=100, description="Only photos with one of these labels.")
-    tags: dict[str, str] = Field(default_factory=dict, max_length=100, description="Only photos with all these tags.")
+    k: Whole = Field(default=24, ge=1, description="How many photos to find.")
+    labels: list[Label] = Field(
+        default_factory=list, max_length=MAX_LABELS, description="Only photos with one of these labels."
+    )
+    tags: dict[Label, Label] = Field(
+        default_factory=dict, max_length=MAX_LABELS, description="Only photos with all these tags."
+    )
 
     @field_validator("text")
     @classmethod

@@ -84,6 +84,8 @@ class Service:
         self.show_paths = is_loopback(config.host) if config.show_paths is None else config.show_paths
         self.roots = [Path(root).resolve() for root in config.allow_root]
         threads = config.threads or len(os.sched_getaffinity(0))
+        # One at a time: while a document is parsed nothing else runs, and between two of them everybody gets a turn.
+        self.parsing = Pool("requests", 1, 2 * config.max_queue)
         self.pictures = Pool("pictures", threads, 2 * config.max_queue)
         self.svg = Pool("svg", 1, 16)
         self.files = Pool("thumbnails", max(2, threads), 1024)
@@ -113,7 +115,7 @@ class Service:
     def close(self) -> None:
         """Answer what waits, and stop all threads."""
         self.batcher.close()
-        for pool in (self.pictures, self.svg, self.files, self.writes):
+        for pool in (self.parsing, self.pictures, self.svg, self.files, self.writes):
             pool.close()
         self.renderer.close()
 
