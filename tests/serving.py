@@ -123,18 +123,19 @@ class FakeGallery:
 
 @contextmanager
 def running(gallery, token=None, wait=True, **settings):
-    """A server in a thread; yields a client with the attributes ``service`` and ``address``."""
+    """A server in a thread; yields a client with the attributes ``service``, ``guard`` and ``address``."""
     config = ServeConfig(gallery=Path("unused"), port=0, **settings)
     serve.check(config)
     with serve.listen(config.host, 0) as listener:
         service = Service(gallery, config, lambda: gallery)
-        server = uvicorn.Server(serve.settings(app.create(service, token), config))
+        guard = app.create(service, token)
+        server = uvicorn.Server(serve.settings(guard, config))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
             with httpx.Client(base_url=address, timeout=30) as client:
-                client.service, client.address = service, address
+                client.service, client.guard, client.address = service, guard, address
                 end = time.monotonic() + 30
                 while wait and client.get("/readyz").status_code != 200:
                     assert time.monotonic() < end, "the service does not become ready"

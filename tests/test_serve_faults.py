@@ -3,13 +3,17 @@
 import asyncio
 import importlib.util
 import json
+import socket
 import time
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 import pytest
-from serving import TOKEN, FakeGallery, running
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from serving import TOKEN, FakeGallery, running, sketch
 
 from splip import batching, bodies, queries
 from splip.batching import Batcher, Search
@@ -178,3 +182,66 @@ def test_numbers_are_plain_digits(client, number):
         assert answer.status_code == 422, (path, answer.text)
     refused(client.post("/v1/search", json={**BOX, "k": number}), 422, "invalid")
     refused(client.post("/v1/search", json={"id": number}), 422, "invalid")
+
+
+# ---- numbers ----
+
+ANY = st.floats(width=64) | st.sampled_from([0.0, -0.0, 5e-324, 1e-300, 1e-6, 1e6, 1e6 + 1, 1.7976931348623157e308])
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    strokes=st.lists(
+        st.lists(st.tuples(ANY, ANY) | st.tuples(st.floats(-9, 9), st.floats(-9, 9)), max_size=4), max_size=3
+    ),
+    canvas=st.none() | st.tuples(ANY, ANY),
+    width=st.none() | ANY,
+)
+@example(strokes=[[(0, 0), (1, 1)]], canvas=(5e-324, 5e-324), width=None)
+@example(strokes=[[(0, 0), (1, 1)]], canvas=(1e6, 5e-324), width=5e-324)
+@example(strokes=[[(1e6, 1e6)]], canvas=(1e-6, 1e-6), width=1e6)
+@example(strokes=[[(1e6, 1e6), (1e6 - 1e-9, 1e6)]], canvas=None, width=1e-300)
+def test_every_number_is_drawn_or_refused(strokes, canvas, width):
+    try:
+        image = queries.draw_strokes(queries.Query(strokes=strokes, canvas=canvas, stroke_width=width))
+    except (UserError, ValidationError):
+        return
+    assert max(image.size) == 512 and min(image.size) >= 1
+
+
+def test_a_canvas_without_area_is_refused(client):
+    for canvas in ([5e-324, 5e-324], [0, 5], [1, 1e-7]):
+        answer = client.post("/v1/search", json={"strokes": [[[0, 0], [1, 1]]], "canvas": canvas})
+        assert "canvas" in refused(answer, 422, "invalid")
+
+
+# ---- the budget of uploads ----
+
+
+def test_the_budget_of_uploads_is_given_back(gallery):
+    """Whatever becomes of an upload: else the service would refuse everybody after 32 full ones."""
+    with running(gallery, max_body_mb=0.02) as client:
+        budget = client.guard.budget
+        assert budget == 32 * 20_000
+        png = {"Content-Type": "image/png"}
+        drawing = sketch("box")
+        for _ in range(50):
+            padded = drawing + bytes(19_000 - len(drawing))
+            assert client.post("/v1/search?k=1", content=padded, headers=png).status_code == 200
+            refused(client.post("/v1/search", content=bytes(19_000), headers=png), 422, "unreadable")
+            refused(client.post("/v1/search", content=iter([bytes(15_000)] * 2), headers=png), 413, "too_large")
+        head = (
+            b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 19000\r\n\r\n"
+        )
+        for _ in range(40):  # clients that leave
+            with socket.create_connection(("127.0.0.1", client.base_url.port)) as peer:
+                peer.sendall(head + bytes(15_000))
+        wait_until(lambda: client.guard.budget == budget)
+
+
+def test_uploads_beyond_the_budget_wait_their_turn(gallery):
+    with running(gallery, max_body_mb=0.02) as client:
+        client.guard.budget = 10_000
+        answer = client.post("/v1/search", content=bytes(19_000), headers={"Content-Type": "image/png"})
+        refused(answer, 429, "busy")
+        assert client.guard.budget == 10_000

@@ -38,6 +38,7 @@ MAX_POINTS = 20_000
 MAX_STROKES = 5000
 MAX_LABELS = 100
 MAX_LABEL = 1000  # characters
+MIN_SPAN = 1e-6  # of a canvas; smaller ones overflow when they are scaled up to pixels
 MAX_INK = 4e8  # pixels that a drawing's lines may touch, each as often as it is touched
 STROKES_SIDE = 512
 STROKE_WIDTH = 0.025  # of the longer side of the canvas, when none is given
@@ -232,11 +233,11 @@ def draw_strokes(query: Query) -> Image.Image:
         raise Blank("the drawing has no strokes")
     if query.canvas is not None:
         low, extent = np.zeros(2), np.asarray(query.canvas)
-        if extent.min() <= 0:
-            raise UserError("canvas: width and height must be above zero")
+        if extent.min() < MIN_SPAN:
+            raise UserError(f"canvas: width and height must be at least {MIN_SPAN:g}")
     else:
         points = np.concatenate(lines)
-        span = max(float(np.ptp(points, axis=0).max()), 1e-6)
+        span = max(float(np.ptp(points, axis=0).max()), MIN_SPAN)
         low = points.min(axis=0) - 0.08 * span
         extent = np.ptp(points, axis=0) + 0.16 * span
     side = float(extent.max())
