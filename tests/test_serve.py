@@ -327,7 +327,7 @@ def test_many_clients_get_answers_or_429(gallery):
 
 
 def test_a_full_queue(gallery):
-    with running(gallery, max_queue=3) as client:
+    with running(gallery, max_queue=3, max_per_client=3) as client:
         gallery.encoder.hold.clear()
         with Background(client, 3) as asked:
             wait_until(lambda: client.service.batcher._taken_on == 3)

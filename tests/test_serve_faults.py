@@ -4,20 +4,26 @@ import asyncio
 import importlib.util
 import json
 import socket
+import struct
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import ValidationError
 from serving import TOKEN, FakeGallery, running, sketch
 
 from splip import batching, bodies, queries
 from splip.batching import Batcher, Search
 from splip.errors import UserError
+from splip.pools import Pool, Room
 from splip.telemetry import Telemetry
 
 _spec = importlib.util.spec_from_file_location("serve_faults", Path(__file__).parent.parent / "tools/serve_faults.py")
@@ -245,3 +251,132 @@ def test_uploads_beyond_the_budget_wait_their_turn(gallery):
         answer = client.post("/v1/search", content=bytes(19_000), headers={"Content-Type": "image/png"})
         refused(answer, 429, "busy")
         assert client.guard.budget == 10_000
+
+
+# ---- cheap pictures beside drawings ----
+
+
+@contextmanager
+def from_address(client, address):
+    """A client of the same service with another address."""
+    transport = httpx.HTTPTransport(local_address=address)
+    with httpx.Client(base_url=client.address, timeout=30, transport=transport) as other:
+        yield other
+
+
+@contextmanager
+def in_background(count, ask):
+    """Ask in threads; the answers are in the list that it yields, at the latest when it ends."""
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(ask())) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        for thread in threads:
+            thread.join(30)
+
+
+def test_slow_pictures_keep_neither_drawings_nor_other_clients_waiting(gallery, monkeypatch):
+    free, read, begun = threading.Event(), queries.read_picture, []
+
+    def slow(data):
+        begun.append(len(data))
+        if len(data) > 5000:
+            assert free.wait(30)
+        return read(data)
+
+    monkeypatch.setattr(queries, "read_picture", slow)
+    large = sketch("box") + bytes(5000)
+    with running(gallery, threads=2) as client, from_address(client, "127.0.0.2") as other:
+        ask = lambda: httpx.post(f"{client.address}/v1/search", files={"image": large}, timeout=30)  # noqa: E731
+        with in_background(8, ask) as answers:
+            wait_until(lambda: client.service.pictures._taken_on["127.0.0.1"] == 8 and len(begun) == 2)
+            try:
+                assert client.post("/v1/search", json=BOX).status_code == 200
+                assert other.post("/v1/search", files={"image": sketch("box")}).status_code == 200
+            finally:
+                free.set()
+        assert [answer.status_code for answer in answers] == [200] * 8
+        assert not client.service.pictures._taken_on and not client.service.pictures._running
+
+
+def test_a_slow_svg_keeps_its_own_client_waiting(client):
+    assert client.post("/v1/search", json={"svg": faults.DOCUMENT.decode()}).status_code == 200
+    ask = lambda: httpx.post(f"{client.address}/v1/search", files={"image": faults.slow_svg()}, timeout=30)  # noqa: E731
+    with from_address(client, "127.0.0.2") as other, in_background(2, ask) as answers:
+        wait_until(lambda: client.service.svg._taken_on["127.0.0.1"] == 2)
+        assert other.post("/v1/search", json={"svg": faults.DOCUMENT.decode()}).status_code == 200
+        assert not answers
+    assert [answer.status_code for answer in answers] == [422] * 2
+
+
+def test_one_address_does_not_get_the_whole_queue(gallery):
+    with running(gallery, max_queue=8) as client, from_address(client, "127.0.0.2") as other:
+        gallery.encoder.hold.clear()
+        with in_background(4, lambda: httpx.post(f"{client.address}/v1/search", json=BOX, timeout=30)) as answers:
+            wait_until(lambda: client.service.batcher._taken_on == 4)
+            assert "address" in refused(client.post("/v1/search", json=BOX), 429, "busy")
+            with in_background(1, lambda: other.post("/v1/search", json=BOX)) as others:
+                wait_until(lambda: client.service.batcher._taken_on == 5)
+                gallery.encoder.hold.set()
+        assert [answer.status_code for answer in answers + others] == [200] * 5
+        assert not client.service.batcher._clients
+
+
+def test_clients_take_turns():
+    pool, free, order = Pool("things", 1, 100), threading.Event(), []
+
+    async def all_of_them():
+        first = asyncio.create_task(pool.run(free.wait, 30, client="a"))
+        await asyncio.sleep(0)
+        jobs = [
+            asyncio.create_task(pool.run(order.append, who + str(i), client=who)) for who in "abc" for i in range(3)
+        ]
+        await asyncio.sleep(0)
+        jobs[4].cancel()  # b1
+        await asyncio.sleep(0)
+        free.set()
+        await asyncio.gather(first, *jobs, return_exceptions=True)
+
+    try:
+        asyncio.run(all_of_them())
+        assert order == ["a0", "b0", "c0", "a1", "b2", "c1", "a2", "c2"]
+        assert not pool._taken_on and not pool._running and not pool._waiting
+    finally:
+        pool.close()
+
+
+def test_pictures_that_need_much_memory_are_decoded_one_after_the_other():
+    room, inside, most = Room(100, 10), [], []
+
+    def job(size):
+        with room.take(size):
+            inside.append(size)
+            most.append(sum(inside))
+            time.sleep(0.01)
+            inside.remove(size)
+
+    threads = [threading.Thread(target=job, args=(size,)) for size in (60, 50, 40, 300, 60, 50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(most) == 6 and sorted(most)[-1] == 300 and all(size <= 100 for size in most if size != 300)
+
+
+def test_memory_for_decoding_is_told_by_the_header():
+    def told(mode):
+        return queries.check_size(faults.encoded(Image.new(mode, (100, 50)), "PNG"), 10**6) / 5000
+
+    assert told("RGB") == told("L") == 12 and told("RGBA") == told("P") == 20 and told("I;16") == 28
+
+
+def test_a_jpeg_costs_its_scans_times_its_pixels():
+    data = faults.jpeg_of_scans(150, 300)
+    queries.check_size(data, 40_000_000)
+    size = data.index(b"\xff\xc2") + 5
+    huge = data[:size] + struct.pack(">HH", 5000, 5000) + data[size + 4 :]
+    with pytest.raises(queries.TooLarge, match="150 scans of 25 million"):
+        queries.check_size(huge, 40_000_000)

@@ -77,6 +77,18 @@ def webp_of_size(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
+def jpeg_of_scans(scans: int, side: int) -> bytes:
+    """A progressive JPEG with more passes over its pixels than any program makes."""
+    data = encoded(drawing(0, side), "JPEG", progressive=True, quality=20)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * (scans - data.count(b"\xff\xda")) + b"\xff\xd9"
+
+
+def slow_svg() -> bytes:
+    """Takes all the time that an SVG has."""
+    return svg('<circle cx="50" cy="50" r="49" fill-opacity="0.5"/>' * 4990)
+
+
 def svg(body: str, head: str = "") -> bytes:
     return f'{head}<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 99 99">{body}</svg>'.encode()
 

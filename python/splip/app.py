@@ -78,6 +78,11 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+def client_of(request: Request) -> str:
+    """Whose share a request takes: the address that it came from."""
+    return request.client.host if request.client else "?"
+
+
 async def read_query(request: Request, service: Service) -> tuple[Query, bytes | None]:
     """A search in any of its forms: JSON, a form with a file, or a file with parameters in the address.
 
@@ -91,7 +96,7 @@ async def read_query(request: Request, service: Service) -> tuple[Query, bytes |
         body = await request.body()
         if request.query_params:
             raise UserError("parameters go into the JSON, not into the address")
-        return await service.parsing.run(bodies.query, body), None
+        return await service.parsing.run(bodies.query, body, client=client_of(request)), None
     pairs: list[tuple[str, Any]] = list(request.query_params.multi_items())
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         if kind != "multipart/form-data" and len(await request.body()) > MAX_FORM:
@@ -206,7 +211,7 @@ def create(service: Service, token: str | None = None) -> Guard:
         deadline = time.monotonic() + config.timeout_s
         need_ready()
         query, upload = await read_query(request, service)
-        with service.batcher.admit() as admission:
+        with service.batcher.admit(client=client_of(request)) as admission:
             work = service.answer(query, upload, admission, deadline, began)
             return JSONResponse(await unless_gone(request, work))
 
@@ -219,8 +224,8 @@ def create(service: Service, token: str | None = None) -> Guard:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refusal(415, "media_type", "send JSON")
         body = await request.body()
-        asked = await service.parsing.run(bodies.queries, body, config.max_queries)
-        with service.batcher.admit(len(asked)) as admission:
+        asked = await service.parsing.run(bodies.queries, body, config.max_queries, client=client_of(request))
+        with service.batcher.admit(len(asked), client_of(request)) as admission:
 
             async def one(query: Query) -> dict[str, Any]:
                 try:

@@ -9,7 +9,7 @@ way: a single user never waits.
 import asyncio
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -59,11 +59,22 @@ class Batcher:
         max_batch: searches in a batch; 1 turns batching off.
         window: seconds that the first search of a batch waits for others.
         max_queue: searches that may be on the way at once.
+        max_per_client: how many of them may be one client's; None: all.
     """
 
-    def __init__(self, gallery: "Gallery", telemetry: Telemetry, max_batch: int, window: float, max_queue: int) -> None:
+    def __init__(
+        self,
+        gallery: "Gallery",
+        telemetry: Telemetry,
+        max_batch: int,
+        window: float,
+        max_queue: int,
+        max_per_client: int | None = None,
+    ) -> None:
         self.gallery, self.telemetry = gallery, telemetry
         self.max_batch, self.window, self.max_queue = max_batch, window, max_queue
+        self.max_per_client = max_per_client or max_queue
+        self._clients: Counter[str] = Counter()  # how many of those taken on are whose
         self._ready = threading.Condition()
         self._waiting: list[Search] = []
         self._taken_on = 0  # admitted and not yet answered
@@ -76,25 +87,33 @@ class Batcher:
         self._thread.start()
 
     @contextmanager
-    def admit(self, count: int = 1) -> Iterator["Admission"]:
-        """Take on ``count`` searches, or none.
+    def admit(self, count: int = 1, client: str | None = None) -> Iterator["Admission"]:
+        """Take on ``count`` searches, or none; ``client`` is None for the service itself.
 
         Raises:
-            Busy: more than ``max_queue`` would be on the way.
+            Busy: more than ``max_queue`` would be on the way, or more than ``max_per_client`` of this client.
         """
         with self._ready:
             if self._closed or self._taken_on + count > self.max_queue:
                 raise Busy("too many searches at once; try again in a moment")
+            if client is not None:
+                if self._clients[client] + count > self.max_per_client:
+                    raise Busy("too many searches at once from this address; try again in a moment")
+                self._clients[client] += count
             self._taken_on += count
             self._coming += count
         self.telemetry.queued.set(self._taken_on)
-        admission = Admission(self, count)
+        admission = Admission(self, count, client)
         try:
             yield admission
         finally:
             with self._ready:
                 self._taken_on -= count
                 self._coming -= admission.coming
+                if client is not None:
+                    self._clients[client] -= count
+                    if not self._clients[client]:
+                        del self._clients[client]
                 self._ready.notify()
             self.telemetry.queued.set(self._taken_on)
 
@@ -258,8 +277,8 @@ class Batcher:
 class Admission:
     """The right of a request to have searches on the way."""
 
-    def __init__(self, batcher: Batcher, count: int) -> None:
-        self.batcher, self.coming = batcher, count
+    def __init__(self, batcher: Batcher, count: int, client: str | None) -> None:
+        self.batcher, self.coming, self.client = batcher, count, client
 
     async def answer(self, search: Search) -> None:
         """Wait until the search has its matches.

@@ -473,6 +473,8 @@ class ServeConfig:
     """Searches that are encoded together; 1 turns batching off."""
     max_queue: int = 256
     """Searches on the way at once; further ones get 429."""
+    max_per_client: int | None = None
+    """How many of them may come from one address; further ones get 429; none: half of --max-queue."""
     timeout_s: float = 15.0
     """Time for the answer to a search; then 503."""
     body_timeout_s: float = 10.0

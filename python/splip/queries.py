@@ -33,6 +33,9 @@ MEDIA = {
 # libtiff has a long history of faults and prints to stderr: for the gallery's own files only.
 UPLOADS = tuple(name for name in MEDIA if name != "TIFF")
 MAX_SCANS = 200  # of a JPEG: each is a pass over all of its pixels
+MAX_PASSED = 1_000_000_000  # pixels times scans: more than a second of work
+BYTES = {"RGB": 12, "L": 12, "1": 12, "CMYK": 12, "YCbCr": 12, "I": 28, "I;16": 28, "I;16B": 28, "F": 28}
+BYTES_ELSE = 20  # a pixel's memory while it is decoded, by mode: with transparency there are more copies
 LARGE = 2048  # longer sides are shrunk first; the encoder sees a few hundred pixels
 MAX_POINTS = 20_000
 MAX_STROKES = 5000
@@ -166,8 +169,8 @@ def open_header(data: bytes | BinaryIO, name: object, formats: Iterable[str]) ->
         raise UnreadablePicture(name, reason) from None
 
 
-def check_size(data: bytes, max_pixels: int) -> None:
-    """Refuse a picture by what its header says, before any of it is decoded.
+def check_size(data: bytes, max_pixels: int) -> int:
+    """Refuse a picture by what its header says, before any of it is decoded; returns the bytes that decoding takes.
 
     Raises:
         UnreadablePicture: not a picture in a format that is taken.
@@ -179,8 +182,14 @@ def check_size(data: bytes, max_pixels: int) -> None:
         _check_pixels(width, height, max_pixels)
     with open_header(data, "upload", UPLOADS) as image:
         _check_pixels(image.width, image.height, max_pixels)
-        if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
-            raise TooLarge(f"the JPEG has more than {MAX_SCANS} scans")
+        pixels = image.width * image.height
+        if image.format in ("JPEG", "MPO"):
+            scans = data.count(b"\xff\xda")
+            if scans > MAX_SCANS:
+                raise TooLarge(f"the JPEG has more than {MAX_SCANS} scans")
+            if scans * pixels > MAX_PASSED:
+                raise TooLarge(f"the JPEG has {scans} scans of {pixels / 1e6:.0f} million pixels: too much to decode")
+        return pixels * BYTES.get(image.mode, BYTES_ELSE)
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -188,13 +197,12 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise TooLarge(f"the picture has {width} x {height} pixels, more than {max_pixels / 1e6:g} million")
 
 
-def read_picture(data: bytes, max_pixels: int) -> Image.Image:
-    """Decode an upload to RGB as ``images.read`` does, after checking its size.
+def read_picture(data: bytes) -> Image.Image:
+    """Decode an upload that ``check_size`` let pass to RGB, as ``images.read`` does.
 
     Raises:
-        UnreadablePicture, TooLarge: see ``check_size``.
+        UnreadablePicture: damaged.
     """
-    check_size(data, max_pixels)
     image = images.read(data)
     if max(image.size) > LARGE:
         image.thumbnail((LARGE, LARGE), Image.Resampling.BICUBIC, reducing_gap=2.0)

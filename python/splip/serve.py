@@ -83,8 +83,9 @@ def check(config: ServeConfig) -> None:
     for name in ("max_batch", "max_queue", "max_k", "max_queries", "max_body_mb", "max_megapixels"):
         if getattr(config, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be above zero")
-    if config.threads is not None and config.threads < 1:
-        raise UserError("--threads must be above zero")
+    for name in ("threads", "max_per_client"):
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be above zero")
     for root in config.allow_root:
         if not root.is_dir():
             raise UserError(f"--allow-root {root}: no such folder")
