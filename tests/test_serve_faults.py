@@ -3,8 +3,8 @@
 import asyncio
 import importlib.util
 import json
+import resource
 import socket
-import struct
 import threading
 import time
 from contextlib import contextmanager
@@ -14,15 +14,17 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 import pytest
+from conftest import draw
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
-from serving import TOKEN, FakeGallery, running, sketch
+from serving import TOKEN, FakeGallery, real_gallery, running, sketch
 
-from splip import batching, bodies, queries
+from splip import batching, bodies, queries, svg
 from splip.batching import Batcher, Search
 from splip.errors import UserError
+from splip.gallery import Gallery
 from splip.pools import Pool, Room
 from splip.telemetry import Telemetry
 
@@ -43,6 +45,11 @@ def client(tmp_path_factory):
 @pytest.fixture
 def gallery(tmp_path):
     return FakeGallery(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    return real_gallery(tmp_path_factory.mktemp("real"))
 
 
 def refused(answer, status, code):
@@ -376,7 +383,60 @@ def test_memory_for_decoding_is_told_by_the_header():
 def test_a_jpeg_costs_its_scans_times_its_pixels():
     data = faults.jpeg_of_scans(150, 300)
     queries.check_size(data, 40_000_000)
-    size = data.index(b"\xff\xc2") + 5
-    huge = data[:size] + struct.pack(">HH", 5000, 5000) + data[size + 4 :]
+    huge = faults.resized(data, 5000, 5000)
     with pytest.raises(queries.TooLarge, match="150 scans of 25 million"):
         queries.check_size(huge, 40_000_000)
+
+
+# ---- bombs ----
+
+
+def test_every_bomb_gets_its_answer(client):
+    seen = faults.explosives(client.address, limit=5.0)
+    assert seen[413] == 13 and seen[200] == 3 and sum(seen.values()) > 45
+    faults.alive(client.address)
+
+
+@pytest.mark.parametrize("kind", ["extended", "lossless", "lossy"])
+def test_a_large_webp_is_refused_before_it_is_opened(monkeypatch, kind):
+    small = faults.webp_of_size(96, 96, kind)
+    assert queries.webp_size(small) == (96, 96) and queries.check_size(small, 96 * 96)
+    monkeypatch.setattr(Image, "open", None)  # it would set the whole canvas aside
+    with pytest.raises(queries.TooLarge, match="16000 x 12000"):
+        queries.check_size(faults.webp_of_size(16_000, 12_000, kind), 40_000_000)
+
+
+def test_the_svg_helper_has_little_memory():
+    renderer = svg.Renderer()
+    try:
+        assert renderer.png(faults.DOCUMENT)
+        assert resource.prlimit(renderer._process.pid, resource.RLIMIT_AS) == (svg.MEMORY, svg.MEMORY)
+        assert resource.prlimit(renderer._process.pid, resource.RLIMIT_CORE) == (0, 0)
+    finally:
+        renderer.close()
+
+
+# ---- writing ----
+
+
+def test_writes_in_a_row_and_beside_another_writer(real, tmp_path):
+    """A writer that is left open would lock everybody else out."""
+    (tmp_path / "new").mkdir()
+    for number in range(2):
+        draw(tmp_path / f"new/{number}.png", number, "green", 1, size=(64, 64))
+    with Gallery.open(real / "gallery") as gallery:
+        writer = lambda: Gallery.open(real / "gallery", write=True, encoder=gallery.encoder)  # noqa: E731
+        with running(gallery, token=TOKEN, allow_root=(tmp_path / "new",), writer=writer) as client:
+            counts = []
+            for number in range(2):
+                body = {"paths": [str(tmp_path / f"new/{number}.png")], "label": f"new {number}"}
+                answer = client.post("/v1/items", json=body, headers=BEARER)
+                assert answer.status_code == 200 and answer.json()["new"] == 1, answer.text
+                counts.append(answer.json()["count"])
+            assert counts == [19, 20]
+            for number in range(2):
+                (match,) = client.post("/v1/search", json={**BOX, "labels": [f"new {number}"]}).json()["matches"]
+                assert client.delete(f"/v1/items/{match['id']}", headers=BEARER).status_code == 204
+            with writer():
+                refused(client.delete("/v1/items/1", headers=BEARER), 409, "locked")
+            assert len(gallery) == 18

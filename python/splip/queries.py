@@ -176,10 +176,8 @@ def check_size(data: bytes, max_pixels: int) -> int:
         UnreadablePicture: not a picture in a format that is taken.
         TooLarge: more than ``max_pixels``, or a JPEG with more passes over its pixels than one would make.
     """
-    if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X" and len(data) >= 30:
-        # Pillow sets a WebP's whole canvas aside when it opens the file.
-        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
-        _check_pixels(width, height, max_pixels)
+    if (canvas := webp_size(data)) is not None:  # Pillow sets a WebP's whole canvas aside when it opens the file
+        _check_pixels(*canvas, max_pixels)
     with open_header(data, "upload", UPLOADS) as image:
         _check_pixels(image.width, image.height, max_pixels)
         pixels = image.width * image.height
@@ -190,6 +188,20 @@ def check_size(data: bytes, max_pixels: int) -> int:
             if scans * pixels > MAX_PASSED:
                 raise TooLarge(f"the JPEG has {scans} scans of {pixels / 1e6:.0f} million pixels: too much to decode")
         return pixels * BYTES.get(image.mode, BYTES_ELSE)
+
+
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height in the header of a WebP, of its extended, lossless or lossy kind; None: not a WebP."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if data[12:16] == b"VP8 ":
+        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    return None
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
