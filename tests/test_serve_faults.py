@@ -1,14 +1,19 @@
 """Attacks on the service and the answers that they must get; ``tools/serve_faults.py`` makes the same ones in full."""
 
 import asyncio
+import errno
 import importlib.util
 import json
+import os
 import resource
+import shutil
 import socket
+import sqlite3
 import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import httpx
@@ -21,10 +26,11 @@ from PIL import Image
 from pydantic import ValidationError
 from serving import TOKEN, FakeGallery, real_gallery, running, sketch
 
-from splip import batching, bodies, queries, svg
+from splip import batching, bodies, queries, segments, service, svg
 from splip.batching import Batcher, Search
 from splip.errors import UserError
 from splip.gallery import Gallery
+from splip.parts import cover
 from splip.pools import Pool, Room
 from splip.telemetry import Telemetry
 
@@ -440,3 +446,103 @@ def test_writes_in_a_row_and_beside_another_writer(real, tmp_path):
             with writer():
                 refused(client.delete("/v1/items/1", headers=BEARER), 409, "locked")
             assert len(gallery) == 18
+
+
+# ---- disks ----
+
+
+def wrapped(error):
+    """The error as the gallery's layers pass it on: a line for people, the cause hidden from them."""
+    try:
+        try:
+            raise error
+        except Exception as cause:
+            raise UserError(f"gallery.db: {cause}") from None
+    except UserError as line:
+        return line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        wrapped(sqlite3.OperationalError("database or disk is full")),
+        wrapped(OSError(errno.ENOSPC, "No space left on device")),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        UserError("gallery: cannot be written: the disk is full; run it again to go on"),
+    ],
+)
+def test_a_full_disk_is_507(gallery, tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    draw(tmp_path / "a.png", 1, "green", 1)
+    with running(gallery, token=TOKEN, allow_root=(tmp_path,)) as client:
+        add = {"paths": [str(tmp_path / "a.png")]}
+        for what in ("add", "remove"):
+            monkeypatch.setattr(gallery, what, fail)
+        answers = [client.post("/v1/items", json=add, headers=BEARER), client.delete("/v1/items/1", headers=BEARER)]
+        monkeypatch.setattr(client.service, "writer", fail)
+        answers.append(client.delete("/v1/items/1", headers=BEARER))
+        for answer in answers:
+            message = refused(answer, 507, "disk_full")
+            assert "the disk is full" in message and "gallery" not in message
+        monkeypatch.setattr(gallery, "search_vectors", fail)
+        refused(client.post("/v1/search", json=BOX), 507, "disk_full")
+
+
+def test_other_words_for_a_full_disk(tmp_path, monkeypatch):
+    error = wrapped(sqlite3.OperationalError("disk I/O error"))
+    assert not service.disk_is_full(error, tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=4096))
+    assert service.disk_is_full(error, tmp_path)
+    assert not service.disk_is_full(UserError("no such label"), tmp_path)
+
+
+def test_a_full_disk_under_a_real_gallery(real, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    draw(tmp_path / "a.png", 1, "green", 1, size=(64, 64))
+    with Gallery.open(real / "gallery") as gallery:
+        writer = lambda: Gallery.open(real / "gallery", write=True, encoder=gallery.encoder)  # noqa: E731
+        with running(gallery, token=TOKEN, allow_root=(tmp_path,), writer=writer) as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(segments, "_write_all", full)
+                answer = client.post("/v1/items", json={"paths": [str(tmp_path / "a.png")]}, headers=BEARER)
+                refused(answer, 507, "disk_full")
+            assert client.get("/v1/gallery").json()["count"] == 18
+            answer = client.post("/v1/items", json={"paths": [str(tmp_path / "a.png")]}, headers=BEARER)
+            assert answer.json()["new"] == 1, "the writer was given back"
+
+
+def test_vectors_that_are_truncated_while_they_are_served(real, tmp_path, caplog):
+    """Reading them through the memory map would end the process with SIGBUS."""
+    shutil.copytree(real / "gallery", tmp_path / "gallery")
+    with Gallery.open(tmp_path / "gallery") as gallery, running(gallery) as client:
+        assert client.post("/v1/search", json=BOX).status_code == 200
+        (path,) = (tmp_path / "gallery").rglob("*.f32")
+        whole = path.read_bytes()
+        os.truncate(path, 100)
+        for query in (BOX, {"id": 9}):
+            message = refused(client.post("/v1/search", json=query), 503, "unavailable")
+            assert "log" in message and str(tmp_path) not in message
+        assert f"{path}: truncated: 100 bytes" in caplog.text
+        with open(path, "r+b") as file:
+            file.write(whole)
+        assert client.post("/v1/search", json=BOX).status_code == 200
+
+
+def test_a_truncated_pack_is_seen(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((100, 8), np.float32)
+    files = segments.Segments(tmp_path, 8)
+    crc = files.append(1, 0, rows, 0)
+    files.write_pack(1, 100, crc)
+    parts = cover(files, 1, 0, 100, pack=files.open_pack(1))
+    gallery = SimpleNamespace(files=files, _state=SimpleNamespace(parts=parts))
+    assert parts[0].stored
+    service.check_files(gallery)
+    os.truncate(files.pack_path(1), 4096)
+    with pytest.raises(UserError, match=r"000001.pack: truncated: 4096 bytes"):
+        service.check_files(gallery)
+    files.pack_path(1).unlink()
+    service.check_files(gallery)

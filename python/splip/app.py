@@ -25,7 +25,8 @@ from splip.errors import Unavailable, UnreadablePicture, UserError
 from splip.guard import COOKIE, Access, Guard, Refusal, is_loopback
 from splip.messages import About, Add, Added, Answer, Answers, Problem, Queries, State
 from splip.queries import Blank, Busy, Missing, Query, TooLarge, Whole
-from splip.service import RETRY, Service
+from splip.service import RETRY, Service, disk_is_full
+from splip.telemetry import log
 from splip.thumbnails import SIDES, File
 
 T = TypeVar("T")
@@ -133,8 +134,11 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-def problem(error: Exception) -> Refusal:
-    """The answer to an error that a request caused."""
+def problem(error: Exception, folder: Path | None = None) -> Refusal:
+    """The answer to an error that a request caused; ``folder``: of the gallery."""
+    if disk_is_full(error, folder):
+        log.error("%s", error)
+        return Refusal(507, "disk_full", "the disk is full; what was committed before is safe")
     if isinstance(error, Refusal):
         return error
     if isinstance(error, (ValidationError, RequestValidationError)):
@@ -181,15 +185,15 @@ def create(service: Service, token: str | None = None) -> Guard:
         lifespan=service.lifespan,
     )
     problems: dict[int | str, dict[str, Any]] = {
-        code: {"model": Problem} for code in (400, 401, 403, 404, 408, 409, 413, 415, 421, 422, 429, 503)
+        code: {"model": Problem} for code in (400, 401, 403, 404, 408, 409, 413, 415, 421, 422, 429, 503, 507)
     }
 
     async def refuse(_: Request, error: Exception) -> Response:
-        refusal = problem(error)
+        refusal = problem(error, service.folder)
         telemetry.refused.labels(refusal.code).inc()
         return refusal.response()
 
-    for error in (HTTPException, RequestValidationError, ValidationError, UserError, TimeoutError):
+    for error in (HTTPException, RequestValidationError, ValidationError, UserError, TimeoutError, OSError):
         app.add_exception_handler(error, refuse)
     if asyncio.TimeoutError is not TimeoutError:
         app.add_exception_handler(asyncio.TimeoutError, refuse)
@@ -231,7 +235,7 @@ def create(service: Service, token: str | None = None) -> Guard:
                 try:
                     return await service.answer(query, None, admission, deadline, began)
                 except Exception as error:
-                    refusal = problem(error)
+                    refusal = problem(error, service.folder)
                     return {"error": refusal.code, "message": refusal.detail}
 
             work = asyncio.gather(*map(one, asked))

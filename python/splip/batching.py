@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TEXTS = 1024  # texts whose vectors are kept
 PAUSE = 0.5  # seconds before a worker that ended takes up its work again; doubled while it ends again and again
 MAX_PAUSE = 10.0
+DAMAGED = "the gallery cannot be read; the service's log says more"
 
 
 @dataclass(eq=False)
@@ -60,6 +61,7 @@ class Batcher:
         window: seconds that the first search of a batch waits for others.
         max_queue: searches that may be on the way at once.
         max_per_client: how many of them may be one client's; None: all.
+        before: called before each search of the gallery; raises UserError if it cannot be searched.
     """
 
     def __init__(
@@ -70,10 +72,11 @@ class Batcher:
         window: float,
         max_queue: int,
         max_per_client: int | None = None,
+        before: Callable[[], None] | None = None,
     ) -> None:
         self.gallery, self.telemetry = gallery, telemetry
         self.max_batch, self.window, self.max_queue = max_batch, window, max_queue
-        self.max_per_client = max_per_client or max_queue
+        self.max_per_client, self.before = max_per_client or max_queue, before
         self._clients: Counter[str] = Counter()  # how many of those taken on are whose
         self._ready = threading.Condition()
         self._waiting: list[Search] = []
@@ -182,6 +185,13 @@ class Batcher:
                 except Unavailable as problem:  # a line in the answers; nothing is wrong here
                     log.warning("%s", problem)
                     error = problem
+                except (
+                    UserError,
+                    OSError,
+                ) as problem:  # each query was checked alone: it is the gallery that cannot be read
+                    log.error("%s", problem)
+                    error = Unavailable(DAMAGED)
+                    error.__cause__ = problem
                 except Exception as problem:  # what failed for all must not end the service
                     log.exception("a batch failed")
                     error = RuntimeError(f"the batch failed: {problem}")
@@ -215,6 +225,8 @@ class Batcher:
         k = max(search.k for search in batch)
         filters = [search.filter for search in batch]
         same = all(f is None for f in filters)
+        if self.before is not None:
+            self.before()
         found = self.gallery.search_vectors(vectors, k=k, filter=None if same else filters)
         ended = time.perf_counter()
         for search, matches in zip(batch, found, strict=True):

@@ -6,8 +6,10 @@ own, and the batches' worker (``splip.batching``) encodes and searches.
 
 import asyncio
 import contextlib
+import errno
 import os
 import queue
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -17,9 +19,9 @@ import numpy as np
 from PIL import Image
 
 from splip import images, queries
-from splip.batching import Admission, Batcher, Search
+from splip.batching import DAMAGED, Admission, Batcher, Search
 from splip.config import ServeConfig
-from splip.errors import UnreadablePicture, UserError
+from splip.errors import Unavailable, UnreadablePicture, UserError
 from splip.guard import Refusal, is_loopback
 from splip.messages import Add, Added
 from splip.pools import Pool, Room
@@ -32,11 +34,56 @@ if TYPE_CHECKING:
     from splip.gallery import Gallery, Match
 
 T = TypeVar("T")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ALMOST = 1 << 16  # free bytes; SQLite's words for a full disk are often others
 GALLERY_PIXELS = 4  # a picture of the gallery may have this many times the pixels of an upload
 RETRY = {"Retry-After": "1"}
 DECODE_BYTES = 1_500_000_000  # for all uploads that are decoded at once
 SMALL_BYTES = 64_000_000  # uploads that need no more do not wait for others
 RENDERERS = 2  # processes that draw SVGs; one client has one of them at a time
+
+
+def disk_is_full(error: BaseException, folder: Path | None = None) -> bool:
+    """Whether a full disk is behind an error; ``folder``: of the gallery."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return True
+        if isinstance(cause, (sqlite3.Error, UserError)) and "disk is full" in str(cause):
+            return True
+        if isinstance(cause, sqlite3.OperationalError) and folder is not None:
+            with contextlib.suppress(OSError):
+                facts = os.statvfs(folder)
+                if facts.f_bavail * facts.f_frsize < ALMOST:
+                    return True
+        cause = cause.__cause__ or cause.__context__  # also what "from None" hides from people
+    return False
+
+
+def check_files(gallery: "Gallery") -> None:
+    """Compare the files that a search reads through memory maps with their sizes.
+
+    Reading behind the end of a file that was truncated ends the process, without a line; so look before. A file
+    without a name is left alone: after a compaction the old ones stay mapped.
+
+    Raises:
+        UserError: one of them was truncated.
+    """
+    from splip.ops import PackedGallery
+
+    for part in getattr(getattr(gallery, "_state", None), "parts", ()):
+        if not isinstance(part.rows, PackedGallery):  # a copy on a GPU
+            continue
+        needed = {gallery.files.rows_path(part.segment): part.stop * gallery.files.dim * 4}
+        if part.stored:
+            needed[gallery.files.pack_path(part.segment)] = sum(array.nbytes for array in part.rows[1:])
+        for path, size in needed.items():
+            try:
+                found = path.stat().st_size
+            except FileNotFoundError:
+                continue
+            if found < size:
+                raise UserError(f"{path}: truncated: {found} bytes, {size} were mapped; restore it")
 
 
 class Service:
@@ -50,6 +97,7 @@ class Service:
 
     def __init__(self, gallery: "Gallery", config: ServeConfig, writer: "Callable[[], Gallery] | None" = None) -> None:
         self.gallery, self.config, self.writer = gallery, config, writer
+        self.folder: Path | None = getattr(gallery, "folder", None)
         self.telemetry = Telemetry()
         self.max_body = int(config.max_body_mb * 1e6)
         self.max_pixels = int(config.max_megapixels * 1e6)
@@ -71,7 +119,7 @@ class Service:
         self.thumbnails = Thumbnails(int(config.thumbnails_mb * 1e6), GALLERY_PIXELS * self.max_pixels, self.telemetry)
         self.batcher = Batcher(
             gallery, self.telemetry, config.max_batch, config.window_ms / 1000, config.max_queue,
-            config.max_per_client or max(1, config.max_queue // 2),
+            config.max_per_client or max(1, config.max_queue // 2), before=lambda: check_files(gallery),
         )  # fmt: skip
         Image.init()  # reads Pillow's plugins: before the first request, not in it
         self.text = False
@@ -184,7 +232,7 @@ class Service:
         left = deadline - time.monotonic()
         if query.id is not None:
             vector = await asyncio.wait_for(
-                self.drawings.run(self._known, self.gallery.vector, query.id, client=admission.client), left
+                self.drawings.run(self._known, self._vector, query.id, client=admission.client), left
             )
         elif query.sources() or upload is not None:
             image = await asyncio.wait_for(self._picture(query, upload, stages, admission.client), left)
@@ -209,6 +257,10 @@ class Service:
             "name": match.path.name,
             "path": str(match.path) if self.show_paths else None,
         }
+
+    def _vector(self, id: int) -> np.ndarray:
+        check_files(self.gallery)
+        return self.gallery.vector(id)
 
     async def _picture(
         self, query: Query, upload: bytes | None, stages: dict[str, float], client: str | None
@@ -274,6 +326,9 @@ class Service:
             return look_up(id)
         except KeyError:
             raise Missing("the gallery has no picture with this id") from None
+        except UserError as error:  # its files are damaged, which is no fault of the request
+            log.error("%s", error)
+            raise Unavailable(DAMAGED) from error
 
     # ---- writing ----
 
@@ -316,6 +371,8 @@ class Service:
         try:
             gallery = self.writer()
         except UserError as error:
+            if disk_is_full(error, self.folder):
+                raise
             raise Refusal(409, "locked", str(error), RETRY) from None
         with contextlib.closing(gallery):
             yield gallery
