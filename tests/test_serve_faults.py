@@ -9,6 +9,8 @@ import resource
 import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -26,7 +28,7 @@ from PIL import Image
 from pydantic import ValidationError
 from serving import TOKEN, FakeGallery, real_gallery, running, sketch
 
-from splip import batching, bodies, queries, segments, service, svg
+from splip import batching, bodies, guard, queries, segments, serve, service, svg
 from splip.batching import Batcher, Search
 from splip.errors import UserError
 from splip.gallery import Gallery
@@ -546,3 +548,153 @@ def test_a_truncated_pack_is_seen(tmp_path):
         service.check_files(gallery)
     files.pack_path(1).unlink()
     service.check_files(gallery)
+
+
+# ---- connections and heads ----
+
+
+def test_heads_that_can_be_read_in_two_ways_are_refused(client):
+    assert set(faults.heads(client.address)) == {400}
+    faults.alive(client.address)
+
+
+@pytest.mark.parametrize("host", ["a@localhost", "localhost:", "localhost:0", "localhost:+80", "localhost:99999", "localhost.", "localhost%00", "[::1", "[::1]x", "localhost/", "localhost#"])  # fmt: skip
+def test_odd_hosts(gallery, client, host):
+    refused(client.get("/v1/gallery", headers={"Host": host}), 421, "host")
+    with running(gallery, host="0.0.0.0") as open_to_all:  # any name, but a name
+        refused(open_to_all.get("/v1/gallery", headers={"Host": host}), 421, "host")
+        assert open_to_all.get("/v1/gallery", headers={"Host": "sketch.example.org:8000"}).status_code == 200
+
+
+def test_odd_origins(client):
+    own = f"127.0.0.1:{client.base_url.port}"
+    for origin in (
+        f"ftp://{own}",
+        f"://{own}",
+        own,
+        f"http://{own}/",
+        f"http://a@{own}",
+        f"HTTP://{own}",
+        f"x:http://{own}",
+    ):
+        refused(client.get("/v1/gallery", headers={"Origin": origin}), 403, "origin")
+    twice = [("Origin", f"http://{own}"), ("Origin", "https://evil.example")]
+    refused(client.get("/v1/gallery", headers=twice), 403, "origin")
+    assert client.get("/v1/gallery", headers={"Origin": f"http://{own}"}).status_code == 200
+
+
+def test_behind_a_proxy(gallery, caplog):
+    caplog.set_level("INFO", logger="splip.serve")
+    said = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.7, 198.51.100.9"}
+    with running(gallery, token=TOKEN, behind_proxy=True) as client:
+        own = f"127.0.0.1:{client.base_url.port}"
+        assert "Secure" in client.post("/v1/session", headers={**BEARER, **said}).headers["Set-Cookie"]
+        assert "Secure" not in client.post("/v1/session", headers=BEARER).headers["Set-Cookie"]
+        refused(client.get("/v1/gallery", headers={**said, "Origin": f"http://{own}"}), 403, "origin")
+        assert client.get("/v1/gallery", headers={**said, "Origin": f"https://{own}"}).status_code == 200
+        assert client.get("/healthz", headers={"X-Forwarded-For": "<script>"}).status_code == 200
+    clients = {record.fields["client"] for record in caplog.records if "client" in getattr(record, "fields", {})}
+    assert clients == {"127.0.0.1", "198.51.100.9"}
+
+
+def test_without_the_setting_nobody_is_believed(gallery, caplog):
+    caplog.set_level("INFO", logger="splip.serve")
+    with running(gallery, token=TOKEN) as client:
+        said = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "198.51.100.9", **BEARER}
+        assert "Secure" not in client.post("/v1/session", headers=said).headers["Set-Cookie"]
+    assert "198.51.100.9" not in {record.fields.get("client") for record in caplog.records if hasattr(record, "fields")}
+
+
+def test_head_is_get_without_its_body(client):
+    for path in ("/", "/healthz", "/v1/images/1", "/v1/thumbnails/1?size=128", "/v1/gallery", "/metrics"):
+        asked, answer = client.head(path), client.get(path)
+        assert asked.status_code == 200 and asked.content == b"" and answer.content
+        if path != "/metrics":
+            assert asked.headers["Content-Length"] == str(len(answer.content))
+        assert asked.headers["Content-Type"] == answer.headers["Content-Type"]
+    assert client.head("/v1/images/999").status_code == 404
+    assert client.head("/v1/search").status_code == 405
+    assert metric(client, 'splip_requests_total{method="HEAD",route="/healthz",status="200"}') == 1
+
+
+def test_a_refusal_arrives_although_the_body_was_not_read(gallery):
+    """Closing a socket with unread data resets the connection, and the answer is lost."""
+    with running(gallery, max_body_mb=0.1) as client:
+        head = "POST /v1/search HTTP/1.1\r\nHost: {}\r\nContent-Type: image/png\r\nContent-Length: 8000000\r\n\r\n"
+        for host, status in (("localhost", b"413"), ("evil.example", b"421")):
+            with socket.create_connection(("127.0.0.1", client.base_url.port), timeout=20) as peer:
+                peer.sendall(head.format(host).encode())
+                for _ in range(80):
+                    peer.sendall(bytes(100_000))
+                    time.sleep(0.002)
+                answer = b""
+                while part := peer.recv(65536):
+                    answer += part
+            assert answer.startswith(b"HTTP/1.1 " + status) and answer.endswith(b"}"), answer
+        # Who never stops is cut off.
+        with socket.create_connection(("127.0.0.1", client.base_url.port), timeout=20) as peer:
+            peer.sendall(head.format("localhost").encode())
+            with pytest.raises(OSError):
+                while True:
+                    peer.sendall(bytes(1_000_000))
+
+
+def test_silent_connections_leave_room_for_others(gallery, monkeypatch):
+    monkeypatch.setattr(guard, "MAX_SILENT", 40)
+    monkeypatch.setattr(serve, "CONNECTIONS", 60)
+    with running(gallery) as client:
+        seen = faults.silent(client.address, 200)
+        assert seen["searches"] == 2 and seen["closed"] >= 150 and seen["open"] <= 40
+        # Nor do those that asked once.
+        peers = []
+        for _ in range(100):
+            peers.append(socket.create_connection(("127.0.0.1", client.base_url.port), timeout=20))
+            peers[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert peers[-1].recv(4096).startswith(b"HTTP/1.1 200")
+        for peer in peers:
+            peer.close()
+
+
+def test_an_upload_that_is_dropped_is_one_line(gallery, caplog):
+    caplog.set_level("INFO", logger="splip.serve")
+    with running(gallery) as client:
+        head = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: 19000\r\n\r\n"
+        for kind in (b"image/png", b"application/json", b"multipart/form-data; boundary=x"):
+            caplog.clear()
+            with socket.create_connection(("127.0.0.1", client.base_url.port)) as peer:
+                peer.sendall(head % kind + b"--x\r\n")
+                time.sleep(0.05)
+            wait_until(lambda: [r for r in caplog.records if getattr(r, "fields", {}).get("status") == 499])
+            assert len(caplog.records) == 1 and not [r for r in caplog.records if r.exc_info]
+
+
+def test_every_line_is_json(tmp_path):
+    code = """
+import asyncio, logging, sys, threading, warnings
+from splip import telemetry
+telemetry.set_up_logs("json")
+logging.getLogger("some.library").warning("of a library")
+logging.getLogger("uvicorn.error").error("of the server")
+warnings.warn("a warning")
+def fail(): raise ValueError("in a thread")
+thread = threading.Thread(target=fail); thread.start(); thread.join()
+class Bad:
+    def __del__(self): raise ValueError("ignored")
+Bad()
+async def lose(): asyncio.ensure_future(asyncio.sleep(0)).add_done_callback(lambda _: 1 / 0); await asyncio.sleep(0.01)
+asyncio.run(lose())
+raise RuntimeError("at the end")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    text = json.dumps(lines)
+    for words in (
+        "of a library",
+        "of the server",
+        "a warning",
+        "in a thread",
+        "ignored",
+        "division by zero",
+        "at the end",
+    ):
+        assert words in text

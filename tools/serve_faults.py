@@ -14,6 +14,8 @@ import asyncio
 import io
 import json
 import random
+import re
+import resource
 import socket
 import struct
 import subprocess
@@ -395,6 +397,70 @@ def schemas(address: str, examples: int, seed: int) -> Counter[int]:
             seen[response.status_code] += 1
 
         one()
+    return seen
+
+
+def heads(address: str) -> Counter[int]:
+    """Requests that another program on the way could read differently: refused, and the connection is closed."""
+    host, port = address.removeprefix("http://").rsplit(":", 1)
+    start = f"POST /v1/search HTTP/1.1\r\nHost: {host}:{port}\r\n".encode()
+    json_head = start + b"Content-Type: application/json\r\n"
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+    wrong = [
+        json_head + b"Content-Length: 2\r\n" + chunked,
+        json_head + b"content-LENGTH: 2\r\n" + chunked,
+        json_head + b"Content-Length: 2, 2\r\n\r\n{}",
+        json_head + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}",
+        json_head + b"Content-Length: +2\r\n\r\n{}",
+        json_head + b"Content-Length:\r\n\r\n{}",
+        json_head + b"Content-Length:\r\n 2\r\n\r\n{}",
+        json_head + b"X: a\r\n b\r\nContent-Length: 2\r\n\r\n{}",
+        json_head.replace(b"\r\n", b"\n") + b"Content-Length: 2\n\n{}",
+        json_head + b"Content-Length: 2\n\r\n{}",
+        json_head + b"X: a\nContent-Length: 2\r\n\r\n{}",
+        json_head + b"X: a\0b\r\nContent-Length: 2\r\n\r\n{}",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\nHost: localhost\n\n",
+    ]
+    seen: Counter[int] = Counter()
+    for request in wrong:
+        for step in (len(request), 7):  # at once, and in small parts
+            with socket.create_connection((host, int(port)), timeout=20) as peer:
+                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for at in range(0, len(request), step):
+                    peer.sendall(request[at : at + step])
+                answer = b""
+                while part := peer.recv(65536):
+                    answer += part
+            statuses = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+)", answer)]
+            if not statuses or statuses[-1] != 400 or set(statuses[:-1]) - {200}:
+                raise Failed(f"{request!r}: {answer!r}")
+            seen[statuses[-1]] += 1
+    return seen
+
+
+def silent(address: str, count: int = 1100) -> Counter[str]:
+    """Connections that send nothing, more than the service keeps: searches are answered all the same."""
+    host, port = address.removeprefix("http://").rsplit(":", 1)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    seen: Counter[str] = Counter()
+    peers = []
+    try:
+        for number in range(count):
+            peers.append(socket.create_connection((host, int(port)), timeout=20))
+            if number % 100 == 99:
+                alive(address)
+                seen["searches"] += 1
+        for peer in peers:
+            peer.setblocking(False)
+            try:
+                seen["closed" if peer.recv(1) == b"" else "answered"] += 1
+            except BlockingIOError:
+                seen["open"] += 1
+            except OSError:
+                seen["closed"] += 1
+    finally:
+        for peer in peers:
+            peer.close()
     return seen
 
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from splip import __version__, bodies, queries
@@ -198,6 +199,11 @@ def create(service: Service, token: str | None = None) -> Guard:
     if asyncio.TimeoutError is not TimeoutError:
         app.add_exception_handler(asyncio.TimeoutError, refuse)
 
+    async def forget(_: Request, error: Exception) -> Response:
+        return Refusal(499, "gone", "the client left").response()  # for the log: nobody reads it
+
+    app.add_exception_handler(ClientDisconnect, forget)
+
     async def fail(_: Request, error: Exception) -> Response:
         telemetry.refused.labels("internal").inc()
         return JSONResponse({"error": "internal", "message": "the service failed; its log says more"}, 500)
@@ -360,7 +366,9 @@ def create(service: Service, token: str | None = None) -> Guard:
     hosts = list(config.allow_host)
     if is_loopback(config.host):
         hosts += ["localhost", "127.0.0.1", "::1", config.host]
-    return Guard(inner, access, telemetry, service.max_body, config.body_timeout_s, hosts, config.cors)
+    return Guard(
+        inner, access, telemetry, service.max_body, config.body_timeout_s, hosts, config.cors, config.behind_proxy
+    )
 
 
 async def _stream(service: Service, file: File) -> AsyncIterator[bytes]:

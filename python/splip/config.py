@@ -465,6 +465,8 @@ class ServeConfig:
     """Folders below which pictures may be added over HTTP; none: adding is off."""
     allow_host: tuple[str, ...] = ()
     """Names that the Host header may have; default: those of this machine when only it can connect, else any."""
+    behind_proxy: bool = False
+    """A proxy in front sets X-Forwarded-For and X-Forwarded-Proto: clients' addresses and TLS are known from them."""
     cors: tuple[str, ...] = ()
     """Origins of other sites whose pages may use the service, e.g. https://example.org."""
     window_ms: float = 3.0
