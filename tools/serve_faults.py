@@ -400,6 +400,70 @@ def schemas(address: str, examples: int, seed: int) -> Counter[int]:
     return seen
 
 
+def budget(address: str, count: int) -> Counter[int]:
+    """Many uploads in a row, some of them dropped: whoever comes last is answered like whoever came first."""
+    host, port = address.removeprefix("http://").rsplit(":", 1)
+    image = encoded(drawing(), "PNG")
+    padded = image + bytes(9_500_000 - len(image))
+    head = f"POST /v1/search HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: image/png\r\nContent-Length: {len(padded)}\r\n\r\n"
+    seen: Counter[int] = Counter()
+    with httpx.Client(base_url=address, timeout=60) as client:
+        for number in range(count):
+            answer = client.post("/v1/search?k=1", content=padded, headers={"Content-Type": "image/png"})
+            check(answer, f"upload {number}", {200})
+            seen[answer.status_code] += 1
+            with socket.create_connection((host, int(port))) as peer:
+                peer.sendall(head.encode() + padded[:1_000_000])
+    return seen
+
+
+def starve(address: str, seconds: float, clients: int = 6) -> Counter[str]:
+    """Clients that send what is cheap to send and slow to decode, beside one with another address that draws."""
+    white = Image.new("RGB", (6000, 6000), "white")
+    ImageDraw.Draw(white).rectangle((900, 900, 4800, 4800), outline="black", width=60)
+    heavy = [
+        encoded(white, "JPEG", progressive=True, quality=10),
+        encoded(white.convert("L").convert("I").point(lambda v: v * 257).convert("I;16"), "PNG"),
+        encoded(white.convert("RGBA"), "PNG"),
+        resized(jpeg_of_scans(190, 300), 6000, 6000),
+        slow_svg(),
+    ]
+    strokes = {"strokes": [[[0, 0], [40, 0], [40, 40], [0, 40], [0, 0]]], "k": 1}
+    seen: Counter[str] = Counter()
+    end = time.monotonic() + seconds
+
+    def attack(number: int) -> None:
+        with httpx.Client(base_url=address, timeout=60) as client:
+            at = number
+            while time.monotonic() < end:
+                answer = client.post(
+                    "/v1/search", content=heavy[at % len(heavy)], headers={"Content-Type": "image/png"}
+                )
+                seen[f"attack {answer.status_code}"] += 1
+                if answer.status_code not in (200, 413, 422, 429, 503):
+                    seen["failed"] += 1
+                at += 1
+
+    threads = [threading.Thread(target=attack, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    took = []
+    with httpx.Client(base_url=address, timeout=60, transport=httpx.HTTPTransport(local_address="127.0.0.2")) as client:
+        while time.monotonic() < end:
+            began = time.monotonic()
+            answer = client.post("/v1/search", json=strokes)
+            took.append(time.monotonic() - began)
+            seen[f"strokes {answer.status_code}"] += 1
+            time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    seen["strokes: median ms"] = round(1000 * sorted(took)[len(took) // 2])
+    seen["strokes: slowest ms"] = round(1000 * max(took))
+    if seen["failed"] or {name for name in seen if name.startswith("strokes ")} != {"strokes 200"}:
+        raise Failed(f"beside cheap pictures: {dict(seen)}")
+    return seen
+
+
 def heads(address: str) -> Counter[int]:
     """Requests that another program on the way could read differently: refused, and the connection is closed."""
     host, port = address.removeprefix("http://").rsplit(":", 1)
@@ -600,6 +664,11 @@ def memory(process: subprocess.Popen[str]) -> int:
     return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096 // 10**6
 
 
+ATTACKS = (
+    "bombs", "documents", "aborts", "budget", "pictures", "heads", "silent", "uploads", "schemas", "slow", "overload",
+)  # fmt: skip
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gallery", type=Path, required=True)
@@ -611,11 +680,21 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60, help="of overload (default: 60)")
     parser.add_argument("--queue", type=int, default=64, help="--max-queue of the service (default: 64)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", help="bombs, uploads, schemas, slow, overload")
+    parser.add_argument("--aborts", type=int, default=5000, help="searches of clients that abort (default: 5000)")
+    parser.add_argument("--only", nargs="*", help="names of attacks")
     parser.add_argument("--json", type=Path, help="write the counts to this file")
     args = parser.parse_args()
+    unknown = set(args.only or ()) - set(ATTACKS)
+    if unknown:
+        parser.error(f"--only: one of {', '.join(ATTACKS)}, not {', '.join(sorted(unknown))}")
     attacks: dict[str, Callable[[str], Counter[Any]]] = {
         "bombs": explosives,
+        "documents": freezes,
+        "aborts": lambda address: aborts(address, args.aborts, args.seed),
+        "budget": lambda address: budget(address, 60),
+        "pictures": lambda address: starve(address, min(args.seconds, 60)),
+        "heads": heads,
+        "silent": silent,
         "uploads": lambda address: uploads(address, args.uploads, args.seed),
         "schemas": lambda address: schemas(address, args.examples, args.seed),
         "slow": lambda address: slow(address, 40),
