@@ -601,13 +601,21 @@ def overload(address: str, clients: int, seconds: float) -> Counter[int]:
     return seen
 
 
-def aborts(address: str, count: int, seed: int = 0) -> Counter[str]:
+def aborts(address: str, count: int, seed: int = 0, pages: int = 2) -> Counter[str]:
     """A page that draws on: each stroke aborts the search in flight. Every search that is waited for is answered."""
     host, port = address.removeprefix("http://").rsplit(":", 1)
     body = json.dumps({"strokes": [[[0, 0], [40, 0], [40, 40], [0, 40], [0, 0]]], "k": 1}).encode()
     head = f"POST /v1/search HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     rng = random.Random(seed)
     seen: Counter[str] = Counter()
+    ended = threading.Event()
+
+    def draw_slowly() -> None:
+        # While one search is on its way the others wait for it in their window, and are aborted there.
+        while not ended.is_set():
+            httpx.post(
+                f"{address}/v1/search", content=slow_svg(), headers={"Content-Type": "image/svg+xml"}, timeout=60
+            )
 
     async def page(aborted: int) -> None:
         for number in range(aborted):
@@ -625,10 +633,16 @@ def aborts(address: str, count: int, seed: int = 0) -> Counter[str]:
         if set(seen) - {"aborted", "200"}:
             raise Failed(f"beside clients that abort: {dict(seen)}")
 
-    async def pages() -> None:
-        await asyncio.gather(*(page(count // 4) for _ in range(4)))
+    async def all_pages() -> None:
+        await asyncio.gather(*(page(count // pages) for _ in range(pages)))
 
-    asyncio.run(pages())
+    thread = threading.Thread(target=draw_slowly)
+    thread.start()
+    try:
+        asyncio.run(all_pages())
+    finally:
+        ended.set()
+        thread.join()
     alive(address)
     if httpx.get(f"{address}/readyz").status_code != 200:
         raise Failed("not ready after aborted searches")
