@@ -197,6 +197,22 @@ def test_what_a_search_cannot_hold_is_not_built(monkeypatch, body, error, words)
         bodies.query(body)
 
 
+def test_additions_are_counted_too(gallery, tmp_path):
+    with running(gallery, token=TOKEN, allow_root=(tmp_path,)) as client:
+        for body, status in (
+            (b'{"paths":[' + b'"",' * 3_000_000 + b'""]}', 413),
+            (b'{"paths":' + b"[" * 9_000_000, 413),
+            (b'{"paths":[' + b'"",' * 10_000 + b'""]}', 422),
+            (b'{"paths":[' + b"[]," * 5 + b"[]]}", 413),
+            (b'{"paths":[]}', 422),
+            (b'{"paths":["a"],"more":1}', 422),
+            (b"{", 422),
+        ):
+            assert client.post("/v1/items", content=body, headers=BEARER).status_code == status, body[:40]
+        paths = [f'{tmp_path}/a "quoted" [picture]' for _ in range(9000)]
+        refused(client.post("/v1/items", json={"paths": paths}, headers=BEARER), 403, "path")
+
+
 @pytest.mark.parametrize("number", ["1_0", "+1", "1.0", "\u0661", " 1", "1e0", ""])
 def test_numbers_are_plain_digits(client, number):
     for path in ("/v1/images/{}", "/v1/thumbnails/1?size=12{}", "/v1/search?k={}"):

@@ -303,13 +303,15 @@ def create(service: Service, token: str | None = None) -> Guard:
         data = await service.files.run(service.thumbnails.get, file, size)
         return Response(data, headers=_cached(tag), media_type="image/jpeg")
 
-    @app.post("/v1/items", responses=problems, tags=["items"])
-    async def add(request: Add) -> Added:
+    @app.post("/v1/items", responses=problems, response_model=Added, tags=["items"], openapi_extra=ADD_BODY)
+    async def add(request: Request) -> Added:
         """Add pictures that are on the service's machine, below a folder of --allow-root. Needs the token."""
         need_ready()
         if service.writer is None or not service.roots:
             raise Refusal(403, "writes_off", "adding is off: the service was started without --allow-root")
-        return await service.writes.run(service.add, request)
+        body = await request.body()
+        asked = await service.parsing.run(bodies.addition, body, client=client_of(request))
+        return await service.writes.run(service.add, asked)
 
     @app.delete("/v1/items/{id}", status_code=204, responses=problems, tags=["items"])
     async def remove(id: Id) -> None:
@@ -424,6 +426,9 @@ SEARCH_BODY: dict[str, Any] = {
         }
     },
 }
+ADD_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Add"}}}}
+}
 BATCH_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -439,6 +444,7 @@ def _schema(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
     components = schema["components"]["schemas"]
     components.update(models.pop("$defs"))
     components["Queries"] = models
+    components["Add"] = Add.model_json_schema()
     components["Query"]["properties"]["k"]["maximum"] = config.max_k
     components["Queries"]["properties"]["queries"]["maxItems"] = config.max_queries
     schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}

@@ -1,4 +1,4 @@
-"""Searches in JSON: counted on their bytes first, so that a small document cannot ask for much.
+"""JSON from clients: counted on their bytes first, so that a small document cannot ask for much.
 
 A parser builds everything before anything can be counted, and nothing else runs meanwhile: some megabytes of empty
 lists would stop the service for seconds. Counting bytes takes milliseconds.
@@ -10,6 +10,7 @@ import pydantic_core
 from pydantic import ValidationError
 
 from splip.errors import UserError
+from splip.messages import MAX_PATHS, Add
 from splip.queries import MAX_LABELS, MAX_POINTS, MAX_STROKES, Query, TooLarge
 
 LISTS = MAX_POINTS + MAX_STROKES + 8  # in one search: each point is a list
@@ -49,6 +50,21 @@ def queries(body: bytes, most: int) -> list[Query]:
     return [_query(one, f"queries.{i}.") for i, one in enumerate(found)]
 
 
+def addition(body: bytes) -> Add:
+    """The pictures to add in a JSON document.
+
+    Raises:
+        TooLarge, UserError: see ``query``.
+    """
+    outside = _outside(body, MAX_PATHS + 2 * MAX_LABELS + 8)
+    if outside.count(b"[") + outside.count(b"{") > 3 or outside.count(b",") > MAX_PATHS + MAX_LABELS + 8:
+        raise TooLarge("the JSON holds more values than an addition can have")
+    try:
+        return Add.model_validate(_parsed(body))
+    except ValidationError as error:
+        raise UserError(invalid(error)) from None
+
+
 def check(body: bytes, searches: int, lists: int) -> None:
     """Refuse a document by what its bytes hold, before it is parsed.
 
@@ -58,11 +74,7 @@ def check(body: bytes, searches: int, lists: int) -> None:
     """
     if len(body) > lists * LIST_BYTES and b'"image"' not in body and b'"svg"' not in body:
         raise TooLarge(f"the JSON has {len(body) / 1e6:.1f} MB, more than a search without a picture needs")
-    if b"\\" in body:  # what is escaped in a string does not end it
-        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if body.count(b'"') > 2 * (searches * STRINGS + 1):
-        raise TooLarge("the JSON holds more names and texts than a search can have")
-    outside = b"".join(body.split(b'"')[::2])  # of the strings
+    outside = _outside(body, searches * STRINGS)
     # A search is an object, and so are its tags.
     objects = outside.count(b"{")
     if searches > 1 and objects > 2 * searches + 1:
@@ -71,6 +83,15 @@ def check(body: bytes, searches: int, lists: int) -> None:
         raise TooLarge(f"the JSON holds more strokes and points than {MAX_STROKES} and {MAX_POINTS} a search")
     if objects > 2 * searches + 1 or outside.count(b",") > 2 * lists + searches * STRINGS:
         raise TooLarge("the JSON holds more values than a search can have")
+
+
+def _outside(body: bytes, strings: int) -> bytes:
+    """What is not in strings, of which there may be so many."""
+    if b"\\" in body:  # what is escaped in a string does not end it
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if body.count(b'"') > 2 * strings + 1:
+        raise TooLarge("the JSON holds more names and texts than are taken")
+    return b"".join(body.split(b'"')[::2])
 
 
 def _too_many(most: int, got: int) -> str:
