@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
@@ -274,7 +274,25 @@ def test_the_budget_of_uploads_is_given_back(gallery):
         for _ in range(40):  # clients that leave
             with socket.create_connection(("127.0.0.1", client.base_url.port)) as peer:
                 peer.sendall(head + bytes(15_000))
-        wait_until(lambda: client.guard.budget == budget)
+        wait_until(lambda: client.guard.budget == budget and not client.guard.used)
+
+
+def test_one_address_does_not_use_up_the_budget(gallery):
+    with (
+        running(gallery, max_body_mb=0.02) as client,
+        from_address(client, "127.0.0.2") as other,
+        ExitStack() as open_ones,
+    ):
+        head = (
+            b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 19999\r\n\r\n"
+        )
+        for _ in range(16):  # uploads that do not end
+            peer = open_ones.enter_context(socket.create_connection(("127.0.0.1", client.base_url.port)))
+            peer.sendall(head + bytes(19_990))
+        wait_until(lambda: client.guard.used["127.0.0.1"] == 16 * 19_990)
+        png = {"Content-Type": "image/png"}
+        refused(client.post("/v1/search", content=sketch("box"), headers=png), 429, "busy")
+        assert other.post("/v1/search", content=sketch("box"), headers=png).status_code == 200
 
 
 def test_uploads_beyond_the_budget_wait_their_turn(gallery):

@@ -15,9 +15,8 @@ from splip.queries import MAX_LABELS, MAX_POINTS, MAX_STROKES, Query, TooLarge
 
 LISTS = MAX_POINTS + MAX_STROKES + 8  # in one search: each point is a list
 BATCH_LISTS = 4 * LISTS  # in several searches
-STRINGS = 3 * MAX_LABELS + 2 * len(
-    Query.model_fields
-)  # in one search: labels, names and values of tags, keys and values
+# In one search: labels, names and values of tags; keys and values.
+STRINGS = 3 * MAX_LABELS + 2 * len(Query.model_fields)
 LIST_BYTES = 120  # of a point, generously indented; more only where there is a picture or an SVG
 
 

@@ -13,6 +13,7 @@ import json
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Sequence
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, cast
@@ -146,6 +147,8 @@ class Guard:
         self.max_body, self.body_seconds, self.behind_proxy = max_body, body_seconds, behind_proxy
         self.hosts, self.origins = frozenset(h.lower() for h in hosts), frozenset(origins)
         self.budget = 32 * max_body  # bytes of all bodies that are being received or used at once
+        self.share = self.budget // 2  # of one client
+        self.used: Counter[str] = Counter()  # bytes by client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -176,6 +179,9 @@ class Guard:
                 raise
         finally:
             self.budget += exchange.received
+            self.used[exchange.client] -= exchange.received
+            if not self.used[exchange.client]:
+                del self.used[exchange.client]
             exchange.finish()
 
     def _check(self, scope: Scope, headers: Headers) -> None:
@@ -234,6 +240,7 @@ class Exchange:
 
     def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send, method: str) -> None:
         self.guard, self.scope, self.method = guard, scope, method
+        self.client = (scope.get("client") or ("?",))[0]
         self._receive, self._send = receive, send
         self.began = time.perf_counter()
         self.deadline = time.monotonic() + guard.body_seconds
@@ -262,10 +269,11 @@ class Exchange:
             size = len(message.get("body", b""))
             self.received += size
             self.guard.budget -= size
+            self.guard.used[self.client] += size
             self.complete = not message.get("more_body", False)
             if self.received > self.guard.max_body:
                 raise self.guard.too_large()
-            if self.guard.budget < 0:
+            if self.guard.budget < 0 or self.guard.used[self.client] > self.guard.share:
                 headers = {"Retry-After": "1", "Connection": "close"}
                 raise Refusal(429, "busy", "too many uploads at once; try again in a moment", headers)
         return message
@@ -299,7 +307,7 @@ class Exchange:
         self.guard.telemetry.request(route, method, self.status, seconds)
         fields: dict[str, Any] = {
             "id": self.request_id,
-            "client": (self.scope.get("client") or ("?",))[0],
+            "client": self.client,
             "method": method,
             "route": route,
             "status": self.status,
