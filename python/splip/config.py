@@ -465,6 +465,8 @@ class ServeConfig:
     """Folders below which pictures may be added over HTTP; none: adding is off."""
     allow_host: tuple[str, ...] = ()
     """Names that the Host header may have; default: those of this machine when only it can connect, else any."""
+    behind_proxy: bool = False
+    """A proxy in front sets X-Forwarded-For and X-Forwarded-Proto: clients' addresses and TLS are known from them."""
     cors: tuple[str, ...] = ()
     """Origins of other sites whose pages may use the service, e.g. https://example.org."""
     window_ms: float = 3.0
@@ -473,6 +475,8 @@ class ServeConfig:
     """Searches that are encoded together; 1 turns batching off."""
     max_queue: int = 256
     """Searches on the way at once; further ones get 429."""
+    max_per_client: int | None = None
+    """How many of them may come from one address; further ones get 429; none: half of --max-queue."""
     timeout_s: float = 15.0
     """Time for the answer to a search; then 503."""
     body_timeout_s: float = 10.0
