@@ -250,4 +250,8 @@ def test_check_verb(cli, tree):
     code, out, _ = cli("data", "check", "--root", tree)
     assert code == 0 and "8 classes, 24 sketches, 17 photos" in out
     code, out, _ = cli("data", "check", "--root", tree, "--decode")
-    assert code == 1 and "bad.png: not a picture, or damaged" in out and "unreadable pictures: 1 of 41" in out
+    assert (
+        code == 1
+        and "bad.png: not a picture, damaged, or of a format that is not read" in out
+        and "unreadable pictures: 1 of 41" in out
+    )

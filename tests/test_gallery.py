@@ -1,6 +1,7 @@
 """Galleries: exact searches, what is kept and skipped, and what survives damage, kills and a full disk."""
 
 import errno
+import gc
 import importlib.util
 import json
 import os
@@ -21,7 +22,7 @@ from PIL import Image
 
 from splip import catalog, formats, images, ingest, ops, parts
 from splip import gallery as galleries
-from splip.errors import UserError
+from splip.errors import Skipped, UnreadablePicture, UserError
 from splip.gallery import Filter, Gallery
 from splip.ingest import Picture
 
@@ -351,6 +352,61 @@ def test_every_kind_of_picture(make, tmp_path):
         for path in paths:
             want = encoder.encode(encoder.prepare(images.read(path), "photo")[None], "photo")[0]
             np.testing.assert_array_equal(gallery.vector(gallery.find(path).id), want)
+
+
+def test_galleries_note_how_pictures_were_decoded(make, tmp_path):
+    """Those of before note nothing, and keep to what made their vectors."""
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    large = Image.fromarray(pixels).resize((1300, 900), Image.Resampling.BICUBIC)
+    for name in "ab":
+        large.save(tmp_path / f"{name}.jpg", comment=name.encode())
+    with make() as gallery:
+        assert gallery.decoding == images.DECODING == 2 and gallery.reading("photo") == (2 * SIDE, 2)
+        gallery.add([tmp_path / "a.jpg"])
+        scaled = gallery.vector(1)
+        with gallery.catalog.writing() as db:
+            db.execute("DELETE FROM facts WHERE name = 'decoding'")
+    with reopen(gallery.folder, write=True) as gallery:
+        assert gallery.decoding == 1
+        gallery.add([tmp_path / "b.jpg"])
+        encoder, full = PixelEncoder(), images.read(tmp_path / "b.jpg", decoding=1)
+        want = encoder.encode(encoder.prepare(full, "photo")[None], "photo")[0]
+        np.testing.assert_array_equal(gallery.vector(2), want)
+        np.testing.assert_array_equal(gallery.embed(photos=[tmp_path / "b.jpg"])[0], want)
+        assert not np.array_equal(want, scaled) and want @ scaled > 0.99
+
+
+def test_unreadable_pictures_leave_nothing_in_memory(make, photos, tmp_path):
+    """The traceback of an error would keep the bytes of each file and what was decoded of it."""
+    data = photos[0].read_bytes()
+    bad = [tmp_path / f"{n}.png" for n in range(20)]
+    for n, path in enumerate(bad):
+        path.write_bytes(data[: 100 + n])
+    with make() as gallery:
+        done = gallery.add([*bad, tmp_path / "none.png"])
+        assert len(done.skipped) == 21 and {type(s) for s in done.skipped} == {Skipped}
+        assert not [o for o in gc.get_objects() if type(o) is UnreadablePicture]
+
+
+def test_files_being_read_have_a_budget(make, photos, monkeypatch):
+    """However many threads read: a file waits until there is room for it."""
+    held, most, lock = [0], [0], threading.Lock()
+    real, size = ingest.archive.read, photos[0].stat().st_size
+
+    def read(path):
+        with lock:
+            held[0] += 1
+            most[0] = max(most[0], held[0])
+        time.sleep(0.005)
+        with lock:
+            held[0] -= 1
+        return real(path)
+
+    monkeypatch.setattr(ingest.archive, "read", read)
+    monkeypatch.setattr(ingest, "files_memory", images.Budget(3 * size))
+    with make() as gallery:
+        assert gallery.add(photos, threads=8).new == 50
+    assert 1 <= most[0] <= 3
 
 
 def test_odd_names(make, tmp_path):

@@ -3,7 +3,9 @@
 import contextlib
 import importlib
 import io
+import logging
 import sys
+import warnings
 from typing import Any
 
 from splip import __version__
@@ -248,6 +250,9 @@ def main(argv: list[str] | None = None) -> int:
     if args[0] in ("-V", "--version"):
         print(f"splip {__version__}")
         return 0
+    # Pillow's remarks on damaged files do not name them; what cannot be read is listed with its reason.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     try:
         verb = " ".join(args[:2]) if " ".join(args[:2]) in VERBS else args[0]
         if verb not in VERBS:

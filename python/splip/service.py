@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from splip import images, queries
+from splip import archive, ingest, queries
 from splip.batching import Admission, Batcher, Search
 from splip.config import ServeConfig
-from splip.errors import UnreadablePicture, UserError
+from splip.errors import Skipped, UnreadablePicture, UserError
 from splip.guard import Refusal, is_loopback
 from splip.messages import Add, Added
 from splip.queries import Busy, Missing, Query
@@ -241,7 +241,8 @@ class Service:
         if query.strokes is not None:
             image = queries.draw_strokes(query)
         else:
-            image = queries.read_picture(data or queries.decode_base64(query.image or ""), self.max_pixels)
+            upload = data or queries.decode_base64(query.image or "")
+            image = queries.read_picture(upload, self.max_pixels, self.gallery.reading(query.modality))
         end()
         end = timed(stages, "prepare")
         prepared = np.ascontiguousarray(self.gallery.encoder.prepare(image, query.modality))
@@ -278,17 +279,21 @@ class Service:
         Raises:
             Refusal: a path that is not below one of them, or another process is writing.
         """
-        paths = images.find(self._allowed(path) for path in request.paths)
-        # A folder may hold links to elsewhere.
-        paths = [self._allowed(path) for path in paths]
+        found: list[str | Path] = []
+        skipped: list[Skipped] = []
+        for path, place in ingest.find([self._allowed(path) for path in request.paths], skipped):
+            try:  # a folder may hold links to elsewhere
+                found.append(path if archive.is_tar(place or "") else self._allowed(path))
+            except Refusal as refusal:
+                skipped.append(Skipped(path, str(refusal)))
         with self._writing() as gallery:
-            done = gallery.add(paths, label=request.label, tags=request.tags)
+            done = gallery.add(found, label=request.label, tags=request.tags)
         self._look()
         return Added(
             new=done.new + done.duplicates + done.moved,
             changed=done.changed + done.relabelled,
             unchanged=done.unchanged,
-            unreadable=len(done.skipped),
+            unreadable=len(done.skipped) + len(skipped),
             count=len(self.gallery),
         )
 
