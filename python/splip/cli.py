@@ -1,6 +1,7 @@
 """The ``splip`` command: one word per verb, heavy imports only inside the verb."""
 
 import contextlib
+import errno
 import importlib
 import io
 import logging
@@ -274,7 +275,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:  # no permission, a full disk, a file where a folder is expected
-        print(f"splip: error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = f"{'' if error.filename is None else f'{error.filename}: '}the disk is full"
+        print(f"splip: error: {' '.join(text.split())}", file=sys.stderr)
         return 2
 
 

@@ -78,7 +78,7 @@ class Task:
     batch_size: int
     threads: int
     probe: str | None  # a picture that every machine must see
-    decoding: int  # of the gallery, see images.DECODING
+    decoding: int = images.DECODING  # of the gallery
 
 
 class Worker:

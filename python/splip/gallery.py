@@ -412,8 +412,16 @@ class Gallery:
                     failed = revision
                     continue
                 if state is not None:
+                    if ready:
+                        self._check_mapped(state)
                     yield db, state
                     return
+
+    def _check_mapped(self, state: State) -> None:
+        """Raises Unavailable: a file that a search would read was cut off since it was mapped."""
+        packs = {part.segment: part.bytes for part in state.parts if part.stored}
+        for segment in state.segments:
+            self.files.check_mapped(segment.number, segment.count, packs.get(segment.number, 0))
 
     def _take_in(self, db: sqlite3.Connection, revision: int, ready: bool) -> State | None:
         """The state of a revision; None if another thread has a newer one already."""

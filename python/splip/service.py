@@ -279,11 +279,11 @@ class Service:
         Raises:
             Refusal: a path that is not below one of them, or another process is writing.
         """
-        found: list[str | Path] = []
+        found: list[Path] = []
         skipped: list[Skipped] = []
         for path, place in ingest.find([self._allowed(path) for path in request.paths], skipped):
             try:  # a folder may hold links to elsewhere
-                found.append(path if archive.is_tar(place or "") else self._allowed(path))
+                found.append(Path(path) if archive.is_tar(place or "") else self._allowed(path))
             except Refusal as refusal:
                 skipped.append(Skipped(path, str(refusal)))
         with self._writing() as gallery:
