@@ -289,7 +289,7 @@ class IndexAddConfig:
     threads: int | None = None
     """Threads that read and decode; none: one for each processor."""
     memory_gb: float = 1.5
-    """For all pictures that are being decoded; one that needs more is decoded alone."""
+    """For all pictures that are being read, files and pixels; one that needs more is read alone."""
     engine: str = "auto"
     """What encodes: auto, torch, compile, onnxruntime, openvino, tensorrt; or ray: the machines of a Ray cluster."""
     device: str = "auto"

@@ -52,12 +52,13 @@ INK_MARGIN = 0.06  # border that crop_to_ink leaves, as a share of the side
 INK_THRESHOLD = 8  # grey levels below white
 SKETCH_SIDE = 2048  # that a sketch keeps at least: its ink may fill a small part of it
 
-MEMORY = 1_500_000_000  # bytes for all pictures that are being decoded
+MEMORY = 1_200_000_000  # bytes for all pictures that are being decoded; with their files (ingest.FILES) 1.5 GB
 MAX_PIXELS = 178_956_970  # of what is decoded; a JPEG's decoder shrinks first
 MAX_JPEG = 1_000_000_000  # pixels of a JPEG that is shrunk
 MAX_BYTES = 3_000_000_000  # that decoding one picture may take
 IN_FULL = 40_000_000  # pixels up to which decoding 1 is kept to
 STRIP = 1 << 20  # pixels that are converted at a time
+KEPT = 64 << 20  # bytes that a thread may keep for its next picture
 
 # Bytes for each pixel while a format is decoded, measured; others take what their pixels take.
 COSTS = {"WEBP": 16, "AVIF": 12, "HEIF": 12, "TIFF": 8}
@@ -178,33 +179,50 @@ def _reason(error: Exception) -> str:
 
 
 def _decode(file: BinaryIO, least: int | None, decoding: int) -> Image.Image:
-    with contextlib.ExitStack() as stack:
-        held = _webp_size(file)
-        if held is not None:  # the decoder sets the whole canvas aside when it opens the file
-            _limit(math.prod(held), COSTS["WEBP"] * math.prod(held))
-            stack.enter_context(decoding_memory.room(COSTS["WEBP"] * math.prod(held)))
-        image = stack.enter_context(_open(file))
-        pixels, drafted = image.width * image.height, None
-        if decoding == 1 and pixels <= IN_FULL:
-            least = None
-        cost = pixels * COEFFICIENTS if _many_scans(image, file) else 0
-        if least is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
-            if pixels > MAX_JPEG:
-                raise ValueError("too many pixels")
-            drafted = image.draft(image.mode, (least, least))
-            pixels = image.width * image.height
-        factor = 1 if least is None else max(1, min(image.size) // least)
-        each = COSTS.get(image.format or "", MODES.get(image.mode, 4)) + (8 if factor == 1 else 0)
-        cost += pixels * each
-        _limit(pixels, cost)
-        if held is None:
-            stack.enter_context(decoding_memory.room(cost))
+    size = _webp_size(file)
+    if size is None:
+        with _open(file) as image:
+            return _shrunk(image, file, least, decoding)
+    # Its decoder sets the whole canvas aside when it opens the file, and keeps it until it goes itself.
+    cost = COSTS["WEBP"] * math.prod(size)
+    _limit(math.prod(size), cost)
+    with decoding_memory.room(cost):
+        small = _shrunk(_open(file), file, least, decoding, room=False)
+        _give_back(cost)
+        return small
+
+
+def _shrunk(image: Image.Image, file: BinaryIO, least: int | None, decoding: int, room: bool = True) -> Image.Image:
+    """Decode what was opened; ``room``: when there is room for it."""
+    pixels, drafted = image.width * image.height, None
+    if decoding == 1 and pixels <= IN_FULL:
+        least = None
+    cost = pixels * COEFFICIENTS if _many_scans(image, file) else 0
+    if least is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+        if pixels > MAX_JPEG:
+            raise ValueError("too many pixels")
+        drafted = image.draft(image.mode, (least, least))
+        pixels = image.width * image.height
+    factor = 1 if least is None else max(1, min(image.size) // least)
+    each = COSTS.get(image.format or "", MODES.get(image.mode, 4)) + (8 if factor == 1 else 0)
+    cost += pixels * each
+    _limit(pixels, cost)
+    with decoding_memory.room(cost) if room else contextlib.nullcontext():
         image.load()
         width, height = drafted[1][2:] if drafted is not None else image.size
         orientation, profile = image.getexif().get(0x0112), image.info.get("icc_profile")
-        image = _shrink(image, factor)
-        image = _to_srgb(image, profile) if profile and decoding >= 2 else image.convert("RGB")
-        return _turn(image, (width / factor, height / factor), orientation)
+        small = _shrink(image, factor)
+        small = _to_srgb(small, profile) if profile and decoding >= 2 else small.convert("RGB")
+        image.close()  # and with it its pixels: ``small`` is another picture
+        _give_back(cost)
+    return _turn(small, (width / factor, height / factor), orientation)
+
+
+def _give_back(freed: int) -> None:
+    """Return freed memory to the system: each thread's allocator would keep what it once had."""
+    if freed > KEPT:
+        with contextlib.suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _turn(image: Image.Image, extent: tuple[float, float], orientation: int | None) -> Image.Image:

@@ -181,7 +181,9 @@ def add(config: IndexAddConfig) -> int:
         raise UserError(f"batch_size must be at least 1, got {config.batch_size}")
     if not config.memory_gb > 0:
         raise UserError(f"memory_gb must be above 0, got {config.memory_gb}")
-    images.decoding_memory.total = int(config.memory_gb * 1e9)
+    # The shares that both have by default.
+    images.decoding_memory.total = int(config.memory_gb * 0.8e9)
+    ingest.files_memory.total = int(config.memory_gb * 0.2e9)
     tags = _tags(config.tag)
     found, refused = _find(config)
     with clusters.if_asked(config) as cluster:
