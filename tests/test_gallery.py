@@ -1025,6 +1025,17 @@ def test_files_cut_off_while_they_are_open_are_told(filled, name):
         assert gallery.search_vectors(np.ones((1, DIM), np.float32), 5) == before
 
 
+@pytest.mark.parametrize("attack", ["formats", "names", "full_disk", "cut_off"])
+def test_attacks(tmp_path, attack):
+    getattr(faults, f"attack_{attack}")(tmp_path)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("attack", ["bombs", "cut"])
+def test_attacks_on_memory(tmp_path, attack):
+    getattr(faults, f"attack_{attack}")(tmp_path)
+
+
 @pytest.mark.exhaustive
 def test_killed_writers_lose_nothing():
     """A reduced count of what the script does in full."""
