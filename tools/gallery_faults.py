@@ -209,9 +209,7 @@ def attack_formats(place: Path) -> None:
     (place / "bin").mkdir()
     (place / "bin" / "gs").write_text(f"#!/bin/sh\ntouch '{marker}'\n")
     (place / "bin" / "gs").chmod(0o755)
-    for number, form in enumerate(
-        ("EPS", "TGA", "DDS", "JPEG2000", "PPM", "ICO", "PCX", "SGI", "PDF", "IM", "MSP", "XBM")
-    ):
+    for number, form in enumerate(("EPS", "TGA", "DDS", "JPEG2000", "PPM", "ICO", "PCX", "SGI", "PDF", "MSP", "XBM")):
         image = Image.new("1" if form in ("MSP", "XBM") else "RGB", (20, 20))
         image.save(folder / f"{number}.jpg", form)
     (folder / "fits.jpg").write_bytes(b"SIMPLE  =                    T".ljust(2880))
@@ -222,7 +220,7 @@ def attack_formats(place: Path) -> None:
         done = indexed(place, folder)
     finally:
         os.environ["PATH"] = before
-    assert len(done.skipped) == 14 and not done.new, done
+    assert len(done.skipped) == 13 and not done.new, done
     assert {s.reason for s in done.skipped} == {"not a picture, damaged, or of a format that is not read"}, done.skipped
     assert not marker.exists(), "Ghostscript was run"
 
