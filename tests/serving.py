@@ -109,6 +109,9 @@ class FakeGallery:
             answers.append(sorted(found, key=lambda match: (-match.score, match.id))[:k])
         return answers
 
+    def reading(self, modality):
+        return None, images.DECODING
+
     def add(self, paths, label=None, tags=None):
         for path in paths:
             self.put(max(self.items) + 1, path, label, dict(tags or {}))

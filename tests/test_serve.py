@@ -467,7 +467,6 @@ def test_writing_needs_the_token(gallery, tmp_path):
         for path in (
             outside,
             tmp_path / "new/link.png",
-            tmp_path / "new",
             tmp_path / "no.png",
             "/etc/passwd",
             "new/../x",

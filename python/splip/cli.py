@@ -1,9 +1,12 @@
 """The ``splip`` command: one word per verb, heavy imports only inside the verb."""
 
 import contextlib
+import errno
 import importlib
 import io
+import logging
 import sys
+import warnings
 from typing import Any
 
 from splip import __version__
@@ -248,6 +251,9 @@ def main(argv: list[str] | None = None) -> int:
     if args[0] in ("-V", "--version"):
         print(f"splip {__version__}")
         return 0
+    # Pillow's remarks on damaged files do not name them; what cannot be read is listed with its reason.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     try:
         verb = " ".join(args[:2]) if " ".join(args[:2]) in VERBS else args[0]
         if verb not in VERBS:
@@ -269,7 +275,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:  # no permission, a full disk, a file where a folder is expected
-        print(f"splip: error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = f"{'' if error.filename is None else f'{error.filename}: '}the disk is full"
+        print(f"splip: error: {' '.join(text.split())}", file=sys.stderr)
         return 2
 
 

@@ -288,6 +288,8 @@ class IndexAddConfig:
     """Pictures per pass of the encoder."""
     threads: int | None = None
     """Threads that read and decode; none: one for each processor."""
+    memory_gb: float = 1.5
+    """For all pictures that are being read, files and pixels; one that needs more is read alone."""
     engine: str = "auto"
     """What encodes: auto, torch, compile, onnxruntime, openvino, tensorrt; or ray: the machines of a Ray cluster."""
     device: str = "auto"

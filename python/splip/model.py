@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from splip import archive, distributed
 from splip import config as configuration
-from splip import distributed
 from splip.clip import PromptedCLIP, in_slots
 from splip.config import TrainConfig
 from splip.data import MODALITIES
@@ -505,6 +505,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read and check a checkpoint file, without building its model."""
     if not path.is_file():
         raise UserError(f"no checkpoint {path}")
+    archive.check_zip(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

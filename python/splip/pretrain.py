@@ -30,6 +30,7 @@ from splip.config import BackboneConfig, DataConfig, PretrainConfig
 from splip.data import load_tree
 from splip.errors import UserError
 from splip.evaluate import TestSet
+from splip.images import formats
 from splip.model import pick_device
 from splip.progress import bars, is_terminal, stop_signals, track
 from splip.stem import ConvStem, as_affine
@@ -78,7 +79,7 @@ class Pictures:
         images = np.empty((len(rows), 4, SIDE, SIDE), dtype=np.uint8)
         for number, row in enumerate(track(rows, "Reading pictures")):
             try:
-                with Image.open(folder / row["path"]) as image:
+                with Image.open(folder / row["path"], formats=formats()) as image:
                     square = image.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
             except (OSError, ValueError) as error:
                 raise UserError(f"{folder / row['path']}: cannot be read: {error}") from None

@@ -18,18 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from splip import images
 from splip.errors import UnreadablePicture, UserError
 
-# Pillow's name of each format that is taken, and its media type.
-MEDIA = {
-    "PNG": "image/png",
-    "JPEG": "image/jpeg",
-    "MPO": "image/jpeg",
-    "WEBP": "image/webp",
-    "GIF": "image/gif",
-    "BMP": "image/bmp",
-    "TIFF": "image/tiff",
-    "AVIF": "image/avif",
-    "HEIF": "image/heif",
-}
+MEDIA = images.MEDIA
 # libtiff has a long history of faults and prints to stderr: for the gallery's own files only.
 UPLOADS = tuple(name for name in MEDIA if name != "TIFF")
 MAX_SCANS = 200  # of a JPEG: each is a pass over all of its pixels
@@ -209,13 +198,13 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise TooLarge(f"the picture has {width} x {height} pixels, more than {max_pixels / 1e6:g} million")
 
 
-def read_picture(data: bytes) -> Image.Image:
-    """Decode an upload that ``check_size`` let pass to RGB, as ``images.read`` does.
+def read_picture(data: bytes, reading: tuple[int | None, int] = (None, images.DECODING)) -> Image.Image:
+    """Decode an upload that ``check_size`` let pass to RGB as ``images.read`` does; ``reading`` is its last arguments.
 
     Raises:
         UnreadablePicture: damaged.
     """
-    image = images.read(data)
+    image = images.read(data, None, *reading)
     if max(image.size) > LARGE:
         image.thumbnail((LARGE, LARGE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return image

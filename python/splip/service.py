@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from splip import images, queries
+from splip import archive, ingest, queries
 from splip.batching import DAMAGED, Admission, Batcher, Search
 from splip.config import ServeConfig
-from splip.errors import Unavailable, UnreadablePicture, UserError
+from splip.errors import Skipped, Unavailable, UnreadablePicture, UserError
 from splip.guard import Refusal, is_loopback
 from splip.messages import Add, Added
 from splip.pools import Pool, Room
@@ -295,7 +295,7 @@ class Service:
         if data is None:
             data = queries.decode_base64(query.image or "")
         with self.room.take(queries.check_size(data, self.max_pixels)):
-            image = queries.read_picture(data)
+            image = queries.read_picture(data, self.gallery.reading(query.modality))
         end()
         return self._prepare(query, image, stages)
 
@@ -338,17 +338,21 @@ class Service:
         Raises:
             Refusal: a path that is not below one of them, or another process is writing.
         """
-        paths = images.find(self._allowed(path) for path in request.paths)
-        # A folder may hold links to elsewhere.
-        paths = [self._allowed(path) for path in paths]
+        found: list[Path] = []
+        skipped: list[Skipped] = []
+        for path, place in ingest.find([self._allowed(path) for path in request.paths], skipped):
+            try:  # a folder may hold links to elsewhere
+                found.append(Path(path) if archive.is_tar(place or "") else self._allowed(path))
+            except Refusal as refusal:
+                skipped.append(Skipped(path, str(refusal)))
         with self._writing() as gallery:
-            done = gallery.add(paths, label=request.label, tags=request.tags)
+            done = gallery.add(found, label=request.label, tags=request.tags)
         self._look()
         return Added(
             new=done.new + done.duplicates + done.moved,
             changed=done.changed + done.relabelled,
             unchanged=done.unchanged,
-            unreadable=len(done.skipped),
+            unreadable=len(done.skipped) + len(skipped),
             count=len(self.gallery),
         )
 
