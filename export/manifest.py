@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from splip import images
+from splip import disk, images
 from splip.errors import UserError
 
 FORMAT = 1
@@ -106,7 +106,7 @@ class Manifest:
             "output": {"name": OUTPUT, "dtype": "float32", "shape": ["batch", self.embed_dim]},
         }
         text = json.dumps(dataclasses.asdict(self) | shapes, indent=1)
-        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+        disk.write_text(folder / FILE, text + "\n")
 
     def check(self, folder: Path, engine: str) -> None:
         """Compare the engine's files with their hashes.

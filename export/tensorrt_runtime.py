@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from splip import disk
 from splip.errors import UserError
 from splip.export import cuda
 from splip.export.manifest import INPUT, OUTPUT, file_hash
@@ -44,7 +45,7 @@ class Metadata:
     engine_sha256: str
 
     def save(self, engine: Path) -> None:
-        sidecar(engine).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+        disk.write_text(sidecar(engine), json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
 
 def sidecar(engine: Path) -> Path:

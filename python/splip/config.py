@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import tyro
 import yaml
 
+from splip import disk
 from splip.errors import UserError
 
 T = TypeVar("T")
@@ -713,7 +714,7 @@ def load(cls: type[T], *paths: str) -> T:
 
 
 def save(config: Any, path: Path) -> None:
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    disk.write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def differences(a: Any, b: Any) -> list[str]:
