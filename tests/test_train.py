@@ -399,8 +399,12 @@ def test_picture_that_breaks_in_the_middle_of_an_epoch(settings, capsys):
     assert "photo/ball/0.jpg\tnot a picture" in listed and "sketch/dash/1.png\tthe file is empty" in listed
 
 
-def test_two_processes_are_one(settings, tmp_path):
-    """torchrun with two processes: the same losses as one process with the same global batch."""
+@pytest.mark.parametrize("train_backbone", [False, True])
+def test_two_processes_are_one(settings, tmp_path, train_backbone):
+    """torchrun with two processes: the same losses as one process with the same global batch, and the same buffers.
+
+    From random weights, BatchNorms over the batches of both processes too: their averages are buffers.
+    """
     curves = {}
     for count in (1, 2):
         out = tmp_path / f"of-{count}"
@@ -410,6 +414,7 @@ def test_two_processes_are_one(settings, tmp_path):
         command += ["splip.train", "--data.root", settings.data.root, "--data.unseen", "box", "cone", "--out", out]
         command += ["--data.validation", "pole", "--backbone.name", "splip-tiny", "--device", "cpu"]
         command += ["--batch-size", "4", "--steps", "6", "--eval-every", "3", "--lr", "1e-3", "--warmup", "0"]
+        command += ["--train-backbone"] if train_backbone else []
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=env)
         assert done.returncode == 0, done.stderr
@@ -418,8 +423,12 @@ def test_two_processes_are_one(settings, tmp_path):
     assert curves[1][0] != curves[1][-1]
     np.testing.assert_allclose(curves[1], curves[2], rtol=2e-3, atol=2e-4)
     a, b = (read_checkpoint(tmp_path / f"of-{n}" / "last.pt") for n in (1, 2))
+    assert ("visual_norm.running_var" in a["buffers"]) == train_backbone
     for name, value in a["buffers"].items():
-        torch.testing.assert_close(value, b["buffers"][name], rtol=1e-4, atol=1e-5, msg=name)
+        # What comes before a BatchNorm may move all features alike: such gradients are 0 but for rounding, and Adam
+        # makes steps of them. Only the running mean sees that.
+        near = {False: 1e-5, True: 5e-3 if name.endswith("running_mean") else 5e-4}[train_backbone]
+        torch.testing.assert_close(value, b["buffers"][name], rtol=1e-4, atol=near, msg=name)
 
 
 @pytest.mark.exhaustive
