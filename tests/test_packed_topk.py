@@ -274,6 +274,32 @@ def test_rejects_bad_arguments(change, message):
         ops.cosine_topk(**{**args, **change})
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("rows", lambda t: t.T.contiguous().T, "rows of a packed gallery must be contiguous"),
+        ("rows", lambda t: t.double(), r"rows .* must be torch.float32 \[300, 8\], got torch.float64"),
+        ("rows", lambda t: t[:290], r"panels of a packed gallery \[290, 8\]|scale of|inverse of"),
+        ("panels", lambda t: t[:-64], r"panels of a packed gallery \[300, 8\] must be torch.uint8"),
+        ("panels", lambda t: t[:0], "panels of"),
+        ("panels", lambda t: torch.cat([t[:1], t])[1:], "must begin at a multiple of 64 bytes"),
+        ("scale", lambda t: t[:300], r"scale .* must be torch.float32 \[320\], got torch.float32 \[300\]"),
+        ("error", lambda t: t.repeat(2)[::2], "error of a packed gallery must be contiguous"),
+        ("error", lambda t: t[:-1], "error of"),
+        ("inverse", lambda t: t.float(), "inverse .* got torch.float32"),
+        ("inverse", lambda t: t[1:], "inverse of"),
+        ("centre", lambda t: t[:-1], r"centre .* must be torch.float32 \[9\]"),
+        ("centre", lambda t: t.to("meta"), "centre .* on meta"),
+    ],
+)
+def test_packs_out_of_bounds(name, change, message):
+    """What the scan would read past its end is an error, not a crash."""
+    good = ops.pack_gallery(torch.randn(300, 8))
+    bad = good._replace(**{name: change(getattr(good, name))})
+    with pytest.raises(ValueError, match=message):
+        ops.cosine_topk(torch.randn(2, 8), bad, 3)
+
+
 @pytest.mark.parametrize("gallery", [torch.zeros(8), torch.zeros(5, 8).half(), torch.zeros(5, 0)], ids=str)
 def test_galleries_that_cannot_be_packed(gallery):
     with pytest.raises(ValueError, match="gallery must be"):
