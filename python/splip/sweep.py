@@ -109,7 +109,7 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
             raise UserError(f"--set takes KEY=VALUE, got '{pair}'")
         try:
             nested: Any = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):
             nested = value
         for part in reversed(key.split(".")):
             nested = {part: nested}

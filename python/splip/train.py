@@ -118,9 +118,13 @@ def _train(config: TrainConfig, device: torch.device) -> Path:
     start, best, seconds = 0, -math.inf, 0.0
     if state is not None:
         model.restore(state, last)
-        if optimiser is not None:
-            optimiser.load_state_dict(state["optimiser"])
-        start, best, seconds = state["step"], state["best"], state["seconds"]
+        try:
+            if optimiser is not None:
+                optimiser.load_state_dict(state["optimiser"])
+            start, best, seconds = int(state["step"]), float(state["best"]), float(state["seconds"])
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            reason = f"{type(error).__name__}: {str(error)[:120]}"
+            raise UserError(f"{last}: not the end of a run, or damaged ({reason})") from None
         _say(f"going on after step {start}")
         if start >= steps:
             _say(f"{out}: all {steps} steps are done")
