@@ -627,7 +627,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type[T], values: Any, source: str, prefix: str = "") -> T:
     """Fill a dataclass; unknown keys and wrong types are a UserError that names them."""
     if not isinstance(values, dict):
-        raise UserError(f"{source}: {prefix.rstrip('.') or 'the file'} must be a mapping, got {values!r}")
+        raise UserError(f"{source}: {prefix.rstrip('.') or 'the file'} must be a mapping, got {short(values)}")
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
@@ -706,7 +706,7 @@ def read(path: str) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{file}: not valid YAML: {reason}") from None
     if values is not None and not isinstance(values, dict):
-        raise UserError(f"{file}: the file must be a mapping, got {values!r}")
+        raise UserError(f"{file}: the file must be a mapping, got {short(values)}")
     return values or {}
 
 
