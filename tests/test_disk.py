@@ -5,12 +5,15 @@ import errno
 import os
 import stat
 
+import gallery_faults
 import pytest
 import torch
 
 from splip import config, disk, engines, pretrain, train
+from splip.catalog import Catalog
 from splip.errors import UserError
 from splip.export import card, command, manifest, tensorrt_runtime
+from splip.gallery import Gallery
 from splip.model import SpLIP, read_checkpoint
 
 
@@ -150,3 +153,29 @@ def test_an_export_is_on_the_disk_before_it_has_its_name(tmp_path, calls):
         ("fsync", "photo.bin"), ("fsync", "photo.onnx"), ("fsync folder", "made"), ("fsync folder", "more"),
     ]  # fmt: skip
     assert calls[4:] == [("replace", "made", "out"), ("fsync folder", tmp_path.name, calls[-1][2])]
+
+
+def test_rows_are_synced_before_the_database_counts_them(tmp_path, calls, monkeypatch):
+    """A power cut between the two leaves rows that nobody counts, never counts without rows."""
+    connect = Catalog._connect
+
+    def traced(self):
+        db = connect(self)
+        db.set_trace_callback(lambda statement: calls.append(("sql", statement.split(" ")[0], 0)))
+        return db
+
+    monkeypatch.setattr(Catalog, "_connect", traced)
+    (tmp_path / "model").write_bytes(gallery_faults.MODEL)
+    paths = [tmp_path / "photos" / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths):
+        gallery_faults.paint(path, number)
+    with Gallery.create(tmp_path / "gallery", tmp_path / "model", encoder=gallery_faults.PixelEncoder()) as gallery:
+        calls.clear()
+        gallery.add(paths)
+        where = [number for number, call in enumerate(calls) if call[1] == "INSERT"]
+        commit = next(number for number, call in enumerate(calls) if number > where[-1] and call[1] == "COMMIT")
+        synced = [number for number, call in enumerate(calls) if call[:2] == ("fsync", "000001.f32")]
+        named = [number for number, call in enumerate(calls) if call[:2] == ("fsync folder", "vectors")]
+        assert synced[0] < commit and named[0] < commit
+        assert calls[synced[0]][2] == len(paths) * gallery_faults.DIM * 4  # all of the rows
+        assert next(iter(gallery.catalog._free)).execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL

@@ -12,6 +12,8 @@ The working tree is never changed. Exit code 0: every mutation of a sample was k
 """
 
 import argparse
+import contextlib
+import importlib.util
 import datetime
 import json
 import os
@@ -104,6 +106,11 @@ class Copy:
         package = folder / "python" / "splip"
         if package.is_dir() and not (package / "export").exists():
             (package / "export").symlink_to(folder / "export", target_is_directory=True)
+        # Installed from a wheel, the compiled core does not lie in the checkout.
+        if package.is_dir() and not list(package.glob("_C*.so")):
+            core = importlib.util.find_spec("splip._C")
+            if core is not None and core.origin is not None:
+                shutil.copy2(core.origin, package)
 
     def _write(self, path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
@@ -129,10 +136,8 @@ class Copy:
                 return None
             finally:
                 # Also what the tests started: a mutant may leave a server behind.
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, 9)
-                except ProcessLookupError:
-                    pass
                 process.wait()
 
     def said(self) -> str:
