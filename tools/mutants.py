@@ -13,8 +13,8 @@ The working tree is never changed. Exit code 0: every mutation of a sample was k
 
 import argparse
 import contextlib
-import importlib.util
 import datetime
+import importlib.util
 import json
 import os
 import queue
