@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from conftest import draw
 
 from splip import config, feed, losses, train
 from splip.errors import UserError
+from splip.evaluate import TestSet as Measured
 from splip.model import SpLIP, load_model, read_checkpoint
 from splip.sampler import Sampler
 
@@ -192,6 +194,19 @@ def test_numbers(settings, changes, message):
     # Nothing stands in the way of a second try.
     assert not (settings.out / "last.pt").exists()
     train.train(settings)
+
+
+def test_best_is_not_the_last(settings, monkeypatch):
+    """Worse on the validation classes: best.pt stays, and a run that goes on knows how good it was."""
+    values = iter([0.8, 0.5])
+
+    def measure(self, model, device):
+        return SimpleNamespace(query_mean={"mAP@all": next(values), "Acc@1": 0.0})
+
+    monkeypatch.setattr(Measured, "measure_model", measure)
+    train.train(settings)
+    best, last = (read_checkpoint(settings.out / f"{name}.pt") for name in ("best", "last"))
+    assert (best["step"], best["validation"]) == (2, 0.8) and (last["step"], last["best"]) == (4, 0.8)
 
 
 def test_loss_that_is_not_a_number(settings, monkeypatch):
