@@ -64,7 +64,7 @@ def read_metadata(engine: Path) -> Metadata:
         metadata = Metadata(**json.loads(sidecar(engine).read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{sidecar(engine)}: is missing; without it nobody knows what the engine is for") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{sidecar(engine)}: damaged: {error}") from None
     if file_hash(engine) != metadata.engine_sha256:
         raise UserError(f"{engine}: damaged, or not the engine that {sidecar(engine).name} describes; export again")
