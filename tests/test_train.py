@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import csv
 import dataclasses
 import os
@@ -19,6 +20,7 @@ from splip import config, feed, losses, train
 from splip.errors import UserError
 from splip.evaluate import TestSet as Measured
 from splip.model import SpLIP, load_model, read_checkpoint
+from splip.objective import Objective
 from splip.sampler import Sampler
 
 
@@ -324,6 +326,24 @@ def test_accumulated_parts_are_the_whole_batch(settings, tmp_path):
         assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=2e-3)
     with pytest.raises(UserError, match="batch_size 4 is not a multiple of 3"):
         train.train(dataclasses.replace(settings, accumulate=3))
+
+
+def test_gradients_of_parts_are_those_of_the_whole():
+    """Not only in direction, which is all that Adam sees; but for what makes the patch embeddings."""
+    model = SpLIP(config.TrainConfig(backbone=config.BackboneConfig(name="splip-tiny")), ["ball", "box", "dash"])
+    images = torch.randint(0, 256, (12, 3, 64, 64), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 2, 0, 0, 1, 2, 0, 1, 2, 0, 2])
+    made = []
+    for accumulate in (1, 2):
+        objective = Objective(copy.deepcopy(model))
+        pieces = objective.pieces(4, torch.Generator().manual_seed(0))
+        part = feed.Part(images, labels, torch.arange(12), pieces, None)
+        terms = train._forward_backward(objective, objective, part, accumulate)
+        made.append((terms, {n: p.grad for n, p in objective.model.trainable().items() if ".conv1." not in n}))
+    for name, value in made[0][0].items():
+        torch.testing.assert_close(made[1][0][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    for name, grad in made[0][1].items():
+        torch.testing.assert_close(made[1][1][name], grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_batches_made_in_advance(settings):
