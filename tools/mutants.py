@@ -2,7 +2,7 @@
 
     python tools/mutants.py                                # all of them, after the tests passed on the unchanged copy
     python tools/mutants.py --sample 6 --seed 20250101     # a few, as CI does; the seed says which
-    python tools/mutants.py --only semi-hard-ties          # by name, or the start of names
+    python tools/mutants.py --only semi-hard-ties          # by name, or the start of names; a --json report keeps the rest
     python tools/mutants.py --jobs 2 --json benchmarks/results/mutants.json
 
 A mutation says which text of a file becomes which other text, and the cheapest tests that notice. It is killed when
@@ -207,6 +207,11 @@ def run(mutations: list[Mutation], jobs: int, timeout: float, seconds: float | N
             thread.start()
         for thread in threads:
             thread.join()
+    return report_of(rows)
+
+
+def report_of(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Counts and the score of what was tried."""
     results = [row["result"] for row in rows.values()]
     tried = len(results) - results.count("broken")
     return {
@@ -215,7 +220,7 @@ def run(mutations: list[Mutation], jobs: int, timeout: float, seconds: float | N
         "survived": results.count("survived"),
         "broken": results.count("broken"),
         "score": round(results.count("killed") / max(1, tried), 4),
-        "seconds": round(time.monotonic() - began),
+        "seconds": round(sum(row["seconds"] for row in rows.values())),  # of all copies together
         "rows": {name: rows[name] for name in sorted(rows)},
     }
 
@@ -248,7 +253,12 @@ def main() -> int:
     report = run(mutations, args.jobs, args.timeout, args.seconds, not part and not args.no_baseline)
     print("{killed} killed, {survived} survived, {broken} broken of {mutations}: {score:.1%}".format(**report))
     if args.json is not None:
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        whole = report
+        if args.only and args.json.is_file():  # what was tried again takes its place among the others
+            names = {mutation.name for mutation in read()}
+            before = json.loads(args.json.read_text(encoding="utf-8"))["rows"]
+            whole = report_of({n: row for n, row in {**before, **report["rows"]}.items() if n in names})
+        args.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     good = report["survived"] == 0 if part else report["score"] >= GOAL
     return 0 if good and not report["broken"] and report["mutations"] else 1
 
