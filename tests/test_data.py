@@ -38,6 +38,19 @@ def test_dataset_json_and_instances(tree):
     assert sketches.instances[0] == photos.instances[1] and sketches.instances[0] != photos.instances[0]
 
 
+def test_equal_names_of_things_in_two_classes(tree):
+    """The first ball and the first box are two things."""
+    lines = [
+        f"{kind}/{name}/0.{end},first"
+        for kind, end in (("sketch", "png"), ("photo", "jpg"))
+        for name in ("ball", "box")
+    ]
+    (tree / "instances.csv").write_text("\n".join(["path,instance", *lines]) + "\n")
+    loaded = load_tree(tree, DataConfig(unseen=("box",), validation=("pole",)))
+    ball, box = (loaded.items([name]) for name in ("ball", "box"))
+    assert ball[0].instances[0] == ball[1].instances[0] != box[0].instances[0] == box[1].instances[0]
+
+
 def test_class_of_one_modality_is_left_out(tree):
     shutil.rmtree(tree / "photo" / "dash")
     loaded = load_tree(tree, DataConfig())
