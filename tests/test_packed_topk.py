@@ -83,6 +83,15 @@ def test_ties_by_index(level):
     assert torch.equal(indices, torch.arange(7).expand(3, 7))
 
 
+def test_ties_of_the_reference_by_index():
+    """What kernels are compared with has the same order."""
+    gallery = torch.eye(8).repeat(30, 1)
+    scores, indices = reference.cosine_topk(torch.eye(8)[:3], gallery, 40)
+    assert torch.equal(indices[:, :30], torch.arange(3)[:, None] + 8 * torch.arange(30))
+    others = [[i for i in range(240) if i % 8 != query][:10] for query in range(3)]
+    assert indices[:, 30:].tolist() == others and (scores[:, 30:] == 0).all()
+
+
 def test_zero_and_not_finite_rows(level):
     gallery = torch.eye(6)
     gallery[1], gallery[3, 0], gallery[4, 0] = 0, float("nan"), float("inf")
