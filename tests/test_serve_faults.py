@@ -331,11 +331,11 @@ def in_background(count, ask):
 def test_slow_pictures_keep_neither_drawings_nor_other_clients_waiting(gallery, monkeypatch):
     free, read, begun = threading.Event(), queries.read_picture, []
 
-    def slow(data):
+    def slow(data, *more):
         begun.append(len(data))
         if len(data) > 5000:
             assert free.wait(30)
-        return read(data)
+        return read(data, *more)
 
     monkeypatch.setattr(queries, "read_picture", slow)
     large = sketch("box") + bytes(5000)

@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 from splip import __version__
-from splip.errors import UserError
+from splip.errors import UserError, one_line
 
 # verb: (configuration, function, summary, examples)
 VERBS: dict[str, tuple[str, str, str, str]] = {
@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
         code = getattr(importlib.import_module(module), function)(config)
         return code if isinstance(code, int) else 0
     except UserError as error:
-        print(f"splip: error: {error}", file=sys.stderr)
+        print(f"splip: error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("splip: interrupted", file=sys.stderr)

@@ -1,5 +1,6 @@
 """The errors that a user can cause and mend: one line, exit code 2, no traceback."""
 
+import reprlib
 from dataclasses import dataclass
 
 
@@ -44,3 +45,17 @@ class Skipped:
 
 class Unavailable(UserError):
     """A server that answers depend on failed or cannot be reached; it may come back."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+
+def short(value: object) -> str:
+    """A value from a file as a message shows it: the start of what is long, few of many, whatever it holds."""
+    return _SHORT.repr(value)
+
+
+def one_line(text: str) -> str:
+    """A message as it is printed: control characters of names and values escaped, and no longer than a screen."""
+    return shown(text if len(text) <= 1000 else text[:1000] + "...")

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from torch import Tensor, nn
 
 from splip import config as configuration
+from splip import disk
 from splip.augment import repaint
 from splip.clip import PromptedCLIP
 from splip.config import BackboneConfig, DataConfig, PretrainConfig
@@ -254,15 +255,14 @@ def _train_visual(
     live, mirror = ([t for t in m.state_dict().values() if t.is_floating_point()] for m in (model, averaged))
 
     def save(step: int) -> None:
-        target = last.with_suffix(".part")
-        torch.save({"format": FORMAT, "config": configuration.to_dict(config), "model": model.state_dict(),
+        with disk.replacing(last) as file:
+            torch.save({"format": FORMAT, "config": configuration.to_dict(config), "model": model.state_dict(),
                     "averaged": averaged.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
-                    "seconds": seconds + time.monotonic() - began}, target)  # fmt: skip
-        target.replace(last)
+                    "seconds": seconds + time.monotonic() - began}, file)  # fmt: skip
 
     log = config.out / "log.csv"
     if not start:
-        log.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+        disk.write_text(log, ",".join(COLUMNS) + "\n")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                TextColumn("loss {task.fields[loss]:.3f}"))  # fmt: skip
     model.train()
@@ -395,7 +395,8 @@ def save_weights(clip: PromptedCLIP, path: Path) -> None:
     """All weights of a backbone as a float16 safetensors file."""
     state = {name: tensor.detach().cpu() for name, tensor in clip.clip.state_dict().items()}
     halves = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in state.items()}
-    safetensors.torch.save_file(halves, path)
+    with disk.replacing(path) as file:
+        file.write(safetensors.torch.save(halves))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from splip import _C, ops
+from splip.disk import sync_folder
 from splip.errors import Unavailable, UserError
 
 MAGIC, VERSION = b"splippak", 1  # the version changes with the layout that the scan reads (csrc/cpu/packed.h)
@@ -38,15 +39,6 @@ class Pack:
     def intact(self) -> bool:
         """Read everything and compare it with its checksums."""
         return all(zlib.crc32(self.data[start : start + length].data) == crc for start, length, crc in self.arrays)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_all(handle: int, data: memoryview, offset: int) -> None:
