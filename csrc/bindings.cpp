@@ -189,6 +189,28 @@ PYBIND11_MODULE(_C, m) {
   // Bytes of scratch memory (prompt_layernorm: floats), by the same names.
   using py::arg;
 #ifdef SPLIP_HAS_CUDA
+  m.def(
+      "cosine_topk_keys",
+      [](uintptr_t queries, uintptr_t gallery, uintptr_t inverse, uintptr_t keys, uintptr_t counts,
+         uintptr_t thresholds, int64_t Q, int64_t N, int64_t D, int dtype, int scan, int device,
+         uintptr_t stream) {
+        CosineTopk a{};
+        a.queries = reinterpret_cast<const void*>(queries);
+        a.gallery = reinterpret_cast<const void*>(gallery);
+        a.inverse = reinterpret_cast<const float*>(inverse);
+        a.Q = Q;
+        a.N = N;
+        a.D = D;
+        a.K = 1;
+        a.dtype = static_cast<DType>(dtype);
+        a.scan = static_cast<TopkScan>(scan);
+        cuda::cosine_topk_keys(a, reinterpret_cast<uint64_t*>(keys), reinterpret_cast<int*>(counts),
+                               reinterpret_cast<float*>(thresholds), device,
+                               reinterpret_cast<void*>(stream));
+      },
+      py::kw_only(), arg("queries"), arg("gallery"), arg("inverse"), arg("keys"), arg("counts"),
+      arg("thresholds"), arg("Q"), arg("N"), arg("D"), arg("dtype"), arg("scan"), arg("device"),
+      arg("stream"));
   m.def("prompt_layernorm_scratch", cuda::prompt_layernorm_scratch, py::kw_only(), arg("B"),
         arg("L"), arg("P"), arg("G"), arg("D"), arg("R"), arg("device"));
 #endif

@@ -109,6 +109,7 @@ constexpr void visit_fields(CosineTopk& a, Visit&& field) {
   field("error", a.eight_bit.error, Need::optional);
   field("centre", a.eight_bit.centre, Need::optional);
   field("pitch", a.eight_bit.pitch, Need::optional);
+  field("inverse", a.inverse, Need::optional);
 }
 
 template <typename Visit>

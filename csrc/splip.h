@@ -146,6 +146,8 @@ struct EightBitRows {
 //   scratch  cosine_topk_scratch() bytes, 16-byte aligned
 //   allowed  [N] u8      in   CUDA: 0 is a row that may not be a result; null: all may
 //   eight_bit            in   CUDA: what to scan in place of the gallery
+//   inverse  [N] f32     in   CUDA: 1 / norm of the gallery's rows, NaN for a row without a score;
+//                             null: norms are summed on the way
 struct CosineTopk {
   const void* queries;
   const void* gallery;
@@ -157,6 +159,7 @@ struct CosineTopk {
   TopkScan scan = TopkScan::automatic;
   const uint8_t* allowed = nullptr;
   EightBitRows eight_bit = {};
+  const float* inverse = nullptr;
 };
 
 // A gallery made ready for many searches on the CPU: unit rows less their mean, in 8 bits, in the
@@ -252,6 +255,12 @@ void patchify_backward(const PatchifyBackward& a, int device, void* stream);
 // pitch: of rows in 8 bits, 0 for others.
 int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t K, TopkScan scan, int64_t pitch);
 void cosine_topk(const CosineTopk& a, int device, void* stream);
+// One pass of a.scan over all rows, for measurements: keys (topk_select.h) of the approximate
+// scores that reach thresholds [Q], in no order; counts [Q] start at 0, keys has room for [Q, N].
+// Scores are products of the query as it is with the unit row. Of `a`: no results, scratch,
+// eight_bit.
+void cosine_topk_keys(const CosineTopk& a, uint64_t* keys, int* counts, float* thresholds,
+                      int device, void* stream);
 // True if this build holds wgmma's code and the device can run it.
 bool has_wgmma(int device);
 

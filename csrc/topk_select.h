@@ -262,10 +262,16 @@ SPLIP_DEVICE int finish(Team& team, const uint64_t* keys, int count, int capacit
   return n;
 }
 
+// No score is known to be the best that a query can have.
+constexpr uint32_t kNoBest = 0xffffffffu;
+
 // Rows first to last, each scored exactly, to the k best in list[0, k); 0 beyond the allowed ones.
+// `best`: the order of the best score that the query can have with any row: with k rows that have
+// it the scan ends, since those before come first. A query of zeros scores 0, one without a norm
+// -infinity: neither costs more than a few rows.
 template <typename Team, typename Exact>
 SPLIP_DEVICE void scan_exactly(Team& team, int64_t first, int64_t last, const uint8_t* allowed,
-                               int k, Exact exact, uint64_t* list, int* fill) {
+                               int k, uint32_t best, Exact exact, uint64_t* list, int* fill) {
   uint64_t bar = 0;  // the k-th best so far: what does not beat it is not kept
   team.once([&] { *fill = 0; });
   team.sync();
@@ -279,12 +285,13 @@ SPLIP_DEVICE void scan_exactly(Team& team, int64_t first, int64_t last, const ui
     });
     team.sync();
     const int n = *fill;
-    if (n > kScanList - kScanRound) {
+    if (n > kScanList - kScanRound || (best != kNoBest && n >= k)) {
       sort_descending(team, list, n);
       bar = list[k - 1];
       team.once([&] { *fill = k; });
     }
     team.sync();  // before anyone adds to what others still read
+    if (key_order(bar) >= best) break;
   }
   const int n = *fill;
   sort_descending(team, list, n);

@@ -136,7 +136,7 @@ int search(const float* approximate, const float* exact, const float* errors,
     std::vector<uint64_t> scan_list(topk::kScanList);
     for (int64_t split = 0; split < splits; ++split) {
       topk::scan_exactly(team, N * split / splits, N * (split + 1) / splits, allowed, k,
-                         score_exactly, scan_list.data(), &fill);
+                         topk::kNoBest, score_exactly, scan_list.data(), &fill);
       std::copy(scan_list.begin(), scan_list.begin() + k, keys.begin() + split * k);
     }
     n = topk::merge_splits(team, keys.data(), splits * k, k, list.data(), &fill);

@@ -20,12 +20,15 @@ ROOT = Path(__file__).resolve().parents[1]
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 SOURCES = [
-    "prompt_layernorm",
-    "patchify",
-    "cosine_topk",
-    "cosine_topk_stream",
-    "cosine_topk_tiles",
-    "cosine_topk_wgmma",
+    "prompt_layernorm.cu",
+    "patchify.cu",
+    "cosine_topk.cu",
+    "cosine_topk_stream.cu",
+    "cosine_topk_tiles_f32.cu",
+    "cosine_topk_tiles_f16.cu",
+    "cosine_topk_tiles_bf16.cu",
+    "cosine_topk_tiles_i8.cu",
+    "cosine_topk_wgmma.cu",
 ]
 
 
@@ -36,8 +39,8 @@ def as_host_code(source):
     source = source.replace("__shared__", "static")
     launch = re.compile(r"(\w+_kernel(?:<[\w\s,:]+>)?)(\s*)<<<(.*?)>>>(\s*)\((.*?)\);", re.DOTALL)
     call = r'on_host::launch("\1", reinterpret_cast<const void*>(\1), on_host::config(\3),\2[&] { \1(\4\5); });'
-    source, count = launch.subn(call, source)
-    assert count and "<<<" not in source
+    source = launch.sub(call, source)
+    assert "<<<" not in source
     bounds = re.compile(r"__launch_bounds__(\((?:[^()]|\([^()]*\))*\))([^{;]*?\w+_kernel\([^{;]*\{)")
     checked = bounds.sub(r"\2 on_host::launch_bounds\1;", source)
     assert "__launch_bounds__" not in checked
@@ -97,6 +100,10 @@ class Emulator:
         return self.library.prompt_layernorm_scratch(*(ctypes.c_int64(n[name]) for name in "BLPGDR"))
 
 
+def source_of(name):
+    return (ROOT / "csrc/cuda" / name).read_text()
+
+
 class Build:
     """The kernels compiled for the host, and again with a defect planted in one of their files."""
 
@@ -106,16 +113,16 @@ class Build:
         (folder / "csrc/cuda").mkdir(parents=True)
         for header in (ROOT / "csrc").glob("*.h"):
             shutil.copy(header, folder / "csrc")
-        for name in ("common.cuh", "cosine_topk.cuh"):
-            shutil.copy(ROOT / "csrc/cuda" / name, folder / "csrc/cuda")
+        for header in (ROOT / "csrc/cuda").glob("*.cuh"):
+            (folder / "csrc/cuda" / header.name).write_text(as_host_code(header.read_text()))
         shutil.copy(emulator / "ptx.cuh", folder / "csrc/cuda")
         shutil.copytree(emulator, folder / "tests/cuda_on_host")
         self.flags = ["-std=c++17", "-O1", "-w", "-fPIC", "-DSPLIP_HAS_CUDA", "-DSPLIP_WGMMA", f"-I{emulator}"]
         self.flags += [f"-isystem{path}" for path in include]
         # What these find calls the emulator: on_host.cpp has its functions.
         self.checks = ["-fsanitize=alignment,bounds"]
-        self.objects = {}
-        jobs = [self.start(name, (ROOT / "csrc/cuda" / f"{name}.cu").read_text()) for name in SOURCES]
+        self.plants = 0
+        jobs = [self.start(name, source_of(name)) for name in SOURCES]
         main = folder / "on_host.o"
         command = [compiler, *self.flags, "-c", folder / "tests/cuda_on_host/on_host.cpp", "-o", main]
         jobs.append((main, subprocess.Popen(command)))
@@ -123,7 +130,7 @@ class Build:
         self.objects = dict(zip([*SOURCES, "on_host"], [made for made, _ in jobs], strict=True))
 
     def start(self, name, source, suffix=""):
-        path = self.folder / "csrc/cuda" / f"{name}{suffix}.cpp"
+        path = self.folder / "csrc/cuda" / f"{Path(name).stem}{suffix}.cpp"
         path.write_text(as_host_code(source))
         made = path.with_suffix(".o")
         return made, subprocess.Popen([self.compiler, *self.flags, *self.checks, "-c", path, "-o", made])
@@ -134,13 +141,20 @@ class Build:
         subprocess.run([self.compiler, "-shared", "-Wl,-Bsymbolic", *objects.values(), "-o", path], check=True)
         return Emulator(path)
 
-    def planted(self, name, pattern, replacement):
-        """The emulator with one file changed."""
-        source, count = re.subn(pattern, replacement, (ROOT / "csrc/cuda" / f"{name}.cu").read_text())
-        assert count, f"{pattern} is not in {name}.cu any more"
-        made, job = self.start(name, source, "_planted")
+    def planted(self, name, pattern, replacement, unit=None):
+        """The emulator with one file changed; `unit`: what includes it, of which the emulator gets a new one then."""
+        source, count = re.subn(pattern, replacement, source_of(name))
+        assert count, f"{pattern} is not in {name} any more"
+        if unit is not None:
+            header = f"planted_{name}"
+            (self.folder / "csrc/cuda" / header).write_text(as_host_code(source))
+            source, count = re.subn(f'"{name}"', f'"{header}"', source_of(unit))
+            assert count, f"{unit} does not include {name} any more"
+        unit = unit or name
+        made, job = self.start(unit, source, "_planted")
         assert job.wait() == 0
-        emulator = self.link(f"planted_{name}", self.objects | {name: made})
+        self.plants += 1  # a library of the same path would be the one that is loaded
+        emulator = self.link(f"planted_{self.plants}", self.objects | {unit: made})
         emulator.place()
         return emulator
 
@@ -175,11 +189,15 @@ def floats(values):
 
 
 def topk(kernels, queries, gallery, k, allowed=None, scan=0, seed=0):
-    """gallery: a tensor, or one in 8 bits."""
+    """gallery: a tensor, one with stored norms, or one in 8 bits."""
     kernels.library.seed(seed)
     (Q, D), N = queries.shape, gallery.shape[0]
     scores, indices = torch.empty(Q, k), torch.full((Q, k), -7)
     fields = {"gallery": gallery, "pitch": 0}
+    if isinstance(gallery, ops.PreparedGallery):
+        queries = torch.nn.functional.pad(queries, (0, gallery.rows.shape[1] - D))
+        D = queries.shape[1]
+        fields |= {"gallery": gallery.rows, "inverse": gallery.inverse}
     if isinstance(gallery, ops.EightBitGallery):
         fields = {"gallery": gallery.rows, "eight_bit_rows": gallery.bytes, "scale": gallery.scale,
                   "error": None if gallery.rows is None else gallery.error, "centre": gallery.centre,
@@ -211,7 +229,7 @@ def exact(queries, gallery, k, allowed=None):
 
 def check(kernels, queries, gallery, k, allowed=None, scan=0, seed=0):
     scores, indices = topk(kernels, queries, gallery, k, allowed, scan, seed)
-    rows = gallery.rows if isinstance(gallery, ops.EightBitGallery) else gallery
+    rows = gallery if isinstance(gallery, torch.Tensor) else gallery.rows[:, : queries.shape[1]]
     want_scores, want = exact(queries, rows, k, allowed)
     torch.testing.assert_close(scores, want_scores, rtol=0, atol=1e-7)
     moved = indices != want  # two sums in float64 that round to neighbours may change places
@@ -231,6 +249,19 @@ SHAPES = [(1, 1, 1, 1), (3, 50, 17, 10), (5, 70, 72, 70), (9, 300, 136, 5), (2, 
 def test_topk(shape, scan, dtype, kernels):
     Q, N, D, K = shape
     check(kernels, torch.randn(Q, D).to(dtype), torch.randn(N, D).to(dtype), K, scan=SCANS[scan])
+
+
+@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_topk_with_stored_norms(shape, dtype, scan, kernels):
+    Q, N, D, K = shape
+    rows = torch.randn(N, D)
+    rows[N // 2], rows[N // 3, 0] = 0, float("nan")
+    gallery = ops._prepare_gallery(rows.to(dtype))
+    check(kernels, torch.randn(Q, D).to(dtype), gallery, min(K, N), scan=SCANS[scan])
+    if N > 1:
+        check(kernels, torch.randn(Q, D).to(dtype), gallery, 7, torch.rand(N) < 0.1, SCANS[scan])
 
 
 @pytest.mark.parametrize("scan", SCANS)
@@ -345,6 +376,143 @@ def test_topk_of_more_rows_than_a_queue_holds(scan, kernels):
     gallery[sample[sample < len(gallery)]] -= direction
     queries = direction + 0.1 * torch.randn(5, 16)
     check(kernels, queries.half(), gallery.half(), 30, scan=SCANS[scan])
+
+
+# ---- queries without an ordinary score ----
+
+
+def unusual(dtype, value, negative):
+    """70 queries of 6000 rows; the last one holds `value`. `negative`: no cosine is positive."""
+    queries, gallery = torch.randn(70, 16), torch.randn(6000, 16)
+    if negative:
+        queries, gallery = queries.abs(), -gallery.abs()
+    queries[-1], queries[7] = value, value
+    return queries.to(dtype), gallery.to(dtype)
+
+
+VALUES = {"infinity": float("inf"), "NaN": float("nan"), "zero": 0.0, "overflow": 1e20}
+
+
+@pytest.mark.parametrize("negative", [False, True], ids=["few rows allowed", "all cosines negative"])
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("scan", SCANS)
+def test_topk_of_queries_without_an_ordinary_score(scan, dtype, value, negative, kernels):
+    """In 16 bits overflow becomes infinity. Rows past the last query copy it: their products are infinite too."""
+    queries, gallery = unusual(dtype, VALUES[value], negative)
+    allowed = None if negative else torch.arange(6000) % 500 == 3
+    check(kernels, queries, gallery, 5, allowed, SCANS[scan])
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("scan", SCANS)
+def test_topk_in_galleries_made_ready_of_queries_without_an_ordinary_score(scan, value, kernels):
+    queries, gallery = unusual(torch.float16, VALUES[value], negative=True)
+    for ready in (ops.eight_bit_gallery(gallery), ops._prepare_gallery(gallery)):
+        check(kernels, queries, ready, 5, torch.arange(6000) % 500 == 3, SCANS[scan])
+
+
+# ---- the guards: each is shown to see a defect ----
+
+
+@pytest.mark.parametrize(
+    "name, unit, scans",
+    [
+        ("cosine_topk_tiles.cuh", "cosine_topk_tiles_f16.cu", ["tiles64", "tiles128", "tiles256"]),
+        ("cosine_topk_wgmma.cu", None, ["wgmma"]),
+    ],
+)
+def test_guards_see_cuts_that_infinity_passes(name, unit, scans, build):
+    """Rows past the last query once had an infinite cut, which their infinite products passed."""
+    planted = build.planted(name, r"(< p\.Q \? p\.out\.cuts\[.*\] : )NAN", r"\1INFINITY", unit)
+    for scan in scans:
+        queries, gallery = unusual(torch.float16, float("inf"), negative=True)
+        with pytest.raises(RuntimeError, match=r"_kernel<.*> touched \d+ bytes (before|past the end of) scratch"):
+            topk(planted, queries, gallery, 5, scan=SCANS[scan])
+        queries, gallery = unusual(torch.float16, float("inf"), negative=False)
+        with pytest.raises(RuntimeError, match=r"_kernel<.*> touched \d+ bytes (before|past the end of) scratch"):
+            topk(planted, queries, gallery, 5, torch.arange(6000) % 500 == 3, scan=SCANS[scan])
+
+
+def picture_call(kernels, **changed):
+    images, patches = torch.rand(1, 3, 16, 16), torch.empty(1, 4, 192)
+    fields = {"images": images, "patches": patches, "mean": floats(MEAN[:3]), "std": floats(STD[:3]), "B": 1, "C": 3,
+              "H": 16, "W": 16, "S": 8, "grid": 1, "permutation": None, "image_dtype": 0, "dtype": 0}  # fmt: skip
+    kernels("patchify", **fields | strides(images) | changed)
+
+
+def test_guards_see_an_overrun(build, kernels):
+    planted = build.planted("patchify.cu", r"i < runs;", "i <= runs;")
+    with pytest.raises(
+        RuntimeError, match=r"run_kernel<.*> (wrote|touched) \d+ bytes past the end of (patches|images)"
+    ):
+        picture_call(planted)
+    with pytest.raises(RuntimeError, match=r"wrote 0 bytes past the end of patches"):
+        picture_call(kernels, patches=torch.empty(1, 4, 191))
+    with pytest.raises(RuntimeError, match=r"__ldg of 16 bytes: \d+ bytes past the end of images"):
+        picture_call(kernels, images=torch.rand(1, 3, 16, 15))
+
+
+def test_guards_see_scratch_that_is_too_small(kernels):
+    queries, gallery = torch.randn(3, 16), torch.randn(300, 16)
+    need = kernels.cosine_topk_scratch(3, 300, 5, 1, 0)
+    fields = {"queries": queries, "gallery": gallery, "scores": torch.empty(3, 5), "indices": torch.empty(3, 5).long(),
+              "Q": 3, "N": 300, "D": 16, "K": 5, "dtype": 0, "scan": 1}  # fmt: skip
+    kernels("cosine_topk", scratch=torch.empty(need, dtype=torch.uint8), **fields)
+    with pytest.raises(RuntimeError, match="prepare_kernel<float> wrote 0 bytes past the end of scratch"):
+        kernels("cosine_topk", scratch=torch.empty(need - 16, dtype=torch.uint8), **fields)
+
+
+def test_guards_see_an_input_that_is_written(build):
+    planted = build.planted("patchify.cu", r"const In\* image = images \+ run\.b \* s\.stride_b;",
+                            r"\g<0> const_cast<In*>(image)[0] = 0;")  # fmt: skip
+    with pytest.raises(RuntimeError, match="run_kernel<.*> touched byte 0 of images"):
+        picture_call(planted)
+
+
+def misaligned(*shape):
+    """One element past a boundary of 16 bytes."""
+    count = torch.Size(shape).numel()
+    return torch.randn(count + 1)[1:].view(shape)
+
+
+def test_guards_see_misaligned_vectors(build):
+    """Loads through load_stream and __ldg, and stores through uint4, which only the compiler sees."""
+    planted = build.planted("prompt_layernorm.cu", r"aligned\(p, 16\)", "aligned(p, 4)")
+    n = {"B": 2, "L": 5, "P": 3, "G": 1, "D": 16, "R": 0, "dtype": 0, "eps": 1e-5}
+    tensors = {"x": (2, 5, 16), "prompts": (1, 3, 16), "gamma": (16,), "beta": (16,), "tokens": (2, 8, 16),
+               "normed": (2, 8, 16), "mean": (2, 8), "rstd": (2, 8)}  # fmt: skip
+    for name, message in (
+        ("x", "load_stream of 16 bytes is misaligned: byte .* of x"),
+        ("gamma", "__ldg of 16 bytes is misaligned: byte .* of gamma"),
+        ("tokens", r"prompt_layernorm_planted.cpp:\d+: an access of .*uint4.* is misaligned: byte .* of tokens"),
+    ):
+        given = {key: torch.randn(shape) for key, shape in tensors.items()}
+        with pytest.raises(RuntimeError, match=message):
+            planted("prompt_layernorm", **given | {name: misaligned(*tensors[name])}, **n)
+
+
+@pytest.mark.parametrize(
+    "name, pattern, replacement, message",
+    [
+        ("cosine_topk_stream.cu", r"allow_shared\(stream_kernel", "(void)(stream_kernel", r"\d+ bytes of shared memory, asked for 49152"),
+        ("cosine_topk_stream.cu", r"kWarp \* kWarps, shared, stream", "kWarp * kWarps * 8, shared, stream", "2048 threads"),
+        ("cosine_topk_stream.cu", r"kWarp \* kWarps, shared, stream", "kWarp * kWarps * 2, shared, stream", "launch bounds of 256"),
+        ("cosine_topk_stream.cu", r"kWarp \* kWarps, shared, stream", "kWarp * kWarps, shared - 16, stream", "of shared memory"),
+        ("cosine_topk_stream.cu", r"dim3\(blocks, groups\)", "dim3(blocks, 1 << 16)", "a grid of .* x 65536 blocks"),
+        ("cosine_topk_stream.cu", r"const int shared = ", r"\g<0> 200000 + ", "cudaErrorInvalidValue"),
+    ],
+)  # fmt: skip
+def test_launches_that_a_gpu_refuses(name, pattern, replacement, message, build):
+    planted = build.planted(name, pattern, replacement)
+    with pytest.raises(RuntimeError, match=message):
+        topk(planted, torch.randn(32, 600), torch.randn(40, 600), 3, scan=SCANS["stream"])
+
+
+@pytest.mark.parametrize("capability, scan", [(86, "tiles256"), (86, "tiles128"), (120, "stream"), (80, "tiles256")])
+def test_topk_on_gpus_with_less_shared_memory(capability, scan, kernels):
+    kernels.place(capability=capability)
+    check(kernels, torch.randn(9, 600).half(), torch.randn(500, 600).half(), 5, scan=SCANS[scan])
 
 
 # ---- where the ops run ----

@@ -145,6 +145,7 @@ struct ExactScore {
   const T* gallery;  // null: the rows are at hand in 8 bits only
   EightBitRows eight_bit;
   double query_scale;
+  uint32_t best;  // the order of the best score that the query can have, if that is known
   int D;
   bool vector;
 
@@ -212,8 +213,11 @@ template <typename T>
 __device__ __forceinline__ ExactScore<T> exact_score(const CosineTopk& a, int q, bool vector) {
   const auto* query = static_cast<const T*>(a.queries) + int64_t(q) * a.D;
   const int D = static_cast<int>(a.D);
-  const double scale = inverse_length(squared_length(query, D, vector));
-  return {query, static_cast<const T*>(a.gallery), a.eight_bit, scale, D, vector};
+  const double squares = squared_length(query, D, vector), scale = inverse_length(squares);
+  uint32_t best = topk::kNoBest;
+  if (!(scale > 0)) best = topk::ordered(-INFINITY);
+  if (squares == 0) best = topk::ordered(0);
+  return {query, static_cast<const T*>(a.gallery), a.eight_bit, scale, best, D, vector};
 }
 
 // No cut yet, an empty list. A margin that is not a number, hence a cut that is none: nothing
@@ -234,7 +238,8 @@ __global__ void __launch_bounds__(kThreads)
   const auto* query = static_cast<const T*>(a.queries) + q * a.D;
   const double squares = squared_length(query, static_cast<int>(a.D), vector);
   if (threadIdx.x % kWarp) return;
-  const bool plain = squares <= topk::kLargestSquare;  // false for NaN
+  // False for NaN; and all rows score alike with zeros, which would fill the list in vain.
+  const bool plain = squares > 0 && squares <= topk::kLargestSquare;
   start_query(s, q,
               plain ? 2 * error * fmax(sqrt(squares), static_cast<double>(kMinNorm))
                     : static_cast<double>(NAN));
@@ -250,7 +255,7 @@ __global__ void __launch_bounds__(kThreads)
   if (q >= a.Q) return;
   const auto* query = static_cast<const T*>(a.queries) + q * a.D;
   const int lane = threadIdx.x % kWarp, D = static_cast<int>(a.D);
-  const double inverse = inverse_length(squared_length(query, D, vector));
+  const double squares = squared_length(query, D, vector), inverse = inverse_length(squares);
   float largest = 0;
   for (int chunk = lane; 8 * chunk < D; chunk += kWarp) {
     float v[8];
@@ -259,7 +264,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(v[i]));
   }
   const double steps = parts == 2 ? 127.0 * 256.0 : 127.0;
-  const bool plain = inverse > 0;
+  const bool plain = inverse > 0 && squares > 0;
   const float scale = plain ? static_cast<float>(warp_max(largest) * inverse / steps) : 0.0f;
   const double per_step = scale > 0 ? inverse / scale : 0;
   double lost = 0;
@@ -350,8 +355,9 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
     const int q = s.unresolved[item / splits];
     const int64_t split = item % splits;
+    const ExactScore<T> exact = exact_score<T>(a, q, vector);
     topk::scan_exactly(team, a.N * split / splits, a.N * (split + 1) / splits, a.allowed, K,
-                       exact_score<T>(a, q, vector), list, &fill);
+                       exact.best, exact, list, &fill);
     uint64_t* out = s.candidates.keys + int64_t(q) * s.candidates.capacity + split * K;
     team.each(K, [&](int i) { out[i] = list[i]; });
     team.sync();  // before the next item overwrites the list
@@ -388,15 +394,26 @@ void scan_pass(const Pass& pass, DType dtype, TopkScan scan, bool streamed, int 
                cudaStream_t stream) {
   const int64_t element = dtype == DType::f32 ? 4 : (dtype == DType::i8 ? 1 : 2);
   if (streamed || !can_tile(pass, element)) return scan_stream(pass, dtype, device, stream);
-  if (scan == TopkScan::wgmma && dtype != DType::f32 && has_wgmma(device)) {
+  const bool can_wgmma = dtype != DType::f32 && has_wgmma(device);
+  if (scan == TopkScan::automatic) {
+    scan = pass.Q <= kNarrowQueries ? TopkScan::tiles64
+                                    : (can_wgmma ? TopkScan::wgmma : TopkScan::tiles128);
+  }
+  if (scan == TopkScan::wgmma && can_wgmma && !pass.dense) {
     return scan_wgmma(pass, dtype, device, stream);
   }
-  // wgmma and tiles of 256 rows are not chosen until they have been measured.
-  if (scan == TopkScan::automatic) {
-    scan = pass.Q <= kNarrowQueries ? TopkScan::tiles64 : TopkScan::tiles128;
-  }
   const bool wide = scan == TopkScan::tiles256 || scan == TopkScan::wgmma;
-  scan_tiles(pass, dtype, scan == TopkScan::tiles64 ? 64 : 128, wide ? 256 : 128, device, stream);
+  const int tile_queries = scan == TopkScan::tiles64 ? 64 : 128, tile_rows = wide ? 256 : 128;
+  switch (dtype) {
+    case DType::f32:
+      return scan_tiles_f32(pass, tile_queries, tile_rows, device, stream);
+    case DType::f16:
+      return scan_tiles_f16(pass, tile_queries, tile_rows, device, stream);
+    case DType::i8:
+      return scan_tiles_i8(pass, tile_queries, tile_rows, device, stream);
+    default:
+      return scan_tiles_bf16(pass, tile_queries, tile_rows, device, stream);
+  }
 }
 
 template <typename T>
@@ -428,7 +445,7 @@ void launch(const CosineTopk& a, int device, cudaStream_t stream) {
   pass.out = s.candidates;
   pass.Q = static_cast<int>(a.Q);
   pass.D = static_cast<int>(eight_bits ? a.eight_bit.pitch : a.D);
-  pass.row_scale = a.eight_bit.scale;
+  pass.row_scale = eight_bits ? a.eight_bit.scale : a.inverse;
   pass.row_error = a.eight_bit.error;
   pass.query_scale = s.scales;
   for (int level = 0; level < plan.levels; ++level) {
@@ -460,6 +477,24 @@ int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t K, TopkScan scan, int6
   const topk::Plan plan = topk::plan_passes(N, K, !streamed, pitch > 0);
   const auto keys = plan.capacity * static_cast<int64_t>(sizeof(uint64_t));
   return Q * (keys + query_parts(streamed) * pitch + kBytesPerQuery) + 8;
+}
+
+void cosine_topk_keys(const CosineTopk& a, uint64_t* keys, int* counts, float* thresholds,
+                      int device, void* stream) {
+  SPLIP_CHECK(a.N < INT32_MAX, "too many rows: ", a.N);
+  const DeviceGuard guard(device);
+  Pass pass{};
+  pass.queries = a.queries;
+  pass.gallery = a.gallery;
+  pass.allowed = a.allowed;
+  pass.row_scale = a.inverse;
+  pass.out = {keys, counts, thresholds, static_cast<int>(a.N)};
+  pass.rows = a.N;
+  pass.step = topk::kAllRows;
+  pass.Q = static_cast<int>(a.Q);
+  pass.D = static_cast<int>(a.D);
+  const bool streamed = use_stream(a.Q, a.K, a.scan, false);
+  scan_pass(pass, a.dtype, a.scan, streamed, device, static_cast<cudaStream_t>(stream));
 }
 
 void cosine_topk(const CosineTopk& a, int device, void* stream) {

@@ -28,8 +28,10 @@ struct Pass {
   uint64_t step;
   int Q, D;
   bool dense;
+  // What a row's products are multiplied with: of rows in 8 bits their scale, of others 1 / norm,
+  // or null, and norms are summed on the way. NaN: a row without a score.
+  const float* row_scale;  // [N]
   // Of rows in 8 bits; error may be null.
-  const float* row_scale;    // [N]
   const float* row_error;    // [N]
   const float* query_scale;  // [Q]
 };
@@ -37,10 +39,17 @@ struct Pass {
 // Up to 32 queries at once, straight from memory: any D and alignment.
 void scan_stream(const Pass& pass, DType dtype, int device, cudaStream_t stream);
 // Tiles of 64 or 128 queries and 128 or 256 rows; rows must be aligned to 16 bytes. 256 rows need
-// more shared memory than some GPUs have: then 128.
-void scan_tiles(const Pass& pass, DType dtype, int tile_queries, int tile_rows, int device,
-                cudaStream_t stream);
-// Tiles of 128 queries and 256 rows by wgmma, for 16-bit and 8-bit rows aligned to 16 bytes.
+// more shared memory than some GPUs have: then 128. One source file each.
+void scan_tiles_f32(const Pass& pass, int tile_queries, int tile_rows, int device,
+                    cudaStream_t stream);
+void scan_tiles_f16(const Pass& pass, int tile_queries, int tile_rows, int device,
+                    cudaStream_t stream);
+void scan_tiles_bf16(const Pass& pass, int tile_queries, int tile_rows, int device,
+                     cudaStream_t stream);
+void scan_tiles_i8(const Pass& pass, int tile_queries, int tile_rows, int device,
+                   cudaStream_t stream);
+// Tiles of 128 queries and 256 rows by wgmma, for 16-bit and 8-bit rows aligned to 16 bytes; not
+// for a dense pass.
 void scan_wgmma(const Pass& pass, DType dtype, int device, cudaStream_t stream);
 
 // 1 / norm of a row from its squares; NaN, which passes no cut, if its score would be -infinity.
@@ -48,7 +57,7 @@ __device__ __forceinline__ float inverse_norm(float squares) {
   return squares <= 3.402823466e38f ? 1.0f / fmaxf(sqrtf(squares), kMinNorm) : NAN;
 }
 
-// What a score is multiplied with and what is added, of a row in 8 bits.
+// What a row's products are multiplied with, and what is added to those of a row in 8 bits.
 struct RowFactors {
   float scale, error;
 };
@@ -164,18 +173,31 @@ __device__ __forceinline__ float score_of(typename Element<T>::Sum sum, float qu
   }
 }
 
-// What becomes of the score of query q and row `row` of the pass.
-template <int kRoom>
-__device__ __forceinline__ void offer(const Pass& p, Queue<kRoom>& queue, int q, int64_t row,
-                                      float score, float cut) {
-  if (p.dense) {
-    if (q < p.Q && row < p.rows) {
-      const auto index = static_cast<uint32_t>(topk::sampled(row, p.step));
-      p.out.keys[int64_t(q) * p.out.capacity + row] =
-          score == score ? topk::make_key(score, index) : 0;
-    }
-  } else if (score >= cut) {
-    queue.add(p.out, q, static_cast<uint32_t>(topk::sampled(row, p.step)), score);
+// Scores that a thread compares with a threshold before it branches: a branch for each would make
+// the loop larger than the instruction cache, and every warp would wait for its code.
+constexpr int kTogether = 16;
+
+// The largest of them; NaN counts for nothing.
+__device__ __forceinline__ float largest(const float (&score)[kTogether]) {
+  float most[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    most[i] = fmaxf(fmaxf(score[i], score[i + 4]), fmaxf(score[i + 8], score[i + 12]));
+  }
+  return fmaxf(fmaxf(most[0], most[1]), fmaxf(most[2], most[3]));
+}
+
+// keep(i, score[i]) for those whose bit is set: seldom any, so the code is small, not fast.
+template <typename Keep>
+__device__ __forceinline__ void keep_some(uint32_t passed, const float (&score)[kTogether],
+                                          Keep keep) {
+  while (passed != 0) {
+    const int i = __ffs(static_cast<int>(passed)) - 1;
+    passed &= passed - 1;
+    float value = score[0];  // a register has no index: choose by comparing
+#pragma unroll
+    for (int j = 1; j < kTogether; ++j) value = i == j ? score[j] : value;
+    keep(i, value);
   }
 }
 

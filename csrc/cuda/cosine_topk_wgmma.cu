@@ -9,8 +9,11 @@
 // Copies are cp.async, not the bulk copy engine: a pass over a sample takes rows at uneven
 // distances, which a tensor map cannot name, and every thread's copies arrive at the stage's
 // barrier by themselves. wgmma reads shared memory through another path than ordinary copies write
-// it, so who has waited for a stage fences before multiplying. Norms are summed from shared memory
-// by the warps that multiply, one row a thread, while the tensor cores are at work.
+// it, so who has waited for a stage fences before multiplying.
+//
+// The two warpgroups that multiply go their own ways as far as the ring of stages lets them: while
+// one compares its scores, the other has the tensor cores. Without stored norms they cannot: norms
+// are summed from shared memory by the warps that multiply, one row a thread, for both.
 #include "cosine_topk.cuh"
 
 namespace splip::cuda {
@@ -21,16 +24,26 @@ constexpr int kConsumers = 256, kProducers = 128, kThreads = kConsumers + kProdu
 constexpr int kStepBytes = 128;  // of every row, in one stage
 constexpr int kMostStages = 4, kLeastStages = 3;
 constexpr int kQueryStep = kQueries * kStepBytes, kRowStep = kRows * kStepBytes;
-constexpr int kQueue = 64;
+constexpr int kQueue = 12;  // rows that passed, of a warp and a tile: more wait for their slots
 static_assert(kConsumers == kRows, "a thread looks after the norm and the mask of one row");
+
+// Scores of a warp's part of a tile that passed, on their way to memory.
+struct WarpQueue {
+  uint2 entries[kQueue];  // the score's bits; its query and row in the part
+  int count;
+};
 
 // Behind the stages in shared memory.
 template <typename T>
 struct Fixed {
   uint64_t full[kMostStages], empty[kMostStages];
-  float factors[2][Element<T>::kFactors ? 2 : 1][kRows];  // of two tiles in turn
-  Queue<kQueue> queue;
+  // Of a tile's rows: for each warpgroup, or, where norms are summed, for two tiles in turn.
+  float factors[2][Element<T>::kFactors ? 2 : 1][kRows];
+  WarpQueue queues[kConsumers / kWarp];
 };
+// 128 queries of 1 KB and three stages beside it, in the 227 KB that a block may have.
+static_assert(sizeof(Fixed<__half>) + 8 * kQueryStep + 3 * kRowStep <= 227 * 1024,
+              "at D = 512 the queries stay in shared memory");
 
 // How shared memory is divided. `resident`: all of the block's queries stand before the stages,
 // which then hold gallery rows only.
@@ -45,12 +58,12 @@ struct Layout {
 
 // A block keeps query tile blockIdx.x % query_tiles and takes every so many row tiles, so that the
 // blocks that run side by side share gallery rows in the L2 cache.
-template <typename T>
+template <typename T, bool kStored>
 __device__ __forceinline__ void scan_rows(const Pass& p, const Layout& layout) {
   constexpr int kGroup = 128;              // threads of a warpgroup
   constexpr int kGroupQueries = 64;        // of the block's queries, those of one warpgroup
   constexpr int kSteps = kStepBytes / 32;  // products of 32 bytes of k
-  constexpr int kBarrier = 1;              // of the threads that multiply
+  constexpr int kBarrier = 1;              // of the threads that multiply; then of each warpgroup
   extern __shared__ __align__(1024) uint4 shared_bytes[];
   const unsigned memory = shared_address(shared_bytes);
   auto& s = *reinterpret_cast<Fixed<T>*>(reinterpret_cast<char*>(shared_bytes) + layout.fixed());
@@ -66,7 +79,7 @@ __device__ __forceinline__ void scan_rows(const Pass& p, const Layout& layout) {
       barrier_init(full(i), kProducers);
       barrier_init(empty(i), kConsumers / kWarp);
     }
-    s.queue.count = 0;
+    for (WarpQueue& queue : s.queues) queue.count = 0;
   }
   __syncthreads();
 
@@ -122,21 +135,47 @@ __device__ __forceinline__ void scan_rows(const Pass& p, const Layout& layout) {
   } else {
     more_registers<208>();
     const int group = thread / kGroup, own = thread % kGroup;
+    WarpQueue& queue = s.queues[thread / kWarp];
+    const int first_query = query_tile * kQueries + group * kGroupQueries;
     typename Element<T>::Sum product[128];
+    float thresholds[2], scales[2] = {1, 1};  // of this thread's two queries
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int q = first_query + mma::group_row(own, 2 * half);
+      thresholds[half] = q < p.Q ? p.out.cuts[q] : NAN;
+      if constexpr (Element<T>::kFactors) scales[half] = q < p.Q ? p.query_scale[q] : 0.0f;
+    }
     Ring ring = {0, 0};
     // A warp's reads of a stage are over.
     const auto release = [&](int stage) {
       __syncwarp();
       if (lane == 0) barrier_arrive(empty(stage));
     };
+    // What a row of the tile is multiplied with; NaN if it may not be a result.
+    const auto factors_of = [&](int64_t row) {
+      const int64_t index = topk::sampled(row, p.step);
+      const bool use = row < p.rows && (p.allowed == nullptr || p.allowed[index] != 0);
+      return use ? row_factors(p, index) : RowFactors{NAN, 0};
+    };
+    // The last tile's queue: a slot of each list is asked for, and used when it has come.
+    int slot = -1, waiting_query = 0;
+    uint64_t waiting_key = 0;
+    const auto write_waiting = [&] {
+      if (slot >= 0 && slot < p.out.capacity) {
+        p.out.keys[int64_t(waiting_query) * p.out.capacity + slot] = waiting_key;
+      }
+      slot = -1;
+    };
     int turn = 0;
     for (int64_t tile = blockIdx.x / layout.query_tiles; tile < row_tiles; tile += stride) {
-      const int64_t row = tile * kRows + thread;
-      const int64_t index = topk::sampled(row, p.step);
-      const bool use_row = row < p.rows && (p.allowed == nullptr || p.allowed[index] != 0);
-      RowFactors factors = {NAN, 0};
-      if constexpr (Element<T>::kFactors) {
-        if (use_row) factors = row_factors(p, index);
+      RowFactors factors[2];
+      bool use_row = false;
+      if constexpr (kStored) {
+        factors[0] = factors_of(tile * kRows + own);
+        factors[1] = factors_of(tile * kRows + kGroup + own);
+      } else {
+        const int64_t row = tile * kRows + thread;
+        use_row = row < p.rows && (p.allowed == nullptr || p.allowed[topk::sampled(row, p.step)]);
       }
       float squares = 0;
       int last = 0;
@@ -154,7 +193,7 @@ __device__ __forceinline__ void scan_rows(const Pass& p, const Layout& layout) {
           wgmma<T>(product, mma::descriptor_at(a, kk), mma::descriptor_at(b, kk), k + kk > 0);
         }
         wgmma_commit();
-        if constexpr (!Element<T>::kFactors) {
+        if constexpr (!kStored) {
           const uint4* stage = shared_bytes + rows_at / mma::kChunkBytes;
 #pragma unroll
           for (int chunk = 0; chunk < mma::kRowChunks; ++chunk) {
@@ -165,6 +204,7 @@ __device__ __forceinline__ void scan_rows(const Pass& p, const Layout& layout) {
             squares = Element<T>::squares(words.w, squares);
           }
         }
+        if (k == 0) write_waiting();
         if (k > 0) {
           wgmma_wait<1>();
           release(last);
@@ -172,52 +212,89 @@ __device__ __forceinline__ void scan_rows(const Pass& p, const Layout& layout) {
         last = ring.stage;
         ring.next(stages);
       }
-      if constexpr (!Element<T>::kFactors) {
-        if (use_row) factors.scale = inverse_norm(squares);
+      float (&multiply)[kRows] = s.factors[kStored ? group : turn][0];
+      float (&add)[kRows] = s.factors[kStored ? group : turn][Element<T>::kFactors ? 1 : 0];
+      if constexpr (kStored) {
+        sync_some(kBarrier + 1 + group, kGroup);  // nobody reads the last tile's any more
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          multiply[i * kGroup + own] = factors[i].scale;
+          if constexpr (Element<T>::kFactors) add[i * kGroup + own] = factors[i].error;
+        }
+      } else {
+        multiply[thread] = use_row ? inverse_norm(squares) : NAN;
       }
-      s.factors[turn][0][thread] = factors.scale;
-      if constexpr (Element<T>::kFactors) s.factors[turn][1][thread] = factors.error;
       wgmma_wait<0>();
 #pragma unroll
       for (int i = 0; i < 128; ++i) settle(product[i]);
       release(last);
-      // The last tile's queue is complete, this one's factors are there.
-      if (any_of_some(kBarrier, kConsumers, s.queue.count > kQueue / 2)) {
-        s.queue.drain(p.out, thread, kConsumers);
+      if constexpr (kStored) {
+        sync_some(kBarrier + 1 + group, kGroup);
+      } else {
         sync_some(kBarrier, kConsumers);
-        if (thread == 0) s.queue.count = 0;
-        sync_some(kBarrier, kConsumers);
+        turn ^= 1;
       }
-      float cuts[2], scales[2] = {1, 1};
-      int q[2];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        q[half] = query_tile * kQueries + group * kGroupQueries + mma::group_row(own, 2 * half);
-        cuts[half] = q[half] < p.Q ? p.out.cuts[q[half]] : NAN;
-        if constexpr (Element<T>::kFactors) {
-          scales[half] = q[half] < p.Q ? p.query_scale[q[half]] : 0.0f;
+      for (int first = 0; first < 128; first += kTogether) {
+        float score[kTogether];
+        float most[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+        for (int i = 0; i < kTogether; i += 4) {
+          const int column = mma::group_column(own, first + i);
+          const float2 factor = *reinterpret_cast<const float2*>(&multiply[column]);
+          float2 error = {0, 0};
+          if constexpr (Element<T>::kFactors) {
+            error = *reinterpret_cast<const float2*>(&add[column]);
+          }
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int j = i + 2 * half;
+            score[j] = score_of<T>(product[first + j], scales[half], factor.x, error.x);
+            score[j + 1] = score_of<T>(product[first + j + 1], scales[half], factor.y, error.y);
+            most[half] = fmaxf(most[half], fmaxf(score[j], score[j + 1]));
+          }
         }
-      }
+        if (!(most[0] >= thresholds[0] || most[1] >= thresholds[1])) continue;
+        uint32_t passed = 0;
 #pragma unroll
-      for (int i = 0; i < 128; ++i) {
-        const int half = i / 2 % 2, column = mma::group_column(own, i);
-        const float score = score_of<T>(product[i], scales[half], s.factors[turn][0][column],
-                                        s.factors[turn][Element<T>::kFactors ? 1 : 0][column]);
-        offer(p, s.queue, q[half], tile * kRows + column, score, cuts[half]);
+        for (int i = 0; i < kTogether; ++i) {
+          passed |= uint32_t(score[i] >= thresholds[i / 2 % 2]) << i;
+        }
+        keep_some(passed, score, [&](int i, float value) {
+          const int row = mma::group_row(own, i), column = mma::group_column(own, first + i);
+          const int place = atomicAdd(&queue.count, 1);
+          if (place < kQueue) {
+            queue.entries[place] = {__float_as_uint(value), uint32_t(row << 8 | column)};
+          } else {
+            const auto index = static_cast<uint32_t>(topk::sampled(tile * kRows + column, p.step));
+            push(p.out, first_query + row, index, value);
+          }
+        });
       }
-      turn ^= 1;
+      __syncwarp();
+      const int count = queue.count < kQueue ? queue.count : kQueue;
+      if (lane < count) {
+        const uint2 entry = queue.entries[lane];
+        const int64_t row = tile * kRows + (entry.y & 0xff);
+        waiting_query = first_query + static_cast<int>(entry.y >> 8);
+        waiting_key = topk::make_key(__uint_as_float(entry.x),
+                                     static_cast<uint32_t>(topk::sampled(row, p.step)));
+        slot = atomicAdd(p.out.counts + waiting_query, 1);
+      }
+      __syncwarp();
+      if (lane == 0) queue.count = 0;
+      __syncwarp();
     }
-    sync_some(kBarrier, kConsumers);
-    s.queue.drain(p.out, thread, kConsumers);
+    write_waiting();
   }
 }
 
-template <typename T>
+template <typename T, bool kStored>
 __global__ void __launch_bounds__(kThreads, 1) wgmma_kernel(Pass p, Layout layout) {
-  if constexpr (kHasWgmma) scan_rows<T>(p, layout);  // other GPUs' code is empty
+  if constexpr (kHasWgmma) scan_rows<T, kStored>(p, layout);  // other GPUs' code is empty
 }
 
-template <typename T>
+template <typename T, bool kStored>
 void launch(const Pass& p, int device, cudaStream_t stream) {
   const int most = most_shared(device), multi = multiprocessors(device);
   Layout layout{};
@@ -231,13 +308,19 @@ void launch(const Pass& p, int device, cudaStream_t stream) {
     layout.resident = false;
     layout.stages = kMostStages;
   }
-  allow_shared(wgmma_kernel<T>, bytes());
+  allow_shared(wgmma_kernel<T, kStored>, bytes());
   const int64_t row_tiles = (p.rows + kRows - 1) / kRows;
   const int64_t fair = multi / layout.query_tiles < 1 ? 1 : multi / layout.query_tiles;
   const unsigned blocks =
       static_cast<unsigned>((row_tiles < fair ? row_tiles : fair) * layout.query_tiles);
-  wgmma_kernel<T><<<blocks, kThreads, bytes(), stream>>>(p, layout);
+  wgmma_kernel<T, kStored><<<blocks, kThreads, bytes(), stream>>>(p, layout);
   SPLIP_CUDA_CHECK(cudaGetLastError());
+}
+
+template <typename T>
+void launch_any(const Pass& p, int device, cudaStream_t stream) {
+  if (p.row_scale == nullptr) return launch<T, false>(p, device, stream);
+  launch<T, true>(p, device, stream);
 }
 
 }  // namespace
@@ -256,11 +339,11 @@ bool has_wgmma([[maybe_unused]] int device) {
 void scan_wgmma(const Pass& pass, DType dtype, int device, cudaStream_t stream) {
   switch (dtype) {
     case DType::f16:
-      return launch<__half>(pass, device, stream);
+      return launch_any<__half>(pass, device, stream);
     case DType::i8:
-      return launch<int8_t>(pass, device, stream);
+      return launch<int8_t, true>(pass, device, stream);
     default:
-      return launch<__nv_bfloat16>(pass, device, stream);
+      return launch_any<__nv_bfloat16>(pass, device, stream);
   }
 }
 

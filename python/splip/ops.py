@@ -464,6 +464,19 @@ class PackedGallery(NamedTuple):
         return {"gallery": rows, **dict(zip(self._fields[1:], others, strict=True))}
 
 
+class PreparedGallery(NamedTuple):
+    """A gallery made ready for many searches on a GPU by :func:`pack_gallery`."""
+
+    rows: Tensor  # [N, P]: what was prepared; P is D rounded up to 16 bytes, zeros past D
+    inverse: Tensor  # [N] float32: 1 / norm; NaN: a row without a score
+    width: int  # D
+
+    @property
+    def shape(self) -> torch.Size:
+        """``[N, D]``."""
+        return torch.Size((len(self.rows), self.width))
+
+
 def _aligned(count: int, alignment: int = 64) -> Tensor:
     """``count`` bytes at an aligned address."""
     memory = torch.empty(count + alignment, dtype=torch.uint8)
@@ -471,22 +484,42 @@ def _aligned(count: int, alignment: int = 64) -> Tensor:
     return memory[start : start + count]
 
 
-def pack_gallery(gallery: Tensor) -> PackedGallery:
-    """Make a gallery ready for many exact searches on the CPU: a quarter more memory, several times the speed.
+def pack_gallery(gallery: Tensor) -> "PackedGallery | PreparedGallery":
+    """Make a gallery ready for many exact searches: pass the result to :func:`cosine_topk` in place of the gallery.
 
-    Pass the result to :func:`cosine_topk` in place of the gallery. Its rows are kept, not copied: do
-    not change them.
+    On the CPU its rows are packed in 8 bits beside it: a quarter more memory, several times the speed. On a GPU the
+    rows' norms are kept, which each search of more than a few queries would have to sum again, and rows that are not
+    a multiple of 16 bytes long are copied into longer ones. Rows are kept, not copied otherwise: do not change them.
 
     Args:
-        gallery: ``[N, D]``, float32, on the CPU. ``N < 2**31``, ``D <= 65536``.
+        gallery: ``[N, D]``, on the CPU float32, on a GPU float32, float16 or bfloat16. ``N < 2**31``, ``D <= 65536``.
 
     Raises:
         ValueError: another shape, dtype or device.
     """
     if gallery.dim() != 2 or not 1 <= gallery.shape[1] <= 65536 or gallery.shape[0] >= 2**31:
         raise ValueError(f"gallery must be [N, D], N < 2**31, 1 <= D <= 65536, got {list(gallery.shape)}")
+    if gallery.device.type == "cuda":
+        return _prepare_gallery(gallery.detach())
     if gallery.dtype != torch.float32 or gallery.device.type != "cpu":
         raise ValueError(f"gallery must be float32 on the CPU, got {gallery.dtype} on {gallery.device}")
+    return _pack_gallery(gallery)
+
+
+def _prepare_gallery(gallery: Tensor) -> PreparedGallery:
+    """On any device, for tests."""
+    _float_dtype("gallery", gallery)
+    N, D = gallery.shape
+    rows = torch.nn.functional.pad(gallery, (0, -D % (16 // gallery.element_size()))).contiguous()
+    inverse = gallery.new_empty(N, dtype=torch.float32)
+    for first in range(0, N, _QUANTISE_ROWS):
+        part = slice(first, first + _QUANTISE_ROWS)
+        norm = rows[part].double().norm(dim=1)
+        inverse[part] = (1 / norm.clamp_min(reference.MIN_NORM)).where(norm.square() <= _LONGEST, torch.nan)
+    return PreparedGallery(rows, inverse, D)
+
+
+def _pack_gallery(gallery: Tensor) -> PackedGallery:
     rows = gallery.detach().contiguous()
     (N, D), threads = rows.shape, torch.get_num_threads()
     padded = (N + 31) // 32 * 32
@@ -602,7 +635,7 @@ def _packed_topk(queries: Tensor, gallery: PackedGallery, k: int, allowed: Tenso
 
 def cosine_topk(
     queries: Tensor,  # [Q, D]
-    gallery: Tensor | PackedGallery | EightBitGallery,  # [N, D]
+    gallery: Tensor | PackedGallery | PreparedGallery | EightBitGallery,  # [N, D]
     k: int,
     allowed: Tensor | None = None,  # [N]
 ) -> tuple[Tensor, Tensor]:
@@ -613,9 +646,9 @@ def cosine_topk(
 
     Args:
         queries: ``[Q, D]``, float32, float16 or bfloat16.
-        gallery: ``[N, D]``, same dtype; or a float32 gallery packed by :func:`pack_gallery`, for searches
-            that are several times faster, exact all the same (scores are sums in float64) and have no gradient;
-            or one of :func:`eight_bit_gallery`, without a gradient either.
+        gallery: ``[N, D]``, same dtype; or one made ready by :func:`pack_gallery`, for searches that are several
+            times faster on the CPU, up to twice on a GPU, exact all the same (scores are sums in float64) and have
+            no gradient; or one of :func:`eight_bit_gallery`, without a gradient either.
         k: results per query, ``0 <= k <= N``.
         allowed: bool ``[N]``: rows that may be results; on the CPU for packed galleries only. With fewer than
             ``k``, the last results are index -1 at ``-inf``.
@@ -645,6 +678,8 @@ def cosine_topk(
     _float_dtype("queries", queries)
     if isinstance(gallery, PackedGallery):
         return _check_packed_topk(queries, gallery, k, allowed)
+    if isinstance(gallery, PreparedGallery):
+        return _check_prepared_topk(queries, gallery, k, allowed)
     if isinstance(gallery, EightBitGallery):
         return _check_eight_bit_topk(queries, gallery, k, allowed)
     if allowed is not None and not queries.is_cuda:
@@ -682,6 +717,23 @@ def _check_eight_bit_topk(
     if gallery.rows is not None:
         return reference.cosine_topk(queries, gallery.rows, k, allowed)
     return _approximate_topk(queries, gallery, k, allowed)
+
+
+def _check_prepared_topk(
+    queries: Tensor, gallery: PreparedGallery, k: int, allowed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    N = gallery.shape[0]
+    if gallery.rows.dtype != queries.dtype:
+        raise ValueError(f"queries must be {gallery.rows.dtype} like the gallery's rows, got {queries.dtype}")
+    if not 0 <= k <= N:
+        raise ValueError(f"k must be between 0 and the gallery's size {N}, got {k}")
+    if allowed is not None:
+        _check_allowed(allowed, N)
+    _same_device(queries=queries, gallery=gallery.rows, allowed=allowed)
+    queries = queries.detach()
+    if _native(queries, ()) and not _too_much_for_cuda(queries, gallery.shape, k):
+        return _cuda_topk(queries, gallery, k, allowed)
+    return reference.cosine_topk(queries, gallery.rows[:, : gallery.width], k, allowed)
 
 
 def _approximate_topk(
@@ -748,12 +800,16 @@ SCANS = {"automatic": 0, "stream": 1, "tiles64": 2, "tiles128": 3, "tiles256": 4
 
 def _cuda_topk(
     queries: Tensor,
-    gallery: Tensor | EightBitGallery,
+    gallery: Tensor | PreparedGallery | EightBitGallery,
     k: int,
     allowed: Tensor | None = None,
     scan: str = "automatic",
 ) -> tuple[Tensor, Tensor]:
-    if isinstance(gallery, EightBitGallery):
+    if isinstance(gallery, PreparedGallery):
+        rows = gallery.rows
+        queries = torch.nn.functional.pad(queries, (0, rows.shape[1] - gallery.width))
+        N, pitch, eight_bits = len(rows), 0, {"inverse": gallery.inverse.data_ptr()}
+    elif isinstance(gallery, EightBitGallery):
         rows, (N, pitch) = gallery.rows, gallery.bytes.shape
         eight_bits = {
             "eight_bit_rows": gallery.bytes.data_ptr(),

@@ -128,6 +128,7 @@ T __ldg(const T* p) {
   on_host::check_global("__ldg", p, sizeof(T));
   return *p;
 }
+inline int __ffs(int v) { return __builtin_ffs(v); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __uint_as_float(uint32_t v) {
   float f;

@@ -2,6 +2,9 @@
 // sm_80 and later), whose scores are compared with each query's cut and never written. Bound by
 // arithmetic above about 300 queries, Q * N * D products; below it by the gallery's bytes, which
 // come from memory once: all query tiles of some gallery rows run side by side and share the L2.
+// One source file for each dtype of the rows includes this, so that they compile side by side.
+#pragma once
+
 #include "cosine_topk.cuh"
 
 namespace splip::cuda {
@@ -38,7 +41,9 @@ static_assert(sizeof(Shared<Tile<128, 128>>) <= 99 * 1024, "sm_86, sm_89, sm_120
 // Work item i is gallery tile i / query_tiles, query tile i % query_tiles; a block takes every
 // gridDim.x-th. Stages of one item follow those of the last without a gap, so that the next tile
 // is on its way while this one's scores are compared.
-template <typename T, typename Shape>
+//
+// kStored: the pass brings what a row's products are multiplied with. kDense: every score is kept.
+template <typename T, typename Shape, bool kStored, bool kDense>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocessor)
     tile_kernel(Pass p, unsigned items, unsigned query_tiles) {
   extern __shared__ uint4 shared_bytes[];
@@ -124,7 +129,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocess
       const int64_t row = int64_t(item / query_tiles) * Shape::kRows + thread;
       const int64_t index = topk::sampled(row, p.step);
       use_row = row < p.rows && (p.allowed == nullptr || p.allowed[index] != 0);
-      if constexpr (Element<T>::kFactors) {
+      if constexpr (kStored) {
         own_factors = use_row ? row_factors(p, index) : RowFactors{NAN, 0};
       }
     }
@@ -150,7 +155,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocess
         const int row = kQueries + warp_n * Shape::kWarpRows + j * 8 + from.row;
         load_matrices(b, tile + mma::swizzled(row, from.chunk) * mma::kChunkBytes);
         // Warps of the same rows take turns at their squares.
-        if (!Element<T>::kFactors && kk % Shape::kWarpsQ == warp_q) {
+        if (!kStored && kk % Shape::kWarpsQ == warp_q) {
           squares[j] = Element<T>::squares(b[1], Element<T>::squares(b[0], squares[j]));
           squares[j + 1] = Element<T>::squares(b[3], Element<T>::squares(b[2], squares[j + 1]));
         }
@@ -167,7 +172,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocess
     k = 0;
 
     // The tile's products are complete: factors of its rows, then every score against its cut.
-    if constexpr (Element<T>::kFactors) {
+    if constexpr (kStored) {
       s.factors[0][thread] = own_factors.scale;  // last read before this step's barrier
       s.factors[1][thread] = own_factors.error;
     } else {
@@ -191,25 +196,53 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocess
     const int q0 = static_cast<int>(item % query_tiles) * kQueries + warp_q * Shape::kWarpQueries;
     const int64_t n0 = int64_t(item / query_tiles) * Shape::kRows + warp_n * Shape::kWarpRows;
     item += gridDim.x;
+    static_assert(2 * kBlocksN == kTogether, "the scores of a thread and a query");
+    float2 scale[kBlocksN], error[Element<T>::kFactors ? kBlocksN : 1];
+#pragma unroll
+    for (int j = 0; j < kBlocksN; ++j) {
+      const int place = warp_n * Shape::kWarpRows + j * 8 + mma::c_column(lane, 0);
+      scale[j] = *reinterpret_cast<const float2*>(&s.factors[0][place]);
+      if constexpr (Element<T>::kFactors) {
+        error[j] = *reinterpret_cast<const float2*>(&s.factors[1][place]);
+      }
+    }
 #pragma unroll
     for (int i = 0; i < kBlocksQ; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int q = q0 + i * 16 + mma::c_row(lane, half * 2);
-        const float cut = q < p.Q ? p.out.cuts[q] : NAN;
-        float scale = 1;
-        if constexpr (Element<T>::kFactors) scale = q < p.Q ? p.query_scale[q] : 0.0f;
+        float query_scale = 1;
+        if constexpr (Element<T>::kFactors) query_scale = q < p.Q ? p.query_scale[q] : 0.0f;
+        float score[kTogether];
 #pragma unroll
         for (int j = 0; j < kBlocksN; ++j) {
+          auto& sums = product[i][j];
+          const float2 more = Element<T>::kFactors ? error[Element<T>::kFactors ? j : 0] : float2{};
+          score[2 * j] = score_of<T>(sums[half * 2], query_scale, scale[j].x, more.x);
+          score[2 * j + 1] = score_of<T>(sums[half * 2 + 1], query_scale, scale[j].y, more.y);
+          sums[half * 2] = sums[half * 2 + 1] = 0;
+        }
+        // Columns of this thread: two neighbours of every eight.
+        const auto row_of = [&](int e) { return n0 + e / 2 * 8 + mma::c_column(lane, e % 2); };
+        if constexpr (kDense) {
+          if (q >= p.Q) continue;
+          uint64_t* keys = p.out.keys + int64_t(q) * p.out.capacity;
 #pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const int column = j * 8 + mma::c_column(lane, e);
-            const int place = warp_n * Shape::kWarpRows + column;
-            auto& sum = product[i][j][half * 2 + e];
-            const float score = score_of<T>(sum, scale, s.factors[0][place], s.factors[1][place]);
-            offer(p, s.queue, q, n0 + column, score, cut);
-            sum = 0;
+          for (int e = 0; e < kTogether; ++e) {
+            const int64_t row = row_of(e);
+            if (row >= p.rows) continue;
+            const auto index = static_cast<uint32_t>(topk::sampled(row, p.step));
+            keys[row] = score[e] == score[e] ? topk::make_key(score[e], index) : 0;
           }
+        } else {
+          const float threshold = q < p.Q ? p.out.cuts[q] : NAN;
+          if (!(largest(score) >= threshold)) continue;
+          uint32_t passed = 0;
+#pragma unroll
+          for (int e = 0; e < kTogether; ++e) passed |= uint32_t(score[e] >= threshold) << e;
+          keep_some(passed, score, [&](int e, float value) {
+            s.queue.add(p.out, q, static_cast<uint32_t>(topk::sampled(row_of(e), p.step)), value);
+          });
         }
       }
     }
@@ -219,44 +252,40 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocess
   s.queue.drain(p.out, thread, Shape::kThreads);
 }
 
-template <typename T, typename Shape>
+template <typename T, typename Shape, bool kStored, bool kDense>
 void launch(const Pass& p, int device, cudaStream_t stream) {
   const int64_t query_tiles = (p.Q + Shape::kQueries - 1) / Shape::kQueries;
   const int64_t items = (p.rows + Shape::kRows - 1) / Shape::kRows * query_tiles;
   SPLIP_CHECK(items <= UINT32_MAX, "too many queries and rows in one call: ", p.Q, ", ", p.rows);
   constexpr int kBytes = sizeof(Shared<Shape>);
-  allow_shared(tile_kernel<T, Shape>, kBytes);
+  allow_shared(tile_kernel<T, Shape, kStored, kDense>, kBytes);
   const unsigned blocks =
       grid_for(items, int64_t(multiprocessors(device)) * Shape::kBlocksPerMultiprocessor);
-  tile_kernel<T, Shape><<<blocks, Shape::kThreads, kBytes, stream>>>(
+  tile_kernel<T, Shape, kStored, kDense><<<blocks, Shape::kThreads, kBytes, stream>>>(
       p, static_cast<unsigned>(items), static_cast<unsigned>(query_tiles));
   SPLIP_CUDA_CHECK(cudaGetLastError());
 }
 
+template <typename T, bool kStored>
+void launch_shape(const Pass& p, int tile_queries, int tile_rows, int device, cudaStream_t stream) {
+  using Wide = Tile<128, 256>;
+  if (p.dense) return launch<T, Tile<64, 128>, kStored, true>(p, device, stream);
+  if (tile_queries == 64) return launch<T, Tile<64, 128>, kStored, false>(p, device, stream);
+  if (tile_rows == 256 && most_shared(device) >= static_cast<int>(sizeof(Shared<Wide>))) {
+    return launch<T, Wide, kStored, false>(p, device, stream);
+  }
+  launch<T, Tile<128, 128>, kStored, false>(p, device, stream);
+}
+
 template <typename T>
 void launch_any(const Pass& p, int tile_queries, int tile_rows, int device, cudaStream_t stream) {
-  using Wide = Tile<128, 256>;
-  if (tile_queries == 64) return launch<T, Tile<64, 128>>(p, device, stream);
-  if (tile_rows == 256 && most_shared(device) >= static_cast<int>(sizeof(Shared<Wide>))) {
-    return launch<T, Wide>(p, device, stream);
+  if constexpr (!Element<T>::kFactors) {
+    if (p.row_scale == nullptr) {
+      return launch_shape<T, false>(p, tile_queries, tile_rows, device, stream);
+    }
   }
-  launch<T, Tile<128, 128>>(p, device, stream);
+  launch_shape<T, true>(p, tile_queries, tile_rows, device, stream);
 }
 
 }  // namespace
-
-void scan_tiles(const Pass& pass, DType dtype, int tile_queries, int tile_rows, int device,
-                cudaStream_t stream) {
-  switch (dtype) {
-    case DType::f32:
-      return launch_any<float>(pass, tile_queries, tile_rows, device, stream);
-    case DType::f16:
-      return launch_any<__half>(pass, tile_queries, tile_rows, device, stream);
-    case DType::i8:
-      return launch_any<int8_t>(pass, tile_queries, tile_rows, device, stream);
-    default:
-      return launch_any<__nv_bfloat16>(pass, tile_queries, tile_rows, device, stream);
-  }
-}
-
 }  // namespace splip::cuda
