@@ -1,8 +1,10 @@
 // Internal to the CPU prompt_layernorm: one row forward, one row backward, in the kernels of each
-// instruction set. Rows of float, or of bfloat16 as 16-bit words.
+// instruction set. Rows of float or bfloat16.
 #pragma once
 
 #include <cstdint>
+
+#include "convert.h"
 
 namespace splip::cpu {
 
@@ -36,9 +38,9 @@ struct LayerNormRowBackward {
 
 struct LayerNormKernels {
   void (*forward_f32)(const LayerNormRow<float>&);
-  void (*forward_bf16)(const LayerNormRow<uint16_t>&);
+  void (*forward_bf16)(const LayerNormRow<bf16>&);
   void (*backward_f32)(const LayerNormRowBackward<float>&);
-  void (*backward_bf16)(const LayerNormRowBackward<uint16_t>&);
+  void (*backward_bf16)(const LayerNormRowBackward<bf16>&);
 };
 
 // The same source, compiled for each instruction set.

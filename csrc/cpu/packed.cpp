@@ -15,6 +15,7 @@
 #include <limits>
 #include <numeric>
 #include <type_traits>
+#include <vector>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -24,8 +25,9 @@
 #endif
 
 #include "../common.h"
+#include "../inverse_length.h"
 #include "../splip.h"
-#include "inverse_length.h"
+#include "entry.h"
 #include "isa.h"
 #include "packed.h"
 
@@ -57,14 +59,7 @@ void use_huge_pages(void* memory, int64_t bytes) {
 #endif
 }
 
-struct Entry {
-  float score;
-  int32_t row;
-};
-// As the comparison of std's heap functions it keeps the worst entry on top.
-bool better(const Entry& a, const Entry& b) {
-  return a.score > b.score || (a.score == b.score && a.row < b.row);
-}
+using Result = Entry<int32_t>;
 
 int64_t list_capacity(int64_t K) { return std::max<int64_t>(8192, 32 * K); }
 
@@ -81,7 +76,7 @@ struct Query {
   float slack;     // what its quantisation can change a score by
   float offset;    // its product with the gallery's mean
   int32_t start;   // -128 * sum
-  bool plain;      // not all scores are alike (zero) or -infinity
+  bool used;       // false: no query, the group is not full
 };
 
 // Scratch memory of a call, cut up in one place.
@@ -96,8 +91,8 @@ struct Workspace {
   float* upper;                 // [threads, batch, capacity + kPairRows]
   int32_t* rows;                // same
   float* lower;                 // [threads, capacity + kPairRows]
-  Entry* heaps;                 // [threads, K]
-  Entry* hopeful;               // [threads, threads, capacity + kPairRows]
+  Result* heaps;                // [threads, K]
+  Result* hopeful;              // [threads, threads, capacity + kPairRows]
   int64_t bytes_total;
 
   Workspace(void* memory, int64_t batch, int64_t D, int64_t K, int threads) {
@@ -176,7 +171,7 @@ float exact_score(const PackedTopk& a, const Query& query, const float* q, int64
   return static_cast<float>(sum * query.inverse * a.inverse[row]);
 }
 
-void offer(Entry* heap, int64_t& size, int64_t K, Entry entry) {
+void offer(Result* heap, int64_t& size, int64_t K, Result entry) {
   if (size < K) {
     heap[size++] = entry;
     std::push_heap(heap, heap + size, better);
@@ -192,7 +187,7 @@ bool is_allowed(const PackedTopk& a, int64_t row) {
 }
 
 // The results found, best first, then the allowed rows that score -infinity, then nothing (-1).
-void write(const PackedTopk& a, int64_t q, Entry* heap, int64_t size, bool all_never) {
+void write(const PackedTopk& a, int64_t q, Result* heap, int64_t size, bool all_never) {
   std::sort(heap, heap + size, better);
   float* scores = a.scores + q * a.K;
   int64_t* indices = a.indices + q * a.K;
@@ -213,6 +208,25 @@ void write(const PackedTopk& a, int64_t q, Entry* heap, int64_t size, bool all_n
   }
 }
 
+// A query without a norm scores -infinity everywhere, so its results are the first rows; a zero
+// query scores 0 with every row that has a norm, so they are the first of these: no scan. False
+// for any other query.
+bool answer_trivial(const PackedTopk& a, int64_t q, Result* heap) {
+  const float* v = a.queries + q * a.D;
+  const double squares = current().dot(v, v, a.D, v);
+  const bool never = inverse_length(squares) == 0;
+  if (!never && squares != 0) return false;
+  int64_t size = 0;
+  for (int64_t row = 0; row < a.N && size < a.K && !never; ++row) {
+    if (a.error[row] != kNever && is_allowed(a, row)) {
+      heap[size++] = {0.0f, static_cast<int32_t>(row)};
+    }
+  }
+  write(a, q, heap, size, never);
+  return true;
+}
+
+// q: -1 for none.
 void prepare_query(const PackedTopk& a, const Workspace& w, const Scanner& scanner, int64_t q,
                    int64_t place, int thread) {
   const int64_t D = a.D, Dp = round_up(D, kDimAlign), G = scanner.group, chunk = scanner.chunk;
@@ -224,31 +238,28 @@ void prepare_query(const PackedTopk& a, const Workspace& w, const Scanner& scann
   facts = Query{0, 0, 0, 0, 0, false};
   w.shared[place].store(-FLT_MAX, std::memory_order_relaxed);
   w.spilt[place].store(0, std::memory_order_relaxed);
-  if (q < a.Q) {
+  if (q >= 0) {
     const float* v = a.queries + q * D;
-    const double squared = current().dot(v, v, D, v);
-    facts.inverse = inverse_length(squared);
-    facts.plain = facts.inverse > 0 && squared > 0;
-    if (facts.plain) {
-      double offset = 0;
-      for (int64_t d = 0; d < D; ++d) {
-        unit[d] = static_cast<float>(v[d] * facts.inverse);
-        offset += static_cast<double>(unit[d]) * a.centre[d];
-      }
-      const Quantised quantised = current().quantise(unit, D, bytes);
-      facts.scale = quantised.scale;
-      facts.slack = static_cast<float>(quantised.error * a.centre[D]) * 1.0001f;
-      facts.offset = static_cast<float>(offset);
-      int32_t sum = 0;
-      for (int64_t d = 0; d < D; ++d) sum += bytes[d];
-      facts.start = -128 * sum;
+    facts.inverse = inverse_length(current().dot(v, v, D, v));
+    facts.used = true;
+    double offset = 0;
+    for (int64_t d = 0; d < D; ++d) {
+      unit[d] = static_cast<float>(v[d] * facts.inverse);
+      offset += static_cast<double>(unit[d]) * a.centre[d];
     }
+    const Quantised quantised = current().quantise(unit, D, bytes);
+    facts.scale = quantised.scale;
+    facts.slack = static_cast<float>(quantised.error * a.centre[D]) * 1.0001f;
+    facts.offset = static_cast<float>(offset);
+    int32_t sum = 0;
+    for (int64_t d = 0; d < D; ++d) sum += bytes[d];
+    facts.start = -128 * sum;
   }
   for (int64_t d = 0; d < Dp; d += chunk) std::memcpy(group + d * G, bytes + d, chunk);
 }
 
-// One pass over the gallery for the queries [first, first + count).
-void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t count,
+// One pass over the gallery for the queries numbers[0, count).
+void scan_batch(const PackedTopk& a, const Workspace& w, const int64_t* numbers, int64_t count,
                 int threads) {
   const Kernels& kernels = current();
   const Scanner& scanner = a.Q <= kFewQueries ? kernels.scan_few : kernels.scan;
@@ -272,9 +283,9 @@ void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t 
 #endif
 #pragma omp for schedule(static)
     for (int64_t place = 0; place < batch; ++place) {
-      prepare_query(a, w, scanner, place < count ? first + place : a.Q, place, thread);
+      prepare_query(a, w, scanner, place < count ? numbers[place] : -1, place, thread);
       const float threshold =
-          w.queries[place].plain ? -FLT_MAX : std::numeric_limits<float>::infinity();
+          w.queries[place].used ? -FLT_MAX : std::numeric_limits<float>::infinity();
       for (int t = 0; t < threads; ++t) {  // of threads that do not come, too
         const int64_t list = t * batch + place, at = list * room;
         w.lists[list] = Shortlist{w.upper + at, w.rows + at, 0, a.K + 256, threshold};
@@ -316,42 +327,32 @@ void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t 
     for (int64_t place = 0; place < count; ++place) {
       const Query& query = w.queries[place];
       if (w.spilt[place].load(std::memory_order_relaxed) != 0) continue;
-      Entry* heap = w.heaps + thread * a.K;
+      Result* heap = w.heaps + thread * a.K;
       int64_t size = 0;
-      const float* q = a.queries + (first + place) * a.D;
-      bool all_never = false;
-      if (query.plain) {
-        // Every thread's list once more, so that the first list's rows do not all have to be
-        // scored.
-        for (int t = 0; t < threads; ++t) {
-          Compaction context{&a, &w, w.lists + t * batch + place, w.lower + thread * room, place};
-          if (w.lists[t * batch + place].count > 0) compact(&context, 0);
-        }
-        Entry* hopeful = w.hopeful + thread * threads * room;
-        int64_t hopes = 0;
-        for (int t = 0; t < threads; ++t) {
-          const Shortlist& list = w.lists[t * batch + place];
-          for (int64_t i = 0; i < list.count; ++i) hopeful[hopes++] = {list.upper[i], list.row[i]};
-        }
-        // The most hopeful K first: what they score spares most of the others.
-        if (hopes > a.K) std::nth_element(hopeful, hopeful + a.K, hopeful + hopes, better);
-        for (int64_t i = 0; i < hopes; ++i) {
-          const float limit = hopeful[i].score + query.slack + query.offset + kRounding;
-          if (size == a.K && limit < heap[0].score) continue;
-          offer(heap, size, a.K,
-                {exact_score(a, query, q, hopeful[i].row,
-                             hopeful[std::min(i + kAhead, hopes - 1)].row, kernels.dot),
-                 hopeful[i].row});
-        }
-      } else {
-        all_never = query.inverse == 0;
-        for (int64_t row = 0; row < a.N && size < a.K && !all_never;
-             ++row) {  // a zero query: all score 0
-          if (a.error[row] != kNever && is_allowed(a, row))
-            heap[size++] = {0.0f, static_cast<int32_t>(row)};
-        }
+      const float* q = a.queries + numbers[place] * a.D;
+      // Every thread's list once more, so that the first list's rows do not all have to be
+      // scored.
+      for (int t = 0; t < threads; ++t) {
+        Compaction context{&a, &w, w.lists + t * batch + place, w.lower + thread * room, place};
+        if (w.lists[t * batch + place].count > 0) compact(&context, 0);
       }
-      write(a, first + place, heap, size, all_never);
+      Result* hopeful = w.hopeful + thread * threads * room;
+      int64_t hopes = 0;
+      for (int t = 0; t < threads; ++t) {
+        const Shortlist& list = w.lists[t * batch + place];
+        for (int64_t i = 0; i < list.count; ++i) hopeful[hopes++] = {list.upper[i], list.row[i]};
+      }
+      // The most hopeful K first: what they score spares most of the others.
+      if (hopes > a.K) std::nth_element(hopeful, hopeful + a.K, hopeful + hopes, better);
+      for (int64_t i = 0; i < hopes; ++i) {
+        const float limit = hopeful[i].score + query.slack + query.offset + kRounding;
+        if (size == a.K && limit < heap[0].score) continue;
+        offer(heap, size, a.K,
+              {exact_score(a, query, q, hopeful[i].row,
+                           hopeful[std::min(i + kAhead, hopes - 1)].row, kernels.dot),
+               hopeful[i].row});
+      }
+      write(a, numbers[place], heap, size, false);
     }
   }
 
@@ -359,11 +360,11 @@ void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t 
   for (int64_t place = 0; place < count; ++place) {
     if (w.spilt[place].load(std::memory_order_relaxed) == 0) continue;
     const Query& query = w.queries[place];
-    const float* q = a.queries + (first + place) * a.D;
+    const float* q = a.queries + numbers[place] * a.D;
     int64_t sizes[kMaxThreads] = {};
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
-      Entry* heap = w.heaps + part * a.K;
+      Result* heap = w.heaps + part * a.K;
       for (int64_t row = a.N * part / threads; row < a.N * (part + 1) / threads; ++row) {
         if (a.error[row] == kNever || !is_allowed(a, row)) continue;
         offer(heap, sizes[part], a.K,
@@ -375,7 +376,7 @@ void scan_batch(const PackedTopk& a, const Workspace& w, int64_t first, int64_t 
       for (int64_t i = 0; i < sizes[part]; ++i)
         offer(w.heaps, sizes[0], a.K, w.heaps[part * a.K + i]);
     }
-    write(a, first + place, w.heaps, sizes[0], false);
+    write(a, numbers[place], w.heaps, sizes[0], false);
   }
 }
 
@@ -462,8 +463,23 @@ void packed_topk(const PackedTopk& a, int threads) {
   threads = std::min(threads, kMaxThreads);
   const int64_t batch = batch_size(a.Q, a.K);
   const Workspace space(a.scratch, batch, a.D, a.K, threads);
-  for (int64_t first = 0; first < a.Q; first += batch) {
-    scan_batch(a, space, first, std::min(batch, a.Q - first), threads);
+  std::vector<char> trivial(a.Q);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (int64_t q = 0; q < a.Q; ++q) {
+#ifdef _OPENMP
+    const int thread = omp_get_thread_num();
+#else
+    const int thread = 0;
+#endif
+    trivial[q] = answer_trivial(a, q, space.heaps + thread * a.K);
+  }
+  std::vector<int64_t> asked;  // the queries that need the scan
+  for (int64_t q = 0; q < a.Q; ++q) {
+    if (!trivial[q]) asked.push_back(q);
+  }
+  const auto count = static_cast<int64_t>(asked.size());
+  for (int64_t first = 0; first < count; first += batch) {
+    scan_batch(a, space, asked.data() + first, std::min(batch, count - first), threads);
   }
 }
 

@@ -1,7 +1,6 @@
 // CPU prompt_layernorm: one output row at a time, read once, written twice.
 // Bound by memory: (1 read + 2 writes) * B * T * D * sizeof(T).
 #include <cstring>
-#include <type_traits>
 #include <vector>
 
 #include "../common.h"
@@ -18,14 +17,13 @@ inline int64_t source_row(int64_t t, int64_t P, int64_t R) {
   return t <= P ? -1 : t - P + R;
 }
 
-// T: float, or bfloat16 as 16-bit words.
 void run(const LayerNormRow<float>& row) { current().layernorm->forward_f32(row); }
-void run(const LayerNormRow<uint16_t>& row) { current().layernorm->forward_bf16(row); }
+void run(const LayerNormRow<bf16>& row) { current().layernorm->forward_bf16(row); }
 void run(const LayerNormRowBackward<float>& row) { current().layernorm->backward_f32(row); }
-void run(const LayerNormRowBackward<uint16_t>& row) { current().layernorm->backward_bf16(row); }
+void run(const LayerNormRowBackward<bf16>& row) { current().layernorm->backward_bf16(row); }
 void write(const float* from, int64_t D, float* to) { std::memcpy(to, from, D * sizeof(float)); }
-void write(const float* from, int64_t D, uint16_t* to) {
-  for (int64_t d = 0; d < D; ++d) store(reinterpret_cast<bf16*>(to + d), from[d]);
+void write(const float* from, int64_t D, bf16* to) {
+  for (int64_t d = 0; d < D; ++d) store(to + d, from[d]);
 }
 
 template <typename T>
@@ -61,12 +59,7 @@ void backward(const PromptLayerNormBackward& a, int threads) {
                                   a.gamma, a.mean[row], a.rstd[row], out, d_gamma, d_beta, a.D});
     } else {
       for (int64_t d = 0; d < a.D; ++d) {
-        const T word = d_tokens ? d_tokens[at + d] : T{0};
-        if constexpr (std::is_same_v<T, float>) {
-          out[d] = word;
-        } else {
-          out[d] = load(bf16{word});
-        }
+        out[d] = d_tokens ? load(d_tokens[at + d]) : 0.0f;
       }
     }
   };
@@ -127,7 +120,7 @@ void prompt_layernorm(const PromptLayerNorm& a, int threads) {
     case DType::f32:
       return forward<float>(a, threads);
     case DType::bf16:
-      return forward<uint16_t>(a, threads);
+      return forward<bf16>(a, threads);
     default:
       SPLIP_CHECK(false, "prompt_layernorm on the CPU takes float32 or bfloat16");
   }
@@ -138,7 +131,7 @@ void prompt_layernorm_backward(const PromptLayerNormBackward& a, int threads) {
     case DType::f32:
       return backward<float>(a, threads);
     case DType::bf16:
-      return backward<uint16_t>(a, threads);
+      return backward<bf16>(a, threads);
     default:
       SPLIP_CHECK(false, "prompt_layernorm on the CPU takes float32 or bfloat16");
   }

@@ -3,8 +3,9 @@
 // barriers and warp operations only, in an order drawn at random, and warps stand still for a while
 // at random, so a barrier that is missing shows as a wrong result more often than not. What the
 // hardware does behind the threads' back (copies, products of a warpgroup) happens as late or as
-// early as it may, drawn at random, too. Two devices that differ in nothing but their number. Slow;
-// it shows that results are right, not that they are fast.
+// early as it may, drawn at random, too. Memory is guarded (guards.h), and a launch that a GPU
+// would refuse is an error. Two devices that differ in nothing but their number. Slow; it shows
+// that results are right, not that they are fast.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -18,6 +19,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <string>
 
 #undef __device__
 #undef __global__
@@ -57,7 +59,18 @@ template <typename Grid, typename Block>
 Config config(Grid grid, Block block, size_t shared, cudaStream_t stream) {
   return {dim3(grid), dim3(static_cast<unsigned>(block)), shared, stream};
 }
-void launch(const Config& config, const std::function<void()>& kernel);
+// `function` tells kernels apart.
+void launch(const char* name, const void* function, const Config& config,
+            const std::function<void()>& kernel);
+// What a kernel says of itself in __launch_bounds__.
+void launch_bounds(unsigned threads, unsigned blocks = 1);
+cudaError_t allow_shared(const void* function, int bytes);
+// Ends the launch: what this thread did is an error.
+[[noreturn]] void fail(const std::string& message);
+// An access of global memory that must lie within a buffer, at a multiple of its size.
+void check_global(const char* what, const void* p, size_t bytes);
+// The same in dynamic shared memory, by its address there.
+void* shared_at(const char* what, unsigned address, size_t bytes);
 
 }  // namespace on_host
 
@@ -71,12 +84,13 @@ cudaError_t cudaSetDevice(int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaGetLastError();
 inline const char* cudaGetErrorName(cudaError_t error) {
+  if (error == cudaErrorInvalidValue) return "cudaErrorInvalidValue";
   return error == cudaErrorInvalidConfiguration ? "cudaErrorInvalidConfiguration" : "another error";
 }
 inline const char* cudaGetErrorString(cudaError_t) { return "as the test wants it"; }
 template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
-  return cudaSuccess;
+cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute, int bytes) {
+  return on_host::allow_shared(reinterpret_cast<const void*>(kernel), bytes);
 }
 
 inline void __syncthreads() { on_host::block_barrier(); }
@@ -84,7 +98,7 @@ inline void __syncwarp() {
   char own = 0, all[32];
   on_host::exchange(&own, 1, all);
 }
-inline void __trap() { std::abort(); }
+inline void __trap() { on_host::fail("__trap"); }
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   T all[32];
@@ -111,6 +125,7 @@ T atomicAdd(T* p, T value) {
 }
 template <typename T>
 T __ldg(const T* p) {
+  on_host::check_global("__ldg", p, sizeof(T));
   return *p;
 }
 inline int __ffs(int v) { return __builtin_ffs(v); }

@@ -3,12 +3,15 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <string>
 
-#include "../../csrc/splip.h"
+#include "../../csrc/fields.h"
+#include "guards.h"
 #include "ptx.cuh"
 
 namespace on_host {
@@ -37,7 +40,13 @@ Fiber* current = nullptr;
 jmp_buf scheduler;
 ucontext_t outside;
 const std::function<void()>* body = nullptr;
-std::vector<uint4> dynamic;
+bool running = false;  // a fiber, not the host's part of an op
+Memory memory;         // of the call
+Memory shared_space;   // of the block, behind the guards too
+char* dynamic = nullptr;
+size_t dynamic_bytes = 0;
+std::map<const void*, size_t> opted_in;  // dynamic shared memory that the call has asked for
+std::string failure;                     // of a thread of the block
 std::mt19937 order(0);
 int current_device = 0, wanted_device = 0, capability = 90;
 cudaStream_t wanted_stream = nullptr;
@@ -56,8 +65,12 @@ __attribute__((noinline)) void wait_in(State state) {
 }
 
 __attribute__((noinline)) void resume(Fiber* fiber) {
-  if (_setjmp(scheduler) != 0) return;
+  if (_setjmp(scheduler) != 0) {
+    running = false;
+    return;
+  }
   current = fiber;
+  running = true;
   if (fiber->started) _longjmp(fiber->at, 1);
   fiber->started = true;
   swapcontext(&outside, &fiber->context);
@@ -94,6 +107,7 @@ void run_block(const dim3& grid, const dim3& block, const uint3& index) {
       if (f.state != State::ready) continue;
       moved = true;
       if ((late >> i / 32 & 1) == 0) resume(&f);
+      if (!failure.empty()) return;
     }
     for (unsigned i : turns) {
       Fiber& f = *fibers[i];
@@ -144,7 +158,7 @@ void run_block(const dim3& grid, const dim3& block, const uint3& index) {
 }  // namespace
 
 const Thread& here() { return current->where; }
-void* shared_memory() { return dynamic.data(); }
+void* shared_memory() { return dynamic; }
 void block_barrier() { wait_in(State::block); }
 void pause() { wait_in(State::ready); }
 bool coin() { return order() % 2 == 0; }
@@ -171,17 +185,93 @@ void exchange(const void* own, size_t bytes, void* all) {
   wait_in(State::warp);  // before anyone posts the next value
 }
 
-void launch(const Config& config, const std::function<void()>& kernel) {
+void fail(const std::string& message) {
+  if (!running) throw std::runtime_error(message);
+  failure = message;
+  current->state = State::done;
+  _longjmp(scheduler, 1);
+}
+
+void check_global(const char* what, const void* p, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes != 0) {
+    fail(text(what, " of ", bytes, " bytes is misaligned: ", memory.place(p)));
+  }
+  if (!memory.holds(p, bytes)) fail(text(what, " of ", bytes, " bytes: ", memory.place(p)));
+}
+
+void* shared_at(const char* what, unsigned address, size_t bytes) {
+  if (address % bytes != 0) fail(text(what, " is misaligned: byte ", address, " of shared memory"));
+  if (address + bytes > dynamic_bytes) {
+    fail(text(what, ": byte ", address, " of ", dynamic_bytes, " bytes of shared memory"));
+  }
+  return dynamic + address;
+}
+
+void launch_bounds(unsigned threads, unsigned) {
+  const unsigned asked = here().block_dim.x;
+  if (asked > threads) fail(text(asked, " threads, launch bounds of ", threads));
+}
+
+// Of a block, static shared memory included.
+int most_shared() {
+  if (capability == 80 || capability == 87) return 163 * 1024;
+  return capability == 90 || capability == 100 || capability == 103 ? 227 * 1024 : 99 * 1024;
+}
+
+cudaError_t allow_shared(const void* function, int bytes) {
+  if (bytes > most_shared()) return cudaErrorInvalidValue;
+  opted_in[function] = bytes;
+  return cudaSuccess;
+}
+
+// The programming guide's limits of a launch.
+void check_launch(const char* name, const void* function, const Config& c) {
+  const auto refuse = [&](const auto&... why) {
+    throw std::runtime_error(text(name, ": ", why...));
+  };
+  const unsigned threads = c.block.x * c.block.y * c.block.z;
+  if (threads == 0 || threads > 1024) refuse(threads, " threads");
+  if (threads % 32 != 0) refuse(threads, " threads are no whole warps");
+  if (c.grid.x == 0 || c.grid.x > 0x7fffffffu) refuse("a grid of ", c.grid.x, " blocks");
+  for (const unsigned side : {c.grid.y, c.grid.z}) {
+    if (side == 0 || side > 65535) refuse("a grid of ", c.grid.x, " x ", side, " blocks");
+  }
+  const auto asked = opted_in.find(function);
+  const size_t allowed = asked == opted_in.end() ? 48 * 1024 : asked->second;
+  if (c.shared > std::max<size_t>(allowed, 48 * 1024)) {
+    refuse(c.shared, " bytes of shared memory, asked for ", allowed);
+  }
+}
+
+void launch(const char* name, const void* function, const Config& config,
+            const std::function<void()>& kernel) {
   if (config.stream != wanted_stream) throw std::runtime_error("a launch on another stream");
   if (current_device != wanted_device) throw std::runtime_error("a launch on another device");
+  check_launch(name, function, config);
   body = &kernel;
   std::vector<unsigned> blocks(config.grid.x * config.grid.y);
   for (unsigned i = 0; i < blocks.size(); ++i) blocks[i] = i;
   std::shuffle(blocks.begin(), blocks.end(), order);
-  for (unsigned i : blocks) {
-    dynamic.assign(config.shared / 16 + 1, {~0u, ~0u, ~0u, ~0u});  // NaN
-    run_block(config.grid, config.block, {i % config.grid.x, i / config.grid.x, 0});
+  shared_space.clear();
+  const Buffer& shared = shared_space.add("shared memory", nullptr, config.shared, false);
+  dynamic = shared.data;
+  dynamic_bytes = config.shared;
+  failure.clear();
+  const Faults faults;
+  if (sigsetjmp(Faults::at, 1) != 0) {
+    running = false;
+    const bool near_shared = shared.distance(static_cast<char*>(Faults::address)) < (1u << 30);
+    throw std::runtime_error(text(name, " touched ",
+                                  near_shared ? shared.place(static_cast<char*>(Faults::address))
+                                              : memory.place(Faults::address)));
   }
+  for (unsigned i : blocks) {
+    std::memset(dynamic, 0xff, config.shared);  // NaN
+    run_block(config.grid, config.block, {i % config.grid.x, i / config.grid.x, 0});
+    if (!failure.empty()) throw std::runtime_error(text(name, ": ", failure));
+    shared.check(name);
+  }
+  memory.check(name);
 }
 
 }  // namespace on_host
@@ -199,7 +289,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrMultiProcessorCount:
       return *value = 2, cudaSuccess;  // few: blocks must take many turns
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      return *value = 227 * 1024, cudaSuccess;
+      return *value = on_host::most_shared(), cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
       return *value = on_host::capability / 10, cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor:
@@ -214,20 +304,95 @@ std::deque<Group>& copies() { return on_host::current->copies; }
 Products& products() { return on_host::current->products; }
 }  // namespace splip::cuda
 
+// ---- the compiler's checks, which call these by name ----
+
+namespace {
+
+struct SourceLocation {
+  const char* file;
+  uint32_t line, column;
+};
+struct TypeDescriptor {
+  uint16_t kind, info;
+  char name[1];
+};
+struct Mismatch {
+  SourceLocation where;
+  const TypeDescriptor* type;
+  unsigned char log_alignment, kind;
+};
+struct OutOfBounds {
+  SourceLocation where;
+  const TypeDescriptor *array, *index;
+};
+
+std::string line_of(const SourceLocation& where) {
+  const std::string file = where.file;
+  return on_host::text(file.substr(file.rfind('/') + 1), ":", where.line, ": ");
+}
+
+}  // namespace
+
+extern "C" {
+void __ubsan_handle_type_mismatch_v1(Mismatch* m, uintptr_t address) {
+  on_host::fail(on_host::text(line_of(m->where), "an access of ", m->type->name, " is misaligned: ",
+                              on_host::memory.place(reinterpret_cast<void*>(address))));
+}
+void __ubsan_handle_out_of_bounds(OutOfBounds* o, uintptr_t index) {
+  on_host::fail(on_host::text(line_of(o->where), "index ", static_cast<int64_t>(index), " of ",
+                              o->array->name));
+}
+}
+
+// ---- the ops, by the names of their fields ----
+
 using namespace splip;
 
 namespace {
 
-// 0, or 1 with an error to be asked for: exceptions do not cross ctypes.
+// A keyword as Python gives it: a tensor's memory, or a number.
+struct Given {
+  const char* name;
+  void* data;
+  int64_t bytes, integer;
+  double real;
+};
+
+template <typename T>
+void fill(const Given& given, T*& out) {
+  out = nullptr;
+  if (given.bytes == 0) return;  // as a GPU's allocator does it
+  const bool input = std::is_const_v<T>;
+  out = reinterpret_cast<T*>(on_host::memory.add(given.name, given.data, given.bytes, input).data);
+}
+void fill(const Given& given, int64_t& out) { out = given.integer; }
+void fill(const Given& given, float& out) { out = static_cast<float>(given.real); }
+template <typename T>
+std::enable_if_t<std::is_enum_v<T>> fill(const Given& given, T& out) {
+  out = static_cast<T>(given.integer);
+}
+void fill(const Given& given, float (&out)[kMaxChannels]) {
+  std::memcpy(out, given.data, given.bytes);
+}
+
 template <typename Args>
-int run(const Args& args, void (*op)(const Args&, int, void*)) {
-  try {
-    op(args, on_host::wanted_device, on_host::wanted_stream);
-    return 0;
-  } catch (const std::exception& e) {
-    on_host::error = e.what();
-    return 1;
-  }
+void run(const Given* given, int count, void (*op)(const Args&, int, void*)) {
+  Args args{};
+  std::set<std::string> unknown;
+  for (int i = 0; i < count; ++i) unknown.insert(given[i].name);
+  visit_fields(args, [&](const char* name, auto& field, Need need = Need::required) {
+    const Given* found =
+        std::find_if(given, given + count, [&](const Given& g) { return !strcmp(g.name, name); });
+    if (found != given + count) {
+      fill(*found, field);
+    } else if (need == Need::required) {
+      throw std::runtime_error(on_host::text("missing: ", name));
+    }
+    unknown.erase(name);
+  });
+  if (!unknown.empty()) throw std::runtime_error("unknown: " + *unknown.begin());
+  op(args, on_host::wanted_device, on_host::wanted_stream);
+  on_host::memory.copy_back();
 }
 
 }  // namespace
@@ -244,101 +409,36 @@ int current_device() { return on_host::current_device; }
 void fail_next_launch() { on_host::fail_next = true; }
 const char* last_error() { return on_host::error.c_str(); }
 
-int prompt_layernorm(const void* const* p, const int64_t* n, float eps, int dtype) {
-  const auto f = [&](int i) { return static_cast<float*>(const_cast<void*>(p[i])); };
-  const PromptLayerNorm a{p[0],
-                          p[1],
-                          f(2),
-                          f(3),
-                          const_cast<void*>(p[4]),
-                          const_cast<void*>(p[5]),
-                          f(6),
-                          f(7),
-                          n[0],
-                          n[1],
-                          n[2],
-                          n[3],
-                          n[4],
-                          n[5],
-                          eps,
-                          static_cast<DType>(dtype)};
-  return run(a, cuda::prompt_layernorm);
+// 0, or 1 with an error to be asked for: exceptions do not cross ctypes.
+int call(const char* op, const Given* given, int count) {
+  on_host::memory.clear();
+  on_host::opted_in.clear();
+  try {
+    const std::string name = op;
+    if (name == "prompt_layernorm") {
+      run(given, count, cuda::prompt_layernorm);
+    } else if (name == "prompt_layernorm_backward") {
+      run(given, count, cuda::prompt_layernorm_backward);
+    } else if (name == "patchify") {
+      run(given, count, cuda::patchify);
+    } else if (name == "patchify_backward") {
+      run(given, count, cuda::patchify_backward);
+    } else if (name == "cosine_topk") {
+      run(given, count, cuda::cosine_topk);
+    } else {
+      throw std::runtime_error("no op " + name);
+    }
+    return 0;
+  } catch (const std::exception& e) {
+    on_host::error = e.what();
+    return 1;
+  }
 }
 
-int64_t prompt_layernorm_scratch(const int64_t* n) {
-  return cuda::prompt_layernorm_scratch(n[0], n[1], n[2], n[3], n[4], n[5], on_host::wanted_device);
+int64_t prompt_layernorm_scratch(int64_t B, int64_t L, int64_t P, int64_t G, int64_t D, int64_t R) {
+  return cuda::prompt_layernorm_scratch(B, L, P, G, D, R, on_host::wanted_device);
 }
-
-int prompt_layernorm_backward(void* const* p, const int64_t* n, int dtype) {
-  const auto f = [&](int i) { return static_cast<float*>(p[i]); };
-  const PromptLayerNormBackward a{p[0], p[1], p[2], f(3), f(4),  f(5),
-                                  p[6], f(7), f(8), f(9), f(10), n[0],
-                                  n[1], n[2], n[3], n[4], n[5],  static_cast<DType>(dtype)};
-  return run(a, cuda::prompt_layernorm_backward);
-}
-
-int patchify(const void* images, const int64_t* strides, const int64_t* permutation, void* patches,
-             const int64_t* n, const float* mean, const float* std, int image_dtype, int dtype) {
-  Patchify a{images,
-             strides[0],
-             strides[1],
-             strides[2],
-             strides[3],
-             permutation,
-             patches,
-             n[0],
-             n[1],
-             n[2],
-             n[3],
-             n[4],
-             n[5],
-             {},
-             {},
-             static_cast<DType>(image_dtype),
-             static_cast<DType>(dtype)};
-  std::copy(mean, mean + n[1], a.mean);
-  std::copy(std, std + n[1], a.std);
-  return run(a, cuda::patchify);
-}
-
-int patchify_backward(const void* d_patches, const int64_t* permutation, float* d_images,
-                      const int64_t* n, const float* std, int dtype) {
-  PatchifyBackward a{d_patches,
-                     permutation,
-                     d_images,
-                     n[0],
-                     n[1],
-                     n[2],
-                     n[3],
-                     n[4],
-                     n[5],
-                     {},
-                     static_cast<DType>(dtype)};
-  std::copy(std, std + n[1], a.std);
-  return run(a, cuda::patchify_backward);
-}
-
 int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t K, int scan, int64_t pitch) {
   return cuda::cosine_topk_scratch(Q, N, K, static_cast<TopkScan>(scan), pitch);
-}
-
-// p: queries, gallery, allowed, scores, indices, scratch, then rows in 8 bits, scale, error,
-// centre.
-int cosine_topk(void* const* p, const int64_t* n, int dtype, int scan) {
-  const auto f = [&](int i) { return static_cast<float*>(p[i]); };
-  const CosineTopk a{p[0],
-                     p[1],
-                     f(3),
-                     static_cast<int64_t*>(p[4]),
-                     p[5],
-                     n[0],
-                     n[1],
-                     n[2],
-                     n[3],
-                     static_cast<DType>(dtype),
-                     static_cast<uint8_t*>(p[2]),
-                     static_cast<TopkScan>(scan),
-                     {static_cast<int8_t*>(p[6]), f(7), f(8), f(9), n[4]}};
-  return run(a, cuda::cosine_topk);
 }
 }

@@ -14,6 +14,7 @@
 namespace splip::cuda {
 
 inline uint4 load_stream(const void* p) {
+  on_host::check_global("load_stream", p, 16);
   uint4 v;
   std::memcpy(&v, p, sizeof v);
   return v;
@@ -31,7 +32,7 @@ struct Phases {
   uint16_t arrivals, pending;
 };
 inline Phases& phases(unsigned barrier) {
-  return *reinterpret_cast<Phases*>(static_cast<char*>(on_host::shared_memory()) + barrier);
+  return *static_cast<Phases*>(on_host::shared_at("a barrier", barrier, sizeof(Phases)));
 }
 inline void barrier_init(unsigned barrier, int arrivals) {
   phases(barrier) = {0, static_cast<uint16_t>(arrivals), static_cast<uint16_t>(arrivals)};
@@ -70,6 +71,9 @@ struct Group {
 std::deque<Group>& copies();
 
 inline void copy_async(unsigned to, const void* from, bool use) {
+  on_host::shared_at("copy_async", to, 16);
+  on_host::check_global("copy_async", from,
+                        16);  // not read if not `use`, but an address all the same
   copies().back().copies.push_back({to, from, use});
 }
 inline void copy_commit() { copies().emplace_back(); }
@@ -79,7 +83,7 @@ inline void barrier_arrive_after_copies(unsigned barrier) {
 }
 inline void finish_copies(std::deque<Group>& groups) {
   for (const Copy& c : groups.front().copies) {
-    char* to = static_cast<char*>(on_host::shared_memory()) + c.to;
+    void* to = on_host::shared_at("copy_async", c.to, 16);
     if (c.use) {
       std::memcpy(to, c.from, 16);
     } else {
@@ -101,8 +105,8 @@ inline void load_matrices(uint32_t (&r)[4], unsigned address) {
   on_host::exchange(&address, sizeof address, all);
   const int lane = threadIdx.x % 32;
   for (int m = 0; m < 4; ++m) {
-    const char* row = static_cast<char*>(on_host::shared_memory()) + all[8 * m + lane / 4];
-    std::memcpy(&r[m], row + lane % 4 * 4, 4);
+    const void* row = on_host::shared_at("ldmatrix", all[8 * m + lane / 4], 16);
+    std::memcpy(&r[m], static_cast<const char*>(row) + lane % 4 * 4, 4);
   }
 }
 
@@ -165,14 +169,14 @@ inline void settle(int&) {}
 // One factor of a product as the manual's descriptor gives it: bits 0-13 the start, 32-45 the
 // distance from eight rows to the next eight, in units of 16 bytes; bits 62-63 the swizzle, 1 for
 // 128 bytes, which exchanges bits 4-6 of every address by bits 7-9.
-inline const char* factor(uint64_t descriptor, int row, int byte) {
+inline const void* factor(uint64_t descriptor, int row, int byte) {
   const auto field = [&](int bit) {
     return static_cast<unsigned>(descriptor >> bit & 0x3fff) * 16;
   };
-  if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) std::abort();
+  if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) on_host::fail("wgmma: another swizzle");
   unsigned address = field(0) + row / 8 * field(32) + row % 8 * 128 + byte;
   address ^= (address >> 7 & 7) << 4;
-  return static_cast<const char*>(on_host::shared_memory()) + address;
+  return on_host::shared_at("wgmma", address, 16);
 }
 // 32 bytes of a row of a factor, as numbers.
 template <typename T, typename Sum>

@@ -1,0 +1,18 @@
+// Internal to both CPU searches: a result, and the order of results.
+#pragma once
+
+namespace splip::cpu {
+
+template <typename Index>
+struct Entry {
+  float score;
+  Index row;
+};
+
+// Score descending, then index ascending. As the comparison of std's heap functions it keeps the
+// worst entry on top.
+constexpr auto better = [](const auto& a, const auto& b) {
+  return a.score > b.score || (a.score == b.score && a.row < b.row);
+};
+
+}  // namespace splip::cpu
