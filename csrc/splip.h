@@ -239,7 +239,8 @@ namespace cuda {
 constexpr int64_t kMaxK = 1024;
 constexpr int64_t kMaxQueries = 1 << 14;  // of one call of cosine_topk
 constexpr int64_t kMaxWidth = 1 << 16;    // of its rows
-// Up to these many queries the automatic choice is the stream, then tiles of 64.
+// Up to these many queries the automatic choice is the stream, then wgmma where there is one; on
+// other GPUs tiles of 64 queries up to the second number, then of 128.
 constexpr int64_t kStreamQueries = 32;
 constexpr int64_t kNarrowQueries = 64;
 

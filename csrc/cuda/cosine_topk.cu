@@ -394,10 +394,10 @@ void scan_pass(const Pass& pass, DType dtype, TopkScan scan, bool streamed, int 
                cudaStream_t stream) {
   const int64_t element = dtype == DType::f32 ? 4 : (dtype == DType::i8 ? 1 : 2);
   if (streamed || !can_tile(pass, element)) return scan_stream(pass, dtype, device, stream);
-  const bool can_wgmma = dtype != DType::f32 && has_wgmma(device);
+  const bool can_wgmma = has_wgmma(device);
   if (scan == TopkScan::automatic) {
-    scan = pass.Q <= kNarrowQueries ? TopkScan::tiles64
-                                    : (can_wgmma ? TopkScan::wgmma : TopkScan::tiles128);
+    scan = pass.Q <= kNarrowQueries ? TopkScan::tiles64 : TopkScan::tiles128;
+    if (can_wgmma) scan = TopkScan::wgmma;
   }
   if (scan == TopkScan::wgmma && can_wgmma && !pass.dense) {
     return scan_wgmma(pass, dtype, device, stream);
@@ -511,15 +511,22 @@ void cosine_topk(const CosineTopk& a, int device, void* stream) {
     SPLIP_CHECK((a.gallery == nullptr) == (eight.error == nullptr),
                 "rows in 8 bits have errors if the rows they were made of are there");
   }
+  CosineTopk chosen = a;
+  // So many results want queries in 16 bits, which only the stream takes, 32 at a time: more of
+  // them read the rows themselves once instead of 8 bits many times. The scratch memory is enough.
+  if (a.scan == TopkScan::automatic && eight.rows != nullptr && a.gallery != nullptr &&
+      a.K > kMostTileResults && a.Q > kStreamQueries) {
+    chosen.eight_bit = {};
+  }
   const DeviceGuard guard(device);
   const auto s = static_cast<cudaStream_t>(stream);
   switch (a.dtype) {
     case DType::f32:
-      return launch<float>(a, device, s);
+      return launch<float>(chosen, device, s);
     case DType::f16:
-      return launch<__half>(a, device, s);
+      return launch<__half>(chosen, device, s);
     case DType::bf16:
-      return launch<__nv_bfloat16>(a, device, s);
+      return launch<__nv_bfloat16>(chosen, device, s);
     default:
       SPLIP_CHECK(false, "cosine_topk takes float32, float16 or bfloat16");
   }
