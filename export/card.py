@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from splip import words
+from splip import disk, words
 from splip.export.manifest import FILE, INPUT, MODALITY, OUTPUT, TOKENS, Manifest
 
 
 def write(folder: Path, about: Manifest, checkpoint: Path) -> None:
     """Write ``README.md`` from what the manifest says."""
-    (folder / "README.md").write_text("\n".join(_lines(about, checkpoint)) + "\n", encoding="utf-8")
+    disk.write_text(folder / "README.md", "\n".join(_lines(about, checkpoint)) + "\n")
 
 
 def _lines(about: Manifest, checkpoint: Path) -> list[str]:

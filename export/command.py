@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from splip import engines, words
+from splip import disk, engines, words
 from splip.config import ExportConfig
 from splip.engines import Encoder
 from splip.errors import UserError
@@ -340,7 +340,9 @@ def _move(made: Path, old: Path, out: Path, failed: list[str]) -> Path:
         out = out.with_name(f"{out.name}.rejected")
         if out.exists() and not manifest.is_export(out):
             raise UserError(f"{out}: exists already and is not an export; the rejected files belong there")
+    disk.sync_tree(made)
     if out.exists():
         os.replace(out, old)
     os.replace(made, out)
+    disk.sync_folder(out.parent)
     return out

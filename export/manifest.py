@@ -3,16 +3,19 @@
 import dataclasses
 import hashlib
 import json
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from splip import images
-from splip.errors import UserError
+from splip import disk, images
+from splip.errors import UserError, short
 
 FORMAT = 1
 FILE = "export.json"
+LARGEST = 16 << 20  # bytes of it
+MOST_SIDE, MOST_WIDTH, MOST_BATCH = 4096, 65536, 65536  # more than any model has: what is read here becomes memory
 MODALITIES = ("sketch", "photo")
 INPUT, OUTPUT = "images", "features"
 TOKENS, MODALITY = "tokens", "modality"  # what the text tower takes
@@ -106,7 +109,7 @@ class Manifest:
             "output": {"name": OUTPUT, "dtype": "float32", "shape": ["batch", self.embed_dim]},
         }
         text = json.dumps(dataclasses.asdict(self) | shapes, indent=1)
-        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+        disk.write_text(folder / FILE, text + "\n")
 
     def check(self, folder: Path, engine: str) -> None:
         """Compare the engine's files with their hashes.
@@ -139,6 +142,8 @@ def read(folder: Path) -> Manifest:
     path = folder / FILE
     if not path.is_file():
         raise UserError(f"{folder}: not an export (no {FILE}); `splip export` makes one")
+    if path.stat().st_size > LARGEST:
+        raise UserError(f"{path}: damaged: {path.stat().st_size:,} bytes")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         form = values["format"]
@@ -149,9 +154,75 @@ def read(folder: Path) -> Manifest:
         values["engines"] = {name: Built(**built) for name, built in values["engines"].items()}
         if values.get("text") is not None:
             values["text"] = Text(**values["text"])
-        return Manifest(**values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+        about = Manifest(**values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged: {type(error).__name__}: {str(error)[:200]}") from None
+    damage = _damage(about)
+    if damage is not None:
+        raise UserError(f"{path}: damaged: {damage}")
+    return about
+
+
+def _damage(about: Manifest) -> str | None:
+    """What no export has, or None. The file may come from anywhere: it names files, and says how much memory to take."""
+
+    def whole(value: object, most: int) -> bool:
+        return type(value) is int and 1 <= value <= most
+
+    def plain(name: object) -> bool:  # a file of this folder, and no other
+        return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+    def names(value: object) -> bool:
+        return isinstance(value, list) and bool(value) and all(map(plain, value))
+
+    def numbers(value: object, least: float) -> bool:
+        return (
+            isinstance(value, list)
+            and len(value) == 3
+            and all(type(v) in (int, float) and least <= v <= 1e3 for v in value)
+        )
+
+    right = {
+        "splip": isinstance(about.splip, str),
+        "identity": isinstance(about.identity, str),
+        "name": isinstance(about.name, str),
+        "image_size": whole(about.image_size, MOST_SIDE),
+        "embed_dim": whole(about.embed_dim, MOST_WIDTH),
+        "fit": about.fit in typing.get_args(images.Fit),
+        "crop_sketches": isinstance(about.crop_sketches, bool),
+        "mean": numbers(about.mean, -1e3),
+        "std": numbers(about.std, 1e-3),
+        "fused": isinstance(about.fused, bool),
+        "batch": isinstance(about.batch, list)
+        and len(about.batch) == 3
+        and all(whole(count, MOST_BATCH) for count in about.batch)
+        and about.batch == sorted(about.batch),
+        "precision": about.precision in ("fp32", "fp16", "bf16", "int8"),
+        "opset": type(about.opset) is int,
+        "sha256": isinstance(about.sha256, dict) and all(isinstance(v, str) for v in about.sha256.values()),
+    }
+    for part in ("model", "verification", "versions", "rejected"):
+        right[part] = isinstance(getattr(about, part), dict)
+    for name, good in right.items():
+        if not good:
+            return f"{name} is {short(getattr(about, name))}"
+    for kind, built in about.engines.items():
+        if not isinstance(built.files, dict) or not all(names(built.files.get(m)) for m in MODALITIES):
+            return f"files of {short(kind)} are {short(built.files)}"
+        if not all(map(names, built.files.values())):
+            return f"files of {short(kind)} are {short(built.files)}"
+        if not isinstance(built.precisions, list) or not all(isinstance(p, str) for p in built.precisions):
+            return f"precisions of {short(kind)} are {short(built.precisions)}"
+        if not isinstance(built.status, str) or not isinstance(built.fidelity, dict):
+            return f"status of {short(kind)} is {short(built.status)}"
+    text = about.text
+    if text is None:
+        return None
+    if not names(text.files):
+        return f"files of the text tower are {short(text.files)}"
+    if not whole(text.length, MOST_WIDTH) or type(text.end) is not int or not 0 <= text.end < 2**31:
+        return f"the text tower takes {short(text.length)} tokens that end with {short(text.end)}"
+    return None
 
 
 def file_hash(path: Path) -> str:

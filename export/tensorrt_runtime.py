@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from splip import disk
 from splip.errors import UserError
 from splip.export import cuda
 from splip.export.manifest import INPUT, OUTPUT, file_hash
@@ -44,7 +45,7 @@ class Metadata:
     engine_sha256: str
 
     def save(self, engine: Path) -> None:
-        sidecar(engine).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+        disk.write_text(sidecar(engine), json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
 
 def sidecar(engine: Path) -> Path:
@@ -63,7 +64,7 @@ def read_metadata(engine: Path) -> Metadata:
         metadata = Metadata(**json.loads(sidecar(engine).read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{sidecar(engine)}: is missing; without it nobody knows what the engine is for") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{sidecar(engine)}: damaged: {error}") from None
     if file_hash(engine) != metadata.engine_sha256:
         raise UserError(f"{engine}: damaged, or not the engine that {sidecar(engine).name} describes; export again")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from splip import images, sample
 from splip.engines import normalise
-from splip.errors import UnreadablePicture, UserError
+from splip.errors import UserError
 from splip.export.graph import DeployEncoder
 from splip.export.manifest import MODALITIES, Manifest
 from splip.model import SpLIP
@@ -83,7 +83,7 @@ def load(source: Path | None, about: Manifest, counts: dict[str, int], part: int
         paths = _spread(images.find([folder])[part::2], counts[modality])
         crop = about.crop_sketches and modality == "sketch"
         decoded = images.decode(paths, about.image_size, about.fit, crop)
-        readable = [p for p in decoded if not isinstance(p, UnreadablePicture)]
+        readable = [p for p in decoded if isinstance(p, np.ndarray)]
         if len(readable) < 2:
             raise UserError(f"{folder}: needs at least four pictures that can be read")
         found[modality] = np.stack(readable)

@@ -109,6 +109,9 @@ class FakeGallery:
             answers.append(sorted(found, key=lambda match: (-match.score, match.id))[:k])
         return answers
 
+    def reading(self, modality):
+        return None, images.DECODING
+
     def add(self, paths, label=None, tags=None):
         for path in paths:
             self.put(max(self.items) + 1, path, label, dict(tags or {}))
@@ -121,27 +124,51 @@ class FakeGallery:
         pass
 
 
+def real_gallery(folder):
+    """Make ``gallery`` in a folder: drawn shapes, embedded by an untrained model; returns the folder."""
+    import torch
+
+    from splip.config import BackboneConfig, TrainConfig
+    from splip.gallery import Gallery
+    from splip.ingest import Picture
+    from splip.model import SpLIP
+
+    torch.manual_seed(0)
+    model = SpLIP(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), SHAPES)
+    torch.save(model.checkpoint(), folder / "best.pt")
+    pictures = []
+    for number in range(18):
+        path = folder / "photos" / f"{number}.png"
+        draw(path, number % 6, "blue", number, size=(64, 64))
+        pictures.append(Picture(path, SHAPES[number % 6], {"third": str(number // 6)}))
+    with Gallery.create(folder / "gallery", folder / "best.pt") as gallery:
+        gallery.add(pictures)
+    return folder
+
+
 @contextmanager
-def running(gallery, token=None, wait=True, **settings):
-    """A server in a thread; yields a client with the attributes ``service`` and ``address``."""
+def running(gallery, token=None, wait=True, writer=None, **settings):
+    """A server in a thread; yields a client with the attributes ``service``, ``guard`` and ``address``."""
     config = ServeConfig(gallery=Path("unused"), port=0, **settings)
     serve.check(config)
     with serve.listen(config.host, 0) as listener:
-        service = Service(gallery, config, lambda: gallery)
-        server = uvicorn.Server(serve.settings(app.create(service, token), config))
+        service = Service(gallery, config, writer or (lambda: gallery))
+        guard = app.create(service, token)
+        server = uvicorn.Server(serve.settings(guard, config))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
             with httpx.Client(base_url=address, timeout=30) as client:
-                client.service, client.address = service, address
+                client.service, client.guard, client.address = service, guard, address
                 end = time.monotonic() + 30
                 while wait and client.get("/readyz").status_code != 200:
                     assert time.monotonic() < end, "the service does not become ready"
                     time.sleep(0.02)
                 yield client
         finally:
-            gallery.encoder.hold.set()
+            if hasattr(gallery.encoder, "hold"):
+                gallery.encoder.hold.set()
             server.should_exit = True
             thread.join(30)
             assert not thread.is_alive()

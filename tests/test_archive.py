@@ -3,9 +3,11 @@
 import io
 import os
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
+import torch
 from conftest import draw
 from PIL import Image
 
@@ -127,3 +129,22 @@ def test_a_gallery_of_a_tar_file(shard, tmp_path, cli, refused):
     assert "broken.tar" in (folder / "skipped.txt").read_text()
     shard.unlink()
     assert "6 pictures removed" in cli("index", "remove", "--gallery", folder, "--missing")[1]
+
+
+def test_a_checkpoint_that_claims_more_than_it_holds(tmp_path, monkeypatch, refused):
+    """Unpacking gigabytes of zeros takes long before it fails: its list of members tells at once."""
+    torch.save({"format": 0, "zeros": torch.zeros(1000)}, tmp_path / "good.pt")
+    archive.check_zip(tmp_path / "good.pt")
+    (tmp_path / "none.pt").write_bytes(b"PK\3\4 no zip")
+    archive.check_zip(tmp_path / "none.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "good.pt") as good,
+        zipfile.ZipFile(tmp_path / "bad.pt", "w", zipfile.ZIP_DEFLATED) as bad,
+    ):
+        for name in good.namelist():
+            bad.writestr(name, good.read(name))
+        bad.writestr("archive/data/1", bytes(30_000_000))
+    monkeypatch.setattr(torch, "load", None)
+    draw(tmp_path / "a.png", 1, "blue", 0)
+    message = refused("index", "add", tmp_path, "--model", tmp_path / "bad.pt", "--gallery", tmp_path / "g")
+    assert "bad.pt: claims 300" in message and "made to harm" in message

@@ -24,6 +24,13 @@ def test_augment(strength):
     assert (first[:, :, 0, 0] == 255).float().mean() > 0.8  # the background stays white
 
 
+def test_white_stays_white():
+    """What is moved in from outside, cut out or recoloured is paper."""
+    images = torch.full((64, 3, 16, 16), 255, dtype=torch.uint8)
+    out = augment(images, torch.arange(64) < 32, "strong", torch.Generator().manual_seed(0))
+    assert (out == 255).all()
+
+
 def test_parts_of_a_batch_get_what_the_whole_gets():
     images, is_sketch = pictures()
     whole = augment(images, is_sketch, "strong", torch.Generator().manual_seed(0))

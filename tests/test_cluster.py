@@ -148,7 +148,9 @@ def test_a_cluster_makes_the_gallery_of_one_machine(machines, photos, tmp_path):
             done = faults.embed(gallery, wanted, machines, notify=lambda done: said.append(done.committed))
             assert contents(gallery) == contents(alone) and not gallery.check().damage
             assert (done.new + done.duplicates, done.died, done.recovered, done.workers) == (61, 0, 0, 3)
-            assert [error.reason for error in done.skipped] == ["not a picture, or damaged"] and said[-1] == 62
+            assert [error.reason for error in done.skipped] == [
+                "not a picture, damaged, or of a format that is not read"
+            ] and said[-1] == 62
             assert not (gallery.folder / incoming.FOLDER).exists()
             # Moved, changed and new ones, and labels of what is known.
             photos[0].rename(photos[0].with_name("moved.png"))

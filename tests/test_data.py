@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from splip.config import DataConfig
-from splip.data import load_tree, normal_name, prompt_name, unpaired
+from splip.data import load_tree, normal_name, paired, prompt_name, unpaired
 from splip.errors import UserError
 
 
@@ -36,6 +36,21 @@ def test_dataset_json_and_instances(tree):
     assert loaded.texts[loaded.classes.index("box")] == "cardboard box"
     sketches, photos = loaded.items(["box"])
     assert sketches.instances[0] == photos.instances[1] and sketches.instances[0] != photos.instances[0]
+
+
+def test_equal_names_in_two_classes_are_two_things(tree):
+    """Instances are counted within their class: 'a' of the boxes is not 'a' of the balls."""
+    lines = [
+        f"{kind}/{name}/0.{end},a" for name in ("box", "ball") for kind, end in (("sketch", "png"), ("photo", "jpg"))
+    ]
+    (tree / "instances.csv").write_text("\n".join(["path,instance", *lines]) + "\n")
+    loaded = load_tree(tree, DataConfig())
+    things = {}
+    for name in ("box", "ball"):
+        sketches, photos = loaded.items([name])
+        things[name] = {sketches.instances[0], photos.instances[0]}
+        assert len(things[name]) == 1 and paired(sketches, photos).tolist() == [True, False, False]
+    assert things["box"] != things["ball"]
 
 
 def test_class_of_one_modality_is_left_out(tree):
@@ -250,4 +265,8 @@ def test_check_verb(cli, tree):
     code, out, _ = cli("data", "check", "--root", tree)
     assert code == 0 and "8 classes, 24 sketches, 17 photos" in out
     code, out, _ = cli("data", "check", "--root", tree, "--decode")
-    assert code == 1 and "bad.png: not a picture, or damaged" in out and "unreadable pictures: 1 of 41" in out
+    assert (
+        code == 1
+        and "bad.png: not a picture, damaged, or of a format that is not read" in out
+        and "unreadable pictures: 1 of 41" in out
+    )

@@ -67,6 +67,16 @@ def test_columns_of_instances(run, tree):
     assert list(run()["query_mean"]["SpLIP"]) == ["mAP@all", "P@10", "Acc@1", "Acc@5", "Acc@1 in class"]
 
 
+def test_columns_of_instances_stay_if_a_photo_is_missing(run, tree):
+    """Its sketches count as not found, the others as ever."""
+    pair(tree)
+    whole = run()["query_mean"]["SpLIP"]
+    (tree / "photo" / "box" / "0.jpg").write_bytes(b"")
+    broken = run()["query_mean"]["SpLIP"]
+    assert list(broken) == list(whole) == ["mAP@all", "P@10", "Acc@1", "Acc@5", "Acc@1 in class"]
+    assert broken["Acc@5"] == pytest.approx(4 / 6) and whole["Acc@5"] == 1.0  # two of six sketches show that photo
+
+
 def test_columns_that_are_asked_for(run, cli, checkpoint):
     assert list(run(k=(1, 3))["query_mean"]["SpLIP"]) == ["mAP@all", "mAP@1", "P@1", "mAP@3", "P@3"]
     code, out, err = cli("eval", "--checkpoint", checkpoint, "--metrics", "all", "-k", "3")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import draw
 
 import splip.export
 from splip import engines
@@ -383,6 +384,32 @@ def test_export_folder(exported, checkpoint):
     card = (exported / "README.md").read_text()
     assert about["identity"] in card and "| openvino | fp32 | verified |" in card and "`text.onnx`" in card
     assert about["text"]["max_difference"] < 1e-5 and about["text"]["texts"] > 5
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["sample", "folder"])
+def test_what_calibrates_does_not_verify(checkpoint, tmp_path, monkeypatch, own):
+    """int8 on the pictures that it was tuned on would look better than it is."""
+    pytest.importorskip("nncf")
+    pytest.importorskip("onnxruntime")
+    source = Path("sample")
+    if own:
+        source = tmp_path / "pictures"
+        for number in range(12):
+            draw(source / f"{number}.png", number % 6, "blue", number, (40 + number, 40))
+    loaded, real = [], verify.load
+
+    def load(*args, **options):
+        loaded.append(real(*args, **options))
+        if len(loaded) == 2:
+            raise UserError("that will do")
+        return loaded[0]
+
+    monkeypatch.setattr(verify, "load", load)
+    with pytest.raises(UserError, match="that will do"):
+        command.export(ExportConfig(checkpoint, tmp_path / "out", precision="int8", images=source, calibration=source))
+    for modality in MODALITIES:
+        checks, tunes = ({picture.tobytes() for picture in part[modality]} for part in loaded)
+        assert len(checks) > 2 and len(tunes) > 2 and not checks & tunes, modality
 
 
 @pytest.mark.exhaustive

@@ -1,10 +1,14 @@
 """Galleries: exact searches, what is kept and skipped, and what survives damage, kills and a full disk."""
 
 import errno
+import gc
 import importlib.util
+import itertools
 import json
 import os
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -21,7 +25,7 @@ from PIL import Image
 
 from splip import catalog, formats, images, ingest, ops, parts
 from splip import gallery as galleries
-from splip.errors import UserError
+from splip.errors import Skipped, Unavailable, UnreadablePicture, UserError
 from splip.gallery import Filter, Gallery
 from splip.ingest import Picture
 
@@ -110,6 +114,34 @@ def test_search_is_exact(make, photos, segment_rows, monkeypatch):
         assert_exact(again, queries)
         matches = again.search(photos=[photos[3]], k=2)[0]
         assert [m.path.name for m in matches] == ["03.png", "twin.png"] and matches[0].score == matches[1].score
+
+
+def test_ties_across_segments(make, photos):
+    """Equal vectors at row 5 of segment 1 and row 0 of segment 2: in the order of their ids, however they are scanned."""
+    twin = photos[0].with_name("twin.png")
+    shutil.copy(photos[5], twin)
+    with make(segment_rows=6) as gallery:
+        gallery.add([*photos[:6], twin, *photos[6:12]])
+        places = {(i.path.name): (i.id, i.segment, i.row) for i in gallery.items()}
+        assert places["05.png"] == (6, 1, 5) and places["twin.png"] == (7, 2, 0)
+        query = gallery.vector(6)[None]
+        for k in (1, 2, 13):
+            assert [m.id for m in gallery.search_vectors(query, k)[0]][:2] == [6, 7][:k]
+        chosen = Filter(ids=(3, 6, 7, 9))  # few rows, copied out
+        assert [m.id for m in gallery.search_vectors(query, 2, chosen)[0]] == [6, 7]
+
+
+def test_ties_across_answers():
+    """Shards answer in any order; their answers are merged by score, then segment, then row."""
+    scores = np.array([[0.5, 0.5]], dtype=np.float32)
+    answers = [
+        (scores, np.array([[2, 3]]), np.array([[0, 9]])),
+        (scores, np.array([[1, 2]]), np.array([[5, 7]])),
+        (np.array([[0.9, -np.inf]], dtype=np.float32), np.array([[4, 0]]), np.array([[1, 0]])),
+    ]
+    for order in itertools.permutations(answers):
+        best = parts.hits(parts.merge(order, 4))[0]
+        assert [place for _, place in best] == [(4, 1), (1, 5), (2, 0), (2, 7)]
 
 
 FILTERS = st.builds(
@@ -351,6 +383,61 @@ def test_every_kind_of_picture(make, tmp_path):
         for path in paths:
             want = encoder.encode(encoder.prepare(images.read(path), "photo")[None], "photo")[0]
             np.testing.assert_array_equal(gallery.vector(gallery.find(path).id), want)
+
+
+def test_galleries_note_how_pictures_were_decoded(make, tmp_path):
+    """Those of before note nothing, and keep to what made their vectors."""
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    large = Image.fromarray(pixels).resize((1300, 900), Image.Resampling.BICUBIC)
+    for name in "ab":
+        large.save(tmp_path / f"{name}.jpg", comment=name.encode())
+    with make() as gallery:
+        assert gallery.decoding == images.DECODING == 2 and gallery.reading("photo") == (2 * SIDE, 2)
+        gallery.add([tmp_path / "a.jpg"])
+        scaled = gallery.vector(1)
+        with gallery.catalog.writing() as db:
+            db.execute("DELETE FROM facts WHERE name = 'decoding'")
+    with reopen(gallery.folder, write=True) as gallery:
+        assert gallery.decoding == 1
+        gallery.add([tmp_path / "b.jpg"])
+        encoder, full = PixelEncoder(), images.read(tmp_path / "b.jpg", decoding=1)
+        want = encoder.encode(encoder.prepare(full, "photo")[None], "photo")[0]
+        np.testing.assert_array_equal(gallery.vector(2), want)
+        np.testing.assert_array_equal(gallery.embed(photos=[tmp_path / "b.jpg"])[0], want)
+        assert not np.array_equal(want, scaled) and want @ scaled > 0.99
+
+
+def test_unreadable_pictures_leave_nothing_in_memory(make, photos, tmp_path):
+    """The traceback of an error would keep the bytes of each file and what was decoded of it."""
+    data = photos[0].read_bytes()
+    bad = [tmp_path / f"{n}.png" for n in range(20)]
+    for n, path in enumerate(bad):
+        path.write_bytes(data[: 100 + n])
+    with make() as gallery:
+        done = gallery.add([*bad, tmp_path / "none.png"])
+        assert len(done.skipped) == 21 and {type(s) for s in done.skipped} == {Skipped}
+        assert not [o for o in gc.get_objects() if type(o) is UnreadablePicture]
+
+
+def test_files_being_read_have_a_budget(make, photos, monkeypatch):
+    """However many threads read: a file waits until there is room for it."""
+    held, most, lock = [0], [0], threading.Lock()
+    real, size = ingest.archive.read, photos[0].stat().st_size
+
+    def read(path):
+        with lock:
+            held[0] += 1
+            most[0] = max(most[0], held[0])
+        time.sleep(0.005)
+        with lock:
+            held[0] -= 1
+        return real(path)
+
+    monkeypatch.setattr(ingest.archive, "read", read)
+    monkeypatch.setattr(ingest, "files_memory", images.Budget(3 * size))
+    with make() as gallery:
+        assert gallery.add(photos, threads=8).new == 50
+    assert 1 <= most[0] <= 3
 
 
 def test_odd_names(make, tmp_path):
@@ -623,8 +710,6 @@ def test_not_a_gallery(tmp_path):
         Gallery.open(tmp_path)
     other = tmp_path / "other"
     other.mkdir()
-    import sqlite3
-
     sqlite3.connect(other / "gallery.db").execute("CREATE TABLE t (x)").connection.close()
     with pytest.raises(UserError, match="not the database of a gallery"):
         Gallery.open(other)
@@ -766,10 +851,189 @@ def test_a_full_disk_loses_nothing(make, photos, monkeypatch):
         assert len(gallery) == 50 and not gallery.check().damage
         gallery.remove(photos[:5])
         left[0] = 0
-        with pytest.raises(UserError, match="cannot be compacted: No space left on device; it is as it was"):
+        with pytest.raises(UserError, match="cannot be compacted: the disk is full; it is as it was"):
             gallery.compact()
         gallery.refresh()
         assert len(gallery) == 45 and not gallery.check().damage
+
+
+WITHOUT_ROOM = """
+import importlib.util, os, resource, sys, threading
+import numpy as np
+tool, folder, picture = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("gallery_faults", tool)
+faults = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(faults)
+from splip import catalog, gallery
+from splip.errors import UserError
+catalog._room = lambda folder: 0
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+encoder = faults.PixelEncoder()
+with gallery.Gallery.open(folder, encoder=encoder) as opened:
+    assert len(opened.search_vectors(np.ones((1, faults.DIM), np.float32), k=3)[0]) == 3
+    assert not opened.check().damage and opened.labels() and not opened.refresh()
+    counts, threads = [], []
+    for _ in range(4):
+        threads.append(threading.Thread(target=lambda: counts.append(len(list(opened.items())))))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    assert counts == [len(opened)] * 4
+    print(len(opened))
+try:
+    with gallery.Gallery.open(folder, encoder=encoder, write=True) as opened:
+        opened.remove([picture])
+except (UserError, OSError) as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["closed", "its writer was stopped"])
+def test_a_full_disk_can_be_read(filled, photos, stopped):
+    """Not a byte can be written: neither the index of the journal, nor what the journal holds to where it belongs."""
+    if stopped:
+        faults.child(lambda say: (faults.opened(filled).remove(photos[:3]), os.kill(os.getpid(), signal.SIGKILL)))
+        assert (filled / "gallery.db-wal").stat().st_size
+        (filled / "gallery.db-shm").unlink()
+    command = [sys.executable, "-c", WITHOUT_ROOM, ROOT / "tools/gallery_faults.py", filled, photos[10]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    count, refused = done.stdout.splitlines()
+    assert int(count) == (47 if stopped else 50) and (refused.endswith("the disk is full") or "too large" in refused)
+    with reopen(filled, write=True) as gallery:  # there is room again
+        assert len(gallery) == int(count) and len(gallery.remove([photos[10]])) == 1
+
+
+def test_room_again_while_it_is_open(filled, photos, monkeypatch):
+    """A gallery that was opened on a full disk sees what is written once there is room, and can write itself."""
+    real, full = catalog._open, [True]
+
+    class Cramped(sqlite3.Connection):
+        def execute(self, statement, *values):
+            if full[0] and statement == "PRAGMA schema_version":
+                raise sqlite3.OperationalError("database or disk is full")
+            return super().execute(statement, *values)
+
+    def connect(uri):
+        if "mode=rw" not in uri:
+            return real(uri)
+        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, factory=Cramped)
+
+    monkeypatch.setattr(catalog, "_open", connect)
+    with reopen(filled) as gallery:
+        assert len(gallery) == 50 and gallery.catalog._full
+        full[0] = False
+        with reopen(filled, write=True) as other:
+            other.remove(photos[:3])
+        assert gallery.refresh() and len(gallery) == 47 and not gallery.catalog._full
+    full[0] = True
+    with reopen(filled, write=True) as gallery:
+        with pytest.raises(UserError, match="gallery: the disk is full$"):
+            gallery.remove(photos[3:5])
+        full[0] = False
+        assert len(gallery.remove(photos[3:5])) == 2
+
+
+def test_rows_are_on_the_disk_before_the_commit_that_counts_them(make, photos, monkeypatch):
+    """The order of what reaches the disk, for adding and compacting: rows, their folder, then the database."""
+    events, names = [], {}
+    real = {name: getattr(os, name) for name in ("open", "pwrite", "fsync", "replace")}
+
+    def name_of(handle):
+        return os.path.basename(names.get(handle, ""))
+
+    def opening(path, *args, **kwargs):
+        handle = real["open"](path, *args, **kwargs)
+        names[handle] = os.fspath(path)
+        return handle
+
+    def writing(handle, data, offset):
+        events.append(("write", name_of(handle)))
+        return real["pwrite"](handle, data, offset)
+
+    def syncing(handle):
+        events.append(("sync", name_of(handle)))
+        return real["fsync"](handle)
+
+    def replacing(source, target):
+        events.append(("name", os.path.basename(target)))
+        return real["replace"](source, target)
+
+    for name, function in (("open", opening), ("pwrite", writing), ("fsync", syncing), ("replace", replacing)):
+        monkeypatch.setattr(os, name, function)
+    connect = catalog._open
+
+    def watched(uri):
+        db = connect(uri)
+        db.set_trace_callback(lambda text: events.append((text, "")) if text in ("BEGIN IMMEDIATE", "COMMIT") else None)
+        return db
+
+    monkeypatch.setattr(catalog, "_open", watched)
+
+    def commits():
+        """What happened between the start of each transaction that writes and its commit."""
+        found, at = [], None
+        for event in events:
+            if event[0] == "BEGIN IMMEDIATE":
+                at = []
+            elif event[0] == "COMMIT" and at is not None:
+                found.append(at)
+                at = None
+            elif at is not None:
+                at.append(event)
+        events.clear()
+        return found
+
+    with make() as gallery:
+        with gallery.catalog.connection() as db:
+            assert db.execute("PRAGMA synchronous").fetchone()[0] == 2  # a commit waits for the disk
+        gallery.add(photos)
+        (added,) = commits()
+        gallery.remove(photos[:20])
+        commits()
+        gallery.compact()
+        (compacted,) = commits()
+    files = ["000001.f32", "000002.f32", "000003.f32", "000004.f32"]
+    assert [name for kind, name in added if kind == "write"] == files
+    for file in files:
+        assert added.index(("sync", file)) > added.index(("write", file))
+        assert ("sync", "vectors") in added[added.index(("sync", file)) :]
+    made = {name for kind, name in compacted if kind == "write" and name.endswith(".f32")}
+    assert made and not made & set(files)
+    for file in made:
+        last = max(n for n, event in enumerate(compacted) if event == ("write", file))
+        assert ("sync", file) in compacted[last:]
+        pack = file.replace(".f32", ".pack")
+        named = compacted.index(("name", pack))
+        assert ("sync", pack + ".new") in compacted[:named] and ("sync", "vectors") in compacted[named:]
+
+
+@pytest.mark.parametrize("name", ["000002.f32", "000002.pack"])
+def test_files_cut_off_while_they_are_open_are_told(filled, name):
+    """Reading what is gone would end the process."""
+    path = filled / "vectors" / name
+    with reopen(filled) as gallery:
+        before = gallery.search_vectors(np.ones((1, DIM), np.float32), 5)
+        data = path.read_bytes()
+        os.truncate(path, 0)
+        for ask in (lambda: gallery.search_vectors(np.ones((1, DIM), np.float32)), lambda: gallery.vector(20)):
+            with pytest.raises(Unavailable, match=f"{path}: truncated: 0 bytes, {len(data)} are in use; restore it"):
+                ask()
+        path.write_bytes(data)  # the same file, whole again
+        assert gallery.search_vectors(np.ones((1, DIM), np.float32), 5) == before
+        path.unlink()  # what is mapped stays, as under a compaction
+        assert gallery.search_vectors(np.ones((1, DIM), np.float32), 5) == before
+
+
+@pytest.mark.parametrize("attack", ["formats", "names", "full_disk", "cut_off"])
+def test_attacks(tmp_path, attack):
+    getattr(faults, f"attack_{attack}")(tmp_path)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("attack", ["bombs", "cut"])
+def test_attacks_on_memory(tmp_path, attack):
+    getattr(faults, f"attack_{attack}")(tmp_path)
 
 
 @pytest.mark.exhaustive

@@ -16,7 +16,7 @@ import torch
 from conftest import draw
 from PIL import Image
 
-from splip import formats, images, index, pictures, train
+from splip import formats, images, ingest, pictures, train
 from splip.config import BackboneConfig, TrainConfig
 from splip.evaluate import embed
 from splip.gallery import Filter, Gallery
@@ -201,6 +201,8 @@ def test_bad_index_input(model, tree, tmp_path, refused):
     assert "threads must be at least 1" in refused(
         "index", "add", tree / "photo", *options[:3], tmp_path / "h", "--threads", "0"
     )
+    for wrong in ("0", "-1", "nan"):
+        assert "memory_gb must be above 0" in refused("index", "add", tree / "photo", *options, "--memory-gb", wrong)
     assert "no folder of pictures given" in refused("index", "add", *options)
     assert "KEY=VALUE" in refused("index", "add", tree / "photo", *options, "--tag", "=x")
     assert "name a model: --model best.pt" in refused("index", "add", tree / "photo", "--gallery", tmp_path / "g")
@@ -265,7 +267,7 @@ def test_suffixes_follow_what_pillow_reads(tmp_path):
     for name in ("b.PNG", "a.jpg", "c.txt", "sub/d.gif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [os.path.relpath(p, tmp_path) for p in index.walk(tmp_path)] == ["a.jpg", "b.PNG", "sub/d.gif"]
+    assert [os.path.relpath(p, tmp_path) for p in ingest.walk(str(tmp_path), [])] == ["a.jpg", "b.PNG", "sub/d.gif"]
 
 
 # ---- remove, list, check, compact, export ----

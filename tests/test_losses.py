@@ -50,6 +50,26 @@ def test_semi_hard_takes_the_nearest_beyond_the_positive():
     assert losses.semi_hard(sketch, positive, photos, allowed).tolist() == [1, 2, -1]
 
 
+def test_semi_hard_with_equal_distances():
+    """As far as the positive is not further away; of several as near, the first of the batch."""
+    sketch, positive = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+    photos = torch.tensor([[0.0, -1.0, 0.0], [0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
+    allowed = torch.ones(1, 4, dtype=torch.bool)
+    assert losses.semi_hard(sketch, positive, photos, allowed).tolist() == [2]
+    assert losses.semi_hard(sketch, positive, photos[:2], allowed[:, :2]).tolist() == [-1]
+    assert losses.semi_hard(sketch, positive, photos.flip(0), allowed).tolist() == [0]
+
+
+def test_conditional_jigsaw_by_hand():
+    """Two of three permutations for certain: CE is log 3 with equal logits, log(1 + 2/e) where the right one has 1."""
+    even, right = torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 0.0]])
+    target = torch.tensor([1])
+    low, high = torch.log1p(torch.tensor(2.0) / torch.e), torch.log(torch.tensor(3.0))
+    torch.testing.assert_close(losses.conditional_jigsaw(right, right, even, target), low)  # nearer is readable: 0
+    torch.testing.assert_close(losses.conditional_jigsaw(right, even, right, target), low + high - low)
+    torch.testing.assert_close(losses.conditional_jigsaw(even, even, right, target), high + high - low)
+
+
 def test_conditional_jigsaw_against_a_loop():
     whole, near, far, target = torch.randn(5, 7), torch.randn(5, 7), torch.randn(5, 7), torch.randint(7, (5,))
     want = F.cross_entropy(whole, target)

@@ -176,6 +176,22 @@ def test_expressions():
 # ---- pushing and searching ----
 
 
+def test_ties_across_segments(place, make, photos):
+    """Equal vectors at row 5 of segment 1 and row 0 of segment 2 come in the order of their ids, as in the gallery."""
+    twin = photos[0].with_name("twin.png")
+    shutil.copy(photos[5], twin)
+    with make(segment_rows=6) as gallery:
+        gallery.add([*photos[:6], twin, *photos[6:12]])
+        assert [(i.id, i.segment, i.row) for i in gallery.items()][5:7] == [(6, 1, 5), (7, 2, 0)]
+        push(gallery, place)
+        query = gallery.vector(6)[None]
+        with contextlib.closing(remote(place)) as there:
+            assert there.decoding == gallery.decoding == 2
+            for k in (2, 3, 13):
+                found = [[m.id for m in g.search_vectors(query, k)[0]] for g in (gallery, there)]
+                assert found[0] == found[1] and found[0][:2] == [6, 7]
+
+
 def test_search_equals_the_gallery(place, gallery, photos):
     assert push(gallery, place) == (40, 0, 0, 0)
     filters = [

@@ -113,7 +113,35 @@ def test_semi_hard_negatives(setting):
         pick = min([(d, j) for d, j in far if other[j] and d > near], default=(far[4 + i][0], 4 + i))
         total += max(0.0, near - pick[0] + float(model.class_similarity[LABELS[i], LABELS[4 + pick[1]]]))
     assert got == pytest.approx(total / 4, abs=1e-4)
-    assert torch.isfinite(terms["jigsaw"])
+
+
+def test_jigsaw_with_mined_negatives_by_hand():
+    """The negative of L_cjs is the photo that was mined, not the one that was drawn."""
+    objective = make(loss=LossConfig(negatives="semi-hard", classification=0, jigsaw=1.0))
+    images, labels, things, pieces = batch(objective)
+    terms = objective(images, labels, things, pieces)
+    model = objective.model.eval()
+    backbone, prompts = model.backbone, model.visual_prompts()
+    with torch.no_grad():
+        features = [model.encode_image(p, k) for p, k in zip(images.chunk(3), (0, 1, 1), strict=True)]
+        photos, kinds = torch.cat(features[1:]), labels[4:]
+        chosen = []
+        for i in range(4):
+            far = (photos - features[0][i]).square().sum(dim=1)
+            right = [j for j in range(8) if kinds[j] != labels[i] and far[j] > far[i]]
+            chosen.append(min(right, key=lambda j: float(far[j]), default=4 + i))
+        assert chosen != [4, 5, 6, 7]  # or the drawn ones would do
+
+        def tokens(part, kind, permutation=None):
+            return backbone.encode_visual_tokens(backbone.embed_patches(part, permutation), prompts[kind])[1]
+
+        whole, pictures = tokens(images[:4], 0), tokens(images[4:], 1)
+        shuffled = tokens(images[:4], 0, model.permutations[pieces[:, 0]])
+        logits = [model.jigsaw(t, shuffled) for t in (whole, pictures[:4], pictures[chosen])]
+        want = losses.conditional_jigsaw(*logits, pieces[:, 0])
+        drawn = losses.conditional_jigsaw(*logits[:2], model.jigsaw(pictures[4:], shuffled), pieces[:, 0])
+    torch.testing.assert_close(terms["jigsaw"], want, rtol=0, atol=1e-5)
+    assert abs(float(want - drawn)) > 1e-4
 
 
 def test_parts_with_the_average_of_the_whole():

@@ -83,6 +83,15 @@ def test_ties_by_index(level):
     assert torch.equal(indices, torch.arange(7).expand(3, 7))
 
 
+def test_ties_of_the_reference_by_index():
+    """What kernels are compared with has the same order."""
+    gallery = torch.eye(8).repeat(30, 1)
+    scores, indices = reference.cosine_topk(torch.eye(8)[:3], gallery, 40)
+    assert torch.equal(indices[:, :30], torch.arange(3)[:, None] + 8 * torch.arange(30))
+    others = [[i for i in range(240) if i % 8 != query][:10] for query in range(3)]
+    assert indices[:, 30:].tolist() == others and (scores[:, 30:] == 0).all()
+
+
 def test_zero_and_not_finite_rows(level):
     gallery = torch.eye(6)
     gallery[1], gallery[3, 0], gallery[4, 0] = 0, float("nan"), float("inf")
@@ -272,6 +281,32 @@ def test_rejects_bad_arguments(change, message):
     args = dict(queries=torch.zeros(3, 8), gallery=ops.pack_gallery(torch.ones(5, 8)), k=2)
     with pytest.raises(ValueError, match=message):
         ops.cosine_topk(**{**args, **change})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("rows", lambda t: t.T.contiguous().T, "rows of a packed gallery must be contiguous"),
+        ("rows", lambda t: t.double(), r"rows .* must be torch.float32 \[300, 8\], got torch.float64"),
+        ("rows", lambda t: t[:290], r"panels of a packed gallery \[290, 8\]|scale of|inverse of"),
+        ("panels", lambda t: t[:-64], r"panels of a packed gallery \[300, 8\] must be torch.uint8"),
+        ("panels", lambda t: t[:0], "panels of"),
+        ("panels", lambda t: torch.cat([t[:1], t])[1:], "must begin at a multiple of 64 bytes"),
+        ("scale", lambda t: t[:300], r"scale .* must be torch.float32 \[320\], got torch.float32 \[300\]"),
+        ("error", lambda t: t.repeat(2)[::2], "error of a packed gallery must be contiguous"),
+        ("error", lambda t: t[:-1], "error of"),
+        ("inverse", lambda t: t.float(), "inverse .* got torch.float32"),
+        ("inverse", lambda t: t[1:], "inverse of"),
+        ("centre", lambda t: t[:-1], r"centre .* must be torch.float32 \[9\]"),
+        ("centre", lambda t: t.to("meta"), "centre .* on meta"),
+    ],
+)
+def test_packs_out_of_bounds(name, change, message):
+    """What the scan would read past its end is an error, not a crash."""
+    good = ops.pack_gallery(torch.randn(300, 8))
+    bad = good._replace(**{name: change(getattr(good, name))})
+    with pytest.raises(ValueError, match=message):
+        ops.cosine_topk(torch.randn(2, 8), bad, 3)
 
 
 @pytest.mark.parametrize("gallery", [torch.zeros(8), torch.zeros(5, 8).half(), torch.zeros(5, 0)], ids=str)

@@ -63,6 +63,7 @@ def test_measuring_validation_classes_leaves_them_out_of_the_seen_ones(loaded):
     (p,) = protocols.build("gzs", ("all",), loaded, ["pole"])
     assert classes(loaded.photos, p.gallery) == sorted({*loaded.seen, "pole"})
     assert classes(loaded.sketches, p.queries) == ["pole"]
+    assert f"and {2 * len(loaded.seen)} photos of seen classes" in p.meaning  # its own two are none of them
 
 
 def test_fine_grained(loaded):

@@ -7,15 +7,23 @@ after a random time, or before a random one of its calls that touch the disk. Th
 is there, none is there twice, every vector is that of its picture, `check` finds no damage, searches find every item,
 and the same work started again ends with everything. `--full-disk` adds runs that meet a limit on file sizes.
 
+`--attacks` indexes what is made to harm, each in a process of its own whose memory is measured: bombs of every format,
+files that are cut, names and folders that should not vanish or forge lines, a disk without a free byte, files that are
+cut off under a search.
+
 The encoder is a projection of the pixels: what is tested is the storage. Each line names the seed of its run.
 """
 
 import argparse
+import base64
 import hashlib
 import os
+import pickle
 import random
 import resource
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -28,9 +36,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from splip import catalog, images, ingest
 from splip import gallery as galleries
-from splip import images, ingest
-from splip.errors import UserError
+from splip.errors import Skipped, UserError
 from splip.gallery import Gallery
 
 SIDE, DIM, PICTURES, SEGMENT = 16, 24, 160, 50
@@ -150,6 +158,176 @@ def compacting(folder: Path, _: Any, say: Callable[[str], None]) -> None:
     with opened(folder) as gallery:
         gallery.compact()
         say("committed 1")
+
+
+# ---- attacks ----
+
+MOST = 1_500_000_000  # bytes for pictures that are being read, whatever a folder holds
+WEBP = (9_000, 9_000)
+
+
+def attack_bombs(place: Path) -> None:
+    """Small files of very many pixels: what is too large is refused, what is read stays within the budget."""
+    folder = place / "bombs"
+    folder.mkdir()
+    Image.new("P", (13_000, 12_900)).save(folder / "palette.png", transparency=0)
+    Image.new("I;16", (12_000, 12_000)).save(folder / "sixteen.png")
+    Image.new("RGB", (16_000, 12_500)).save(folder / "phone.jpg")
+    Image.new("RGB", (12_000, 12_000)).save(folder / "progressive.jpg", progressive=True)
+    Image.new("RGB", WEBP).save(folder / "canvas.webp")
+    Image.new("L", (16_000, 16_000)).save(folder / "grey.png")  # refused
+    Image.new("RGB", (16_000, 16_000)).save(folder / "canvas-2.webp")  # refused
+    for name in ("palette.png", "sixteen.png"):  # a thread for each
+        for number in range(3):
+            data = (folder / name).read_bytes() + bytes([number])
+            (folder / f"{number}-{name}").write_bytes(data)
+    done = indexed(place, folder)
+    assert done.new == 11, done
+    assert sorted((Path(str(s.path)).name, s.reason) for s in done.skipped) == [
+        ("canvas-2.webp", "too many pixels"),
+        ("grey.png", "too many pixels"),
+    ], done.skipped
+
+
+def attack_cut(place: Path) -> None:
+    """Photographs that end too early: their bytes and pixels do not stay in memory."""
+    folder = place / "cut"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((4000, 3000), Image.Resampling.BICUBIC).save(place / "whole.jpg", quality=95)
+    data = (place / "whole.jpg").read_bytes()
+    for number in range(100):
+        (folder / f"{number:03d}.jpg").write_bytes(data[: len(data) * 9 // 10] + bytes([number]))
+    done = indexed(place, folder, most=500_000_000)
+    assert len(done.skipped) == 100, done
+
+
+def attack_formats(place: Path) -> None:
+    """What Pillow would read by other programs and by parsers that nobody asked for."""
+    folder, marker = place / "formats", place / "was-run"
+    folder.mkdir()
+    (place / "bin").mkdir()
+    (place / "bin" / "gs").write_text(f"#!/bin/sh\ntouch '{marker}'\n")
+    (place / "bin" / "gs").chmod(0o755)
+    for number, form in enumerate(("EPS", "TGA", "DDS", "JPEG2000", "PPM", "ICO", "PCX", "SGI", "PDF", "MSP", "XBM")):
+        image = Image.new("1" if form in ("MSP", "XBM") else "RGB", (20, 20))
+        image.save(folder / f"{number}.jpg", form)
+    (folder / "fits.jpg").write_bytes(b"SIMPLE  =                    T".ljust(2880))
+    (folder / "psd.jpg").write_bytes(b"8BPS\0\1".ljust(100, b"\0"))
+    before = os.environ["PATH"]
+    os.environ["PATH"] = f"{place / 'bin'}:{before}"
+    try:
+        done = indexed(place, folder)
+    finally:
+        os.environ["PATH"] = before
+    assert len(done.skipped) == 13 and not done.new, done
+    assert {s.reason for s in done.skipped} == {"not a picture, damaged, or of a format that is not read"}, done.skipped
+    assert not marker.exists(), "Ghostscript was run"
+
+
+def attack_names(place: Path) -> None:
+    """Nothing vanishes, and no name makes a line of its own."""
+    folder = place / "names"
+    for number, name in enumerate(("a\nforged.png\tno such file.png", "caf\udce9.png", "\u2028.png", "good.png")):
+        paint(folder / name, number)
+    (folder / "bad\r\nline.png").write_bytes(b"nothing")
+    (folder / "round").symlink_to(folder)
+    at = os.open(folder, os.O_RDONLY)
+    for _ in range((4096 - len(str(folder))) // 2 + 5):  # until the path is too long
+        os.mkdir("d", dir_fd=at)
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+    skipped: list[Skipped] = []
+    try:
+        paths = [path for path, _ in ingest.find([folder], skipped)]
+        done = indexed(place, *paths)
+    finally:
+        subprocess.run(["rm", "-rf", folder / "d"], check=True)
+    skipped += done.skipped
+    images.write_skipped(place / "skipped.txt", skipped)
+    lines = (place / "skipped.txt").read_bytes().decode(errors="surrogateescape").splitlines()
+    assert done.new == 4 and len(lines) == len(skipped) == 3, lines
+
+
+def attack_full_disk(place: Path) -> None:
+    """Searched and checked where no byte can be written, also after a writer that was stopped."""
+    folder, paths = place / "gallery", [place / "full" / f"{n}.png" for n in range(60)]
+    for number, path in enumerate(paths):
+        paint(path, number)
+    indexed(place, *paths[:50])
+
+    def stopped(say: Callable[[str], None]) -> None:
+        opened(folder).add(paths[50:])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def read(say: Callable[[str], None]) -> None:
+        catalog._room = lambda folder: 0
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        with opened(folder, write=False) as gallery:
+            found = gallery.search_vectors(np.ones((1, DIM), np.float32), 5)[0]
+            say(f"{len(found)} {len(gallery)} {len(gallery.check().damage)}")
+
+    assert must(child(read)).split() == ["5", "50", "0"]
+    child(stopped)
+    (folder / "gallery.db-shm").unlink(missing_ok=True)
+    assert must(child(read)).split() == ["5", "60", "0"]
+
+
+def attack_cut_off(place: Path) -> None:
+    """Vector files cut off under a search: a line, and not the end of the process."""
+    folder, paths = place / "gallery", [place / "cut-off" / f"{n}.png" for n in range(2 * SEGMENT)]
+    for number, path in enumerate(paths):
+        paint(path, number)
+    indexed(place, *paths)
+
+    def search(say: Callable[[str], None]) -> None:
+        with opened(folder, write=False) as gallery:
+            for name in ("000001.f32", "000001.pack"):
+                path, query = folder / "vectors" / name, np.ones((1, DIM), np.float32)
+                before, data = gallery.search_vectors(query, 5), path.read_bytes()
+                for size in (0, len(data) // 2, len(data) - 1):
+                    os.truncate(path, size)
+                    try:
+                        gallery.search_vectors(query, 5)
+                        say(f"{name} of {size} bytes: not noticed")
+                    except UserError as error:
+                        assert str(error).startswith(f"{path}: truncated: {size} bytes"), error
+                path.write_bytes(data)
+                assert gallery.search_vectors(query, 5) == before
+
+    assert must(child(search)) == ""
+
+
+def indexed(place: Path, *pictures: Path | str, most: int = MOST) -> ingest.Added:
+    """What became of pictures that a process with four threads put into a new gallery; it may take so many bytes."""
+    folder = place / "gallery"
+    shutil.rmtree(folder, ignore_errors=True)
+    (place / "model").write_bytes(MODEL)
+
+    def add(say: Callable[[str], None]) -> None:
+        found = [path for path, _ in ingest.find(pictures, [])]
+        before = peak()
+        with Gallery.create(folder, place / "model", encoder=PixelEncoder(), segment_rows=SEGMENT) as gallery:  # type: ignore[arg-type]
+            done = gallery.add(found, threads=4)
+        say(base64.b64encode(pickle.dumps((done, peak() - before))).decode())
+
+    done, used = pickle.loads(base64.b64decode(must(child(add))))
+    assert used < most, f"took {used / 1e9:.2f} GB"
+    global largest
+    largest = max(largest, used)
+    return done
+
+
+largest = 0  # bytes that an attack took
+
+
+def peak() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+ATTACKS = [attack_bombs, attack_cut, attack_formats, attack_names, attack_full_disk, attack_cut_off]
 
 
 # ---- what must hold ----
@@ -331,7 +509,19 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["add", "change", "remove", "compact"], help="which works")
     parser.add_argument("--seed", type=int, default=0, help="of the first run (default: 0)")
     parser.add_argument("--full-disk", type=int, default=10, help="runs of each kind that meet a limit (default: 10)")
+    parser.add_argument("--attacks", action="store_true", help="what is made to harm, before the kills")
     args = parser.parse_args()
+    for attack in ATTACKS if args.attacks else ():
+        with tempfile.TemporaryDirectory(prefix="splip-faults-") as place:
+            began = time.monotonic()
+            try:
+                attack(Path(place))
+            except AssertionError as error:
+                print(f"{attack.__name__}: FAILED: {error}", flush=True)
+                sys.exit(1)
+            print(f"{attack.__name__.replace('_', ' ')}: held, {time.monotonic() - began:.1f} s", flush=True)
+    if args.attacks:
+        print(f"the largest took {largest / 1e9:.2f} GB", flush=True)
     # Commits, packs and segments of a few pictures, so that there are many moments to be killed at.
     ingest.COMMIT_ROWS, galleries.TAIL_ROWS = 16, 20
     began, runs = time.monotonic(), 0

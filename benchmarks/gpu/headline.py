@@ -73,7 +73,7 @@ def measure(
     batches = batches_of(pool, Q, series.N)
     scan = way(job, Q)
     times = {"splip": time_ms([functools.partial(ops._cuda_topk, q, searched, K, None, scan) for q in batches])}
-    if Q > _C.cuda_stream_queries and not eight:
+    if not eight and _C.cuda_stream_queries < Q:
         calls = [functools.partial(ops._cuda_topk, q, gallery, K, None, scan) for q in batches]
         times["splip, not prepared"] = time_ms(calls, 0.05)
     scores, ids = ops._cuda_topk(batches[0], searched, K, None, scan)
@@ -98,7 +98,7 @@ def measure(
 def run_series(job: Job, series: Series) -> None:
     gallery, pool = make_gallery(series.N, series.D, getattr(torch, series.dtype))
     want = exact_topk(pool[:CHECKED], gallery, K)
-    prepared = ops.pack_gallery(gallery)
+    prepared = ops._prepare_gallery(gallery)
     eight_bits = ops.eight_bit_gallery(gallery) if series.eight else None
     for Q in series.queries:
         if job.left() < 6:

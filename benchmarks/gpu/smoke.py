@@ -51,7 +51,7 @@ def wgmma(job: Job) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         for Q, N, D in TRIALS:
             queries, gallery = (torch.randn(n, D, device="cuda").to(dtype) for n in (Q, N))
-            for searched in (gallery, ops.pack_gallery(gallery), ops.eight_bit_gallery(gallery)):
+            for searched in (gallery, ops._prepare_gallery(gallery), ops.eight_bit_gallery(gallery)):
                 want = ops._cuda_topk(queries, searched, 10, None, "tiles128")
                 for _ in range(REPEATS):
                     got = ops._cuda_topk(queries, searched, 10, None, "wgmma")

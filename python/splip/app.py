@@ -17,15 +17,17 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from splip import __version__, queries
+from splip import __version__, bodies, queries
 from splip.config import ServeConfig
 from splip.errors import Unavailable, UnreadablePicture, UserError
 from splip.guard import COOKIE, Access, Guard, Refusal, is_loopback
 from splip.messages import About, Add, Added, Answer, Answers, Problem, Queries, State
-from splip.queries import Blank, Busy, Missing, Query, TooLarge
-from splip.service import RETRY, Service
+from splip.queries import Blank, Busy, Missing, Query, TooLarge, Whole
+from splip.service import RETRY, Service, disk_is_full
+from splip.telemetry import log
 from splip.thumbnails import SIDES, File
 
 T = TypeVar("T")
@@ -44,12 +46,15 @@ FILES = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 CHUNK = 256 * 2**10
+MAX_FORM = 1_000_000  # bytes of a form that holds no file
 
 
 # ---- reading requests ----
 
 
 def _invalid(error: ValidationError | RequestValidationError) -> UserError:
+    if isinstance(error, ValidationError):
+        return UserError(bodies.invalid(error))
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     return UserError(f"{place}: {first['msg']}" if place else first["msg"])
@@ -75,7 +80,12 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-async def read_query(request: Request) -> tuple[Query, bytes | None]:
+def client_of(request: Request) -> str:
+    """Whose share a request takes: the address that it came from."""
+    return request.client.host if request.client else "?"
+
+
+async def read_query(request: Request, service: Service) -> tuple[Query, bytes | None]:
     """A search in any of its forms: JSON, a form with a file, or a file with parameters in the address.
 
     Raises:
@@ -88,9 +98,11 @@ async def read_query(request: Request) -> tuple[Query, bytes | None]:
         body = await request.body()
         if request.query_params:
             raise UserError("parameters go into the JSON, not into the address")
-        return await asyncio.to_thread(Query.model_validate_json, body), None
+        return await service.parsing.run(bodies.query, body, client=client_of(request)), None
     pairs: list[tuple[str, Any]] = list(request.query_params.multi_items())
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        if kind != "multipart/form-data" and len(await request.body()) > MAX_FORM:
+            raise TooLarge(f"a form without a file has at most {MAX_FORM / 1e6:g} MB")
         async with request.form(max_files=1, max_fields=300, max_part_size=64 * 1024) as form:
             for key, value in form.multi_items():
                 if isinstance(value, UploadFile):
@@ -123,8 +135,11 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-def problem(error: Exception) -> Refusal:
-    """The answer to an error that a request caused."""
+def problem(error: Exception, folder: Path | None = None) -> Refusal:
+    """The answer to an error that a request caused; ``folder``: of the gallery."""
+    if disk_is_full(error, folder):
+        log.error("%s", error)
+        return Refusal(507, "disk_full", "the disk is full; what was committed before is safe")
     if isinstance(error, Refusal):
         return error
     if isinstance(error, (ValidationError, RequestValidationError)):
@@ -155,7 +170,7 @@ def problem(error: Exception) -> Refusal:
 
 # ---- the application ----
 
-Id = Annotated[int, InPath(ge=0, lt=2**63, description="Number of a picture in the gallery.")]
+Id = Annotated[Whole, InPath(ge=0, lt=2**63, description="Number of a picture in the gallery.")]
 
 
 def create(service: Service, token: str | None = None) -> Guard:
@@ -171,18 +186,23 @@ def create(service: Service, token: str | None = None) -> Guard:
         lifespan=service.lifespan,
     )
     problems: dict[int | str, dict[str, Any]] = {
-        code: {"model": Problem} for code in (400, 401, 403, 404, 408, 409, 413, 415, 421, 422, 429, 503)
+        code: {"model": Problem} for code in (400, 401, 403, 404, 408, 409, 413, 415, 421, 422, 429, 503, 507)
     }
 
     async def refuse(_: Request, error: Exception) -> Response:
-        refusal = problem(error)
+        refusal = problem(error, service.folder)
         telemetry.refused.labels(refusal.code).inc()
         return refusal.response()
 
-    for error in (HTTPException, RequestValidationError, ValidationError, UserError, TimeoutError):
+    for error in (HTTPException, RequestValidationError, ValidationError, UserError, TimeoutError, OSError):
         app.add_exception_handler(error, refuse)
     if asyncio.TimeoutError is not TimeoutError:
         app.add_exception_handler(asyncio.TimeoutError, refuse)
+
+    async def forget(_: Request, error: Exception) -> Response:
+        return Refusal(499, "gone", "the client left").response()  # for the log: nobody reads it
+
+    app.add_exception_handler(ClientDisconnect, forget)
 
     async def fail(_: Request, error: Exception) -> Response:
         telemetry.refused.labels("internal").inc()
@@ -200,8 +220,8 @@ def create(service: Service, token: str | None = None) -> Guard:
         began = time.perf_counter()
         deadline = time.monotonic() + config.timeout_s
         need_ready()
-        query, upload = await read_query(request)
-        with service.batcher.admit() as admission:
+        query, upload = await read_query(request, service)
+        with service.batcher.admit(client=client_of(request)) as admission:
             work = service.answer(query, upload, admission, deadline, began)
             return JSONResponse(await unless_gone(request, work))
 
@@ -214,16 +234,14 @@ def create(service: Service, token: str | None = None) -> Guard:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refusal(415, "media_type", "send JSON")
         body = await request.body()
-        asked = (await asyncio.to_thread(Queries.model_validate_json, body)).queries
-        if len(asked) > config.max_queries:
-            raise UserError(f"queries: at most {config.max_queries} at once, got {len(asked)}")
-        with service.batcher.admit(len(asked)) as admission:
+        asked = await service.parsing.run(bodies.queries, body, config.max_queries, client=client_of(request))
+        with service.batcher.admit(len(asked), client_of(request)) as admission:
 
             async def one(query: Query) -> dict[str, Any]:
                 try:
                     return await service.answer(query, None, admission, deadline, began)
                 except Exception as error:
-                    refusal = problem(error)
+                    refusal = problem(error, service.folder)
                     return {"error": refusal.code, "message": refusal.detail}
 
             work = asyncio.gather(*map(one, asked))
@@ -272,7 +290,7 @@ def create(service: Service, token: str | None = None) -> Guard:
     async def thumbnail(
         request: Request,
         id: Id,
-        size: Annotated[int, InQuery(description=f"One of {', '.join(map(str, SIDES))}.")] = 256,
+        size: Annotated[Whole, InQuery(description=f"One of {', '.join(map(str, SIDES))}.")] = 256,
     ) -> Response:
         """A small version of a picture, JPEG, its longer side at most ``size`` pixels."""
         if size not in SIDES:
@@ -285,13 +303,15 @@ def create(service: Service, token: str | None = None) -> Guard:
         data = await service.files.run(service.thumbnails.get, file, size)
         return Response(data, headers=_cached(tag), media_type="image/jpeg")
 
-    @app.post("/v1/items", responses=problems, tags=["items"])
-    async def add(request: Add) -> Added:
+    @app.post("/v1/items", responses=problems, response_model=Added, tags=["items"], openapi_extra=ADD_BODY)
+    async def add(request: Request) -> Added:
         """Add pictures that are on the service's machine, below a folder of --allow-root. Needs the token."""
         need_ready()
         if service.writer is None or not service.roots:
             raise Refusal(403, "writes_off", "adding is off: the service was started without --allow-root")
-        return await service.writes.run(service.add, request)
+        body = await request.body()
+        asked = await service.parsing.run(bodies.addition, body, client=client_of(request))
+        return await service.writes.run(service.add, asked)
 
     @app.delete("/v1/items/{id}", status_code=204, responses=problems, tags=["items"])
     async def remove(id: Id) -> None:
@@ -317,8 +337,10 @@ def create(service: Service, token: str | None = None) -> Guard:
 
     @app.get("/readyz", tags=["service"], responses={503: {"model": Problem}})
     async def readyz() -> State:
-        """The service answers searches: the model is loaded and has made one."""
+        """The service answers searches: the model is loaded and has made one, and somebody works on what waits."""
         need_ready()
+        if not service.batcher.working:
+            raise Refusal(503, "broken", "the worker of the batches ended and is being started again", RETRY)
         return State(status="ready")
 
     @app.get("/metrics", tags=["service"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
@@ -346,7 +368,9 @@ def create(service: Service, token: str | None = None) -> Guard:
     hosts = list(config.allow_host)
     if is_loopback(config.host):
         hosts += ["localhost", "127.0.0.1", "::1", config.host]
-    return Guard(inner, access, telemetry, service.max_body, config.body_timeout_s, hosts, config.cors)
+    return Guard(
+        inner, access, telemetry, service.max_body, config.body_timeout_s, hosts, config.cors, config.behind_proxy
+    )
 
 
 async def _stream(service: Service, file: File) -> AsyncIterator[bytes]:
@@ -402,6 +426,9 @@ SEARCH_BODY: dict[str, Any] = {
         }
     },
 }
+ADD_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Add"}}}}
+}
 BATCH_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -417,6 +444,7 @@ def _schema(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
     components = schema["components"]["schemas"]
     components.update(models.pop("$defs"))
     components["Queries"] = models
+    components["Add"] = Add.model_json_schema()
     components["Query"]["properties"]["k"]["maximum"] = config.max_k
     components["Queries"]["properties"]["queries"]["maxItems"] = config.max_queries
     schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}

@@ -8,9 +8,10 @@ import os
 import posixpath
 import stat
 import tarfile
+import zipfile
 from functools import lru_cache
 
-from splip.errors import UnreadablePicture
+from splip.errors import UnreadablePicture, UserError
 
 SUFFIX = ".tar"
 KEPT = 16  # tar files whose lists of members are remembered
@@ -114,3 +115,21 @@ def exists(path: str | os.PathLike[str]) -> bool:
         return os.path.exists(path) if inside is None else inside[1] in _places(inside[0])
     except (OSError, ValueError, UnreadablePicture):
         return False
+
+
+def check_zip(path: str | os.PathLike[str]) -> None:
+    """Refuse a zip file whose members would be larger than itself: torch.save writes them as they are.
+
+    Raises:
+        UserError: it is one. What is no zip file, or damaged, is for those to tell who read it.
+    """
+    try:
+        size = os.path.getsize(path)
+        with zipfile.ZipFile(path) as file:
+            claimed = sum(member.file_size for member in file.infolist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return
+    if claimed > size:
+        raise UserError(
+            f"{os.fspath(path)}: claims {claimed} bytes in a file of {size}: not a checkpoint, or made to harm"
+        )

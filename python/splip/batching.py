@@ -9,8 +9,8 @@ way: a single user never waits.
 import asyncio
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from splip.gallery import Filter, Gallery, Match
 
 TEXTS = 1024  # texts whose vectors are kept
+PAUSE = 0.5  # seconds before a worker that ended takes up its work again; doubled while it ends again and again
+MAX_PAUSE = 10.0
+DAMAGED = "the gallery cannot be read; the service's log says more"
 
 
 @dataclass(eq=False)
@@ -57,42 +60,70 @@ class Batcher:
         max_batch: searches in a batch; 1 turns batching off.
         window: seconds that the first search of a batch waits for others.
         max_queue: searches that may be on the way at once.
+        max_per_client: how many of them may be one client's; None: all.
+        before: called before each search of the gallery; raises UserError if it cannot be searched.
     """
 
-    def __init__(self, gallery: "Gallery", telemetry: Telemetry, max_batch: int, window: float, max_queue: int) -> None:
+    def __init__(
+        self,
+        gallery: "Gallery",
+        telemetry: Telemetry,
+        max_batch: int,
+        window: float,
+        max_queue: int,
+        max_per_client: int | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> None:
         self.gallery, self.telemetry = gallery, telemetry
         self.max_batch, self.window, self.max_queue = max_batch, window, max_queue
+        self.max_per_client, self.before = max_per_client or max_queue, before
+        self._clients: Counter[str] = Counter()  # how many of those taken on are whose
         self._ready = threading.Condition()
         self._waiting: list[Search] = []
         self._taken_on = 0  # admitted and not yet answered
         self._coming = 0  # admitted and not yet waiting: their pictures are being prepared
         self._closed = False
+        self._down = False  # the worker ended and has not taken up its work again
+        self._batch: list[Search] = []  # what the worker has in hand
         self._texts: OrderedDict[str, np.ndarray] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
         self._thread.start()
 
     @contextmanager
-    def admit(self, count: int = 1) -> Iterator["Admission"]:
-        """Take on ``count`` searches, or none.
+    def admit(self, count: int = 1, client: str | None = None) -> Iterator["Admission"]:
+        """Take on ``count`` searches, or none; ``client`` is None for the service itself.
 
         Raises:
-            Busy: more than ``max_queue`` would be on the way.
+            Busy: more than ``max_queue`` would be on the way, or more than ``max_per_client`` of this client.
         """
         with self._ready:
             if self._closed or self._taken_on + count > self.max_queue:
                 raise Busy("too many searches at once; try again in a moment")
+            if client is not None:
+                if self._clients[client] + count > self.max_per_client:
+                    raise Busy("too many searches at once from this address; try again in a moment")
+                self._clients[client] += count
             self._taken_on += count
             self._coming += count
         self.telemetry.queued.set(self._taken_on)
-        admission = Admission(self, count)
+        admission = Admission(self, count, client)
         try:
             yield admission
         finally:
             with self._ready:
                 self._taken_on -= count
                 self._coming -= admission.coming
+                if client is not None:
+                    self._clients[client] -= count
+                    if not self._clients[client]:
+                        del self._clients[client]
                 self._ready.notify()
             self.telemetry.queued.set(self._taken_on)
+
+    @property
+    def working(self) -> bool:
+        """Whether somebody works on what waits."""
+        return self._thread.is_alive() and not self._down
 
     def _put(self, search: Search) -> None:
         with self._ready:
@@ -117,7 +148,30 @@ class Batcher:
     # ---- the worker ----
 
     def _run(self) -> None:
-        while batch := self._next():
+        """Work until closed, whatever happens: without a worker every search would wait for its deadline."""
+        pause = PAUSE / 2
+        while True:
+            began = time.monotonic()
+            try:
+                self._work()
+                if self._closed:
+                    return
+                log.error("the worker of the batches ended; it starts again")
+            except BaseException:  # SystemExit too: the thread is the service's, not the library's that raised it
+                log.exception("the worker of the batches ended; it starts again")
+            self._down = True
+            self.telemetry.worker_ends.inc()
+            lost, self._batch = self._batch, []
+            with suppress(Exception):
+                _tell(lost, Unavailable("the search was lost; try again"))
+            pause = PAUSE if time.monotonic() - began > MAX_PAUSE else min(2 * pause, MAX_PAUSE)
+            with self._ready:
+                self._ready.wait_for(lambda: self._closed, pause)
+            self._down = False
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            self._batch = batch
             now = time.monotonic()
             live = [s for s in batch if s.done is not None and not s.done.done() and s.deadline > now]
             error: Exception | None = None
@@ -131,23 +185,25 @@ class Batcher:
                 except Unavailable as problem:  # a line in the answers; nothing is wrong here
                     log.warning("%s", problem)
                     error = problem
+                except (
+                    UserError,
+                    OSError,
+                ) as problem:  # each query was checked alone: it is the gallery that cannot be read
+                    log.error("%s", problem)
+                    error = Unavailable(DAMAGED)
+                    error.__cause__ = problem
                 except Exception as problem:  # what failed for all must not end the service
                     log.exception("a batch failed")
                     error = RuntimeError(f"the batch failed: {problem}")
-            by_loop: dict[asyncio.AbstractEventLoop, list[Search]] = {}
-            for search in live:
-                assert search.done is not None
-                by_loop.setdefault(search.done.get_loop(), []).append(search)
-            for loop, searches in by_loop.items():
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(_finish, searches, error)
+            _tell(live, error)
+            self._batch = []
 
-    def _next(self) -> list[Search]:
-        """The next batch; empty when closed and nothing is left."""
+    def _next(self) -> list[Search] | None:
+        """The next batch, empty if its searches were all given up; None when closed and nothing is left."""
         with self._ready:
             while not self._waiting:
                 if self._closed:
-                    return []
+                    return None
                 self._ready.wait()
             end = self._waiting[0].queued + self.window
             while len(self._waiting) < self.max_batch and self._coming and not self._closed:
@@ -169,6 +225,8 @@ class Batcher:
         k = max(search.k for search in batch)
         filters = [search.filter for search in batch]
         same = all(f is None for f in filters)
+        if self.before is not None:
+            self.before()
         found = self.gallery.search_vectors(vectors, k=k, filter=None if same else filters)
         ended = time.perf_counter()
         for search, matches in zip(batch, found, strict=True):
@@ -231,8 +289,8 @@ class Batcher:
 class Admission:
     """The right of a request to have searches on the way."""
 
-    def __init__(self, batcher: Batcher, count: int) -> None:
-        self.batcher, self.coming = batcher, count
+    def __init__(self, batcher: Batcher, count: int, client: str | None) -> None:
+        self.batcher, self.coming, self.client = batcher, count, client
 
     async def answer(self, search: Search) -> None:
         """Wait until the search has its matches.
@@ -253,6 +311,17 @@ class Admission:
                 self.batcher._forget(search)
         if search.error is not None:
             raise search.error
+
+
+def _tell(searches: Sequence[Search], error: Exception | None) -> None:
+    """From the worker: let those who wait know that their searches are answered, or what went wrong."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Search]] = {}
+    for search in searches:
+        if search.done is not None:
+            by_loop.setdefault(search.done.get_loop(), []).append(search)
+    for loop, those in by_loop.items():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_finish, those, error)
 
 
 def _finish(searches: Sequence[Search], error: Exception | None) -> None:

@@ -7,8 +7,10 @@ counts them.
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import threading
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from splip.errors import UserError
 APPLICATION = 0x73706C70  # "splp", in the header of the file
 WAIT_SECONDS = 30.0
 MANY = 500  # values in one statement
+LEAST_FREE = 1 << 20  # bytes; with fewer, what SQLite calls an I/O error is a full disk
 
 # Each entry brings a database from one format to the next; format 1 was a folder without a database.
 MIGRATIONS: tuple[str, ...] = (
@@ -142,6 +145,8 @@ class Catalog:
         self._lock = threading.Lock()
         self._closed = False
         self._stamp: tuple[int, ...] | None = None  # of the file, if it is read as one that never changes
+        self._copy: sqlite3.Connection | None = None  # keeps a copy in memory, which is read instead
+        self._full = False  # there was no room for the files beside the database that reading it takes
         with self.errors():
             first = self._connect()
             try:
@@ -182,15 +187,55 @@ class Catalog:
                         f"{self.path.parent}: cannot be written, and its last writer was stopped: open it where it can be"
                     )
                 options, self._stamp = "mode=ro&immutable=1", stamp
-        db = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?{options}",
-            uri=True,
-            timeout=WAIT_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        db.execute("PRAGMA synchronous = FULL")
+        db = self._open(options)
+        try:
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA schema_version")  # opens the files beside it
+        except sqlite3.Error as error:
+            db.close()
+            if options != "mode=rw" or not self._is_full(error):
+                raise
+            return self._connect_without_room()
+        self._full = False
         return db
+
+    def _open(self, options: str) -> sqlite3.Connection:
+        return _open(f"{self.path.absolute().as_uri()}?{options}")
+
+    def _connect_without_room(self) -> sqlite3.Connection:
+        """A connection that reads where nothing can be written: the disk is full."""
+        self._full = True
+        if not self._facts()[2]:
+            self._stamp, db = self._facts(), self._open("mode=ro&immutable=1")
+        else:  # commits are in the journal alone: the one who has it for itself can read it without another file
+            if self._copy is None:
+                name = f"file:splip-{uuid.uuid4()}?mode=memory&cache=shared"
+                self._copy, self._copy_name = _open(name), name
+                with contextlib.closing(self._open("mode=rw")) as whole:
+                    whole.execute("PRAGMA locking_mode = EXCLUSIVE")
+                    whole.backup(self._copy)
+                self._stamp = self._facts()
+            db = _open(self._copy_name)
+        db.execute("PRAGMA query_only = ON")
+        return db
+
+    def _is_full(self, error: sqlite3.Error) -> bool:
+        text = str(error)
+        if "disk is full" in text or (self._full and "readonly" in text):
+            return True
+        vague = "disk I/O error" in text or "unable to open" in text
+        with contextlib.suppress(OSError):
+            return vague and _room(self.path.parent) < LEAST_FREE
+        return False
+
+    def _forget(self) -> None:
+        """Close connections that read a database that does not change, and the copy; with the lock held."""
+        self._stamp, old, self._free = None, self._free, []
+        for connection in old:
+            connection.close()
+        if self._copy is not None:
+            self._copy.close()
+            self._copy = None
 
     def _beside(self, ending: str) -> Path:
         return self.path.with_name(self.path.name + ending)
@@ -207,6 +252,8 @@ class Catalog:
             yield
         except sqlite3.Error as error:
             reason = " ".join(str(error).split())
+            if self._is_full(error):
+                raise UserError(f"{self.path.parent}: the disk is full") from None
             if "malformed" in reason or "not a database" in reason:
                 reason += "; the database is damaged"
             raise UserError(f"{self.path}: {reason}") from None
@@ -219,11 +266,9 @@ class Catalog:
                 if self._closed:
                     raise UserError(f"{self.path.parent}: the gallery was closed")
                 if self._stamp is not None and self._stamp != self._facts():
-                    self._stamp, old, self._free = None, self._free, []
-                    for connection in old:
-                        connection.close()
+                    self._forget()
                 db = self._free.pop() if self._free else None
-            db = db or self._connect()
+                db = db or self._connect()
             try:
                 yield db
             except BaseException:
@@ -249,6 +294,9 @@ class Catalog:
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """All or nothing; counts as a new revision. For the writer only."""
+        if self._full:  # there may be room by now
+            with self._lock:
+                self._forget()
         with self.connection() as db:
             db.execute("BEGIN IMMEDIATE")
             db.execute("UPDATE facts SET value = value + 1 WHERE name = 'revision'")
@@ -264,9 +312,16 @@ class Catalog:
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            free, self._free = self._free, []
-        for db in free:
-            db.close()
+            self._forget()
+
+
+def _open(uri: str) -> sqlite3.Connection:
+    return sqlite3.connect(uri, uri=True, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+
+
+def _room(folder: Path) -> int:
+    """Bytes that can be written in a folder."""
+    return shutil.disk_usage(folder).free
 
 
 def _migrate(db: sqlite3.Connection, start: int) -> None:

@@ -1,13 +1,16 @@
 """The ``splip`` command: one word per verb, heavy imports only inside the verb."""
 
 import contextlib
+import errno
 import importlib
 import io
+import logging
 import sys
+import warnings
 from typing import Any
 
 from splip import __version__
-from splip.errors import UserError
+from splip.errors import UserError, one_line
 
 # verb: (configuration, function, summary, examples)
 VERBS: dict[str, tuple[str, str, str, str]] = {
@@ -248,6 +251,9 @@ def main(argv: list[str] | None = None) -> int:
     if args[0] in ("-V", "--version"):
         print(f"splip {__version__}")
         return 0
+    # Pillow's remarks on damaged files do not name them; what cannot be read is listed with its reason.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     try:
         verb = " ".join(args[:2]) if " ".join(args[:2]) in VERBS else args[0]
         if verb not in VERBS:
@@ -261,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
         code = getattr(importlib.import_module(module), function)(config)
         return code if isinstance(code, int) else 0
     except UserError as error:
-        print(f"splip: error: {error}", file=sys.stderr)
+        print(f"splip: error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("splip: interrupted", file=sys.stderr)
@@ -269,7 +275,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:  # no permission, a full disk, a file where a folder is expected
-        print(f"splip: error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = f"{'' if error.filename is None else f'{error.filename}: '}the disk is full"
+        print(f"splip: error: {' '.join(text.split())}", file=sys.stderr)
         return 2
 
 

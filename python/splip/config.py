@@ -13,10 +13,12 @@ from typing import Any, Literal, TypeVar
 import tyro
 import yaml
 
-from splip.errors import UserError
+from splip import disk
+from splip.errors import UserError, short
 
 T = TypeVar("T")
 CONFIGS = Path(__file__).parent / "configs"
+LARGEST = 1 << 20  # bytes of a YAML file
 
 
 @dataclass
@@ -288,6 +290,8 @@ class IndexAddConfig:
     """Pictures per pass of the encoder."""
     threads: int | None = None
     """Threads that read and decode; none: one for each processor."""
+    memory_gb: float = 1.5
+    """For all pictures that are being read, files and pixels; one that needs more is read alone."""
     engine: str = "auto"
     """What encodes: auto, torch, compile, onnxruntime, openvino, tensorrt; or ray: the machines of a Ray cluster."""
     device: str = "auto"
@@ -465,6 +469,8 @@ class ServeConfig:
     """Folders below which pictures may be added over HTTP; none: adding is off."""
     allow_host: tuple[str, ...] = ()
     """Names that the Host header may have; default: those of this machine when only it can connect, else any."""
+    behind_proxy: bool = False
+    """A proxy in front sets X-Forwarded-For and X-Forwarded-Proto: clients' addresses and TLS are known from them."""
     cors: tuple[str, ...] = ()
     """Origins of other sites whose pages may use the service, e.g. https://example.org."""
     window_ms: float = 3.0
@@ -473,6 +479,8 @@ class ServeConfig:
     """Searches that are encoded together; 1 turns batching off."""
     max_queue: int = 256
     """Searches on the way at once; further ones get 429."""
+    max_per_client: int | None = None
+    """How many of them may come from one address; further ones get 429; none: half of --max-queue."""
     timeout_s: float = 15.0
     """Time for the answer to a search; then 503."""
     body_timeout_s: float = 10.0
@@ -625,12 +633,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type[T], values: Any, source: str, prefix: str = "") -> T:
     """Fill a dataclass; unknown keys and wrong types are a UserError that names them."""
     if not isinstance(values, dict):
-        raise UserError(f"{source}: {prefix.rstrip('.') or 'the file'} must be a mapping, got {values!r}")
+        raise UserError(f"{source}: {prefix.rstrip('.') or 'the file'} must be a mapping, got {short(values)}")
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
             known = ", ".join(hints)
-            raise UserError(f"{source}: unknown key '{prefix}{key}'; known keys: {known}")
+            raise UserError(f"{source}: unknown key {short(f'{prefix}{key}')}; known keys: {known}")
     filled = {key: _convert(hints[key], value, source, prefix + key) for key, value in values.items()}
     return cls(**filled)
 
@@ -646,22 +654,24 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
     if origin is Literal:
         if value in args:
             return value
-        raise UserError(f"{source}: {key} must be one of {', '.join(map(str, args))}, got {value!r}")
+        raise UserError(f"{source}: {key} must be one of {', '.join(map(str, args))}, got {short(value)}")
     if origin is tuple:
         if isinstance(value, (list, tuple)):
             return tuple(_convert(args[0], v, source, key) for v in value)
-        raise UserError(f"{source}: {key} must be a list, got {value!r}")
+        raise UserError(f"{source}: {key} must be a list, got {short(value)}")
     if hint is float and not isinstance(value, bool):
         try:  # PyYAML reads 2e-3 as a string
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
-    elif hint is Path and isinstance(value, str):
+    elif hint is Path and isinstance(value, str) and "\0" not in value:
         return Path(value)
+    elif hint is int and type(value) is int and not -(2**63) <= value < 2**63:
+        raise UserError(f"{source}: {key} is too large: {short(value)}")
     elif type(value) is hint:
         return value
     name = "a path" if hint is Path else hint.__name__
-    raise UserError(f"{source}: {key} must be {name}, got {value!r}")
+    raise UserError(f"{source}: {key} must be {name}, got {short(value)}")
 
 
 def shipped() -> dict[str, Path]:
@@ -685,12 +695,24 @@ def find(path: str) -> Path:
 def read(path: str) -> dict[str, Any]:
     """The settings of a YAML file, or of a shipped configuration, as they stand there."""
     file = find(path)
+    if file.stat().st_size > LARGEST:
+        raise UserError(f"{file}: {file.stat().st_size:,} bytes are too many for a configuration")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        # Besides its own class PyYAML lets through what making a number, a date or a truth value of a text raises.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{file}: not valid YAML: {reason}") from None
     if values is not None and not isinstance(values, dict):
-        raise UserError(f"{file}: the file must be a mapping, got {values!r}")
+        raise UserError(f"{file}: the file must be a mapping, got {short(values)}")
     return values or {}
 
 
@@ -713,7 +735,7 @@ def load(cls: type[T], *paths: str) -> T:
 
 
 def save(config: Any, path: Path) -> None:
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    disk.write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def differences(a: Any, b: Any) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from splip import datasets, pictures
 from splip.config import CheckConfig, DataConfig
-from splip.errors import UserError
+from splip.errors import UserError, shown
 from splip.splits import Split, class_of, dataset_facts, find_split, normal_name, prompt_name
 
 MODALITIES = ("sketch", "photo")  # their order is their number everywhere
@@ -336,7 +336,7 @@ def check(config: CheckConfig) -> int:
     if config.decode:
         skipped = pictures.Pictures(paths, 8, memory_gb=math.inf, label="Decoding").skipped
         for error in skipped:
-            print(f"  unreadable: {error.path}: {error.reason}")
+            print(f"  unreadable: {shown(error.path)}: {error.reason}")
         print(f"  unreadable pictures: {len(skipped)} of {len(paths)}")
         complete = complete and not skipped
     return 0 if complete else 1

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from splip import config as configuration
-from splip import evaluate, grid, index, sample, train
+from splip import disk, evaluate, grid, index, sample, train
 from splip.config import DemoConfig, EvalConfig, IndexAddConfig, SampleConfig, TrainConfig
 from splip.errors import UserError
 from splip.gallery import Gallery
@@ -60,7 +60,7 @@ def demo(config: DemoConfig) -> None:
         "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
     evaluate.write_json(out / "results.json", report)
-    (out / "index.html").write_text(_page(report), encoding="utf-8")
+    disk.write_text(out / "index.html", _page(report))
     print(f"\n{seconds / 60:.1f} minutes, peak memory {report['peak_rss_gb']} GB")
     for name in ("index.html", "grid.png", "drawings.png", "results.json"):
         print(f"  {out / name}")

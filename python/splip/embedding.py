@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from splip import archive, catalog, formats
+from splip import archive, catalog, images
 from splip.catalog import Item
 from splip.cluster import Cluster, Node, import_ray, last_line
-from splip.errors import UnreadablePicture, UserError
-from splip.gallery import Gallery
+from splip.errors import Skipped, UserError
+from splip.gallery import Gallery, reading
 from splip.incoming import FOLDER, Segment, manifest_path
 from splip.ingest import LOOK_UP, Added, Look, Picture, commit, find_content, look_at
 from splip.segments import Segments, is_full
@@ -78,6 +78,7 @@ class Task:
     batch_size: int
     threads: int
     probe: str | None  # a picture that every machine must see
+    decoding: int = images.DECODING  # of the gallery
 
 
 class Worker:
@@ -97,7 +98,6 @@ class Worker:
             import torch
 
             torch.set_num_threads(task.threads)
-            formats.suffixes()
             self.encoder = task.load()
         except UserError as error:
             return f"{self.name}: {error}"
@@ -129,7 +129,7 @@ class Worker:
                         look.vector = vector
                     else:
                         reason = "the model answers with numbers that are not finite"
-                        look.error = UnreadablePicture(look.picture.path, reason)
+                        look.error = Skipped(look.picture.path, reason)
             vectors = [look.vector for look in looks if look.vector is not None]
             rows = np.stack(vectors) if vectors else np.empty((0, self.task.dim), np.float32)
             Segment(looks, rows).write(self.files, number, self.task.identity)
@@ -144,7 +144,11 @@ class Worker:
         """Looks with pixels, a batch at a time, while the next are read and decoded; ``looks`` becomes all of them."""
         waiting: list[Look] = []
         left, looking = iter(entries), deque[Future[Look]]()
-        prepare = partial(self.encoder.prepare, modality="photo")
+        how = reading(self.encoder, "photo", self.task.decoding)
+
+        def prepare(data: bytes, name: object) -> np.ndarray:
+            return self.encoder.prepare(images.read(data, name, *how), "photo")
+
         with ThreadPoolExecutor(self.task.threads, "decode") as pool:
             while True:
                 for entry in islice(left, 2 * self.task.batch_size - len(looking)):
@@ -356,7 +360,10 @@ class _Front:
             path = os.path.abspath(first.path)
             probe = path if archive.exists(path) else None
         self.folder = folder
-        self.task = Task(folder, self.gallery.dim, self.gallery.identity, load, self.batch_size, threads or cpus, probe)
+        gallery = self.gallery
+        self.task = Task(
+            folder, gallery.dim, gallery.identity, load, self.batch_size, threads or cpus, probe, gallery.decoding
+        )
         self.shared = self.ray.put(self.task)
         self.done.workers = count
         for number in range(count):
@@ -399,7 +406,7 @@ class _Front:
             self.again.appendleft(work)
         elif len(work.entries) == 1:
             picture = work.entries[0][1]
-            self.done.skipped.append(UnreadablePicture(picture.path, "workers died while they read it"))
+            self.done.skipped.append(Skipped(picture.path, "workers died while they read it"))
             self.done.seen += 1
             self.done.committed += 1
         else:

@@ -11,9 +11,10 @@ import functools
 import importlib
 import importlib.util
 import os
+import resource
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -29,6 +30,7 @@ ENGINES = ("torch", "compile", "onnxruntime", "onnxruntime-tensorrt", "openvino"
 FILES = {"onnxruntime": "onnx", "onnxruntime-tensorrt": "onnx", "openvino": "openvino", "tensorrt": "tensorrt"}
 EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 BATCH = 64  # images that torch takes at once
+SPARE = 4 << 30  # bytes that opening and first running a file may take, besides eight times its size
 OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16"}  # its names of what it computes in
 CUDA_PROVIDER, TENSORRT_PROVIDER = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
@@ -442,6 +444,8 @@ def describe(path: Path, model: Any) -> Manifest:
 class _PerModality:
     """What runners of files share: a session for each modality, made when it is first needed."""
 
+    on_cpu = True
+
     def __init__(self, folder: Path, about: Manifest, built: Built) -> None:
         self._folder, self._about, self._built = folder, about, built
         self._sessions: dict[str, Any] = {}
@@ -450,8 +454,19 @@ class _PerModality:
     def _session(self, modality: str) -> Any:
         with self._making:
             if modality not in self._sessions:
-                self._sessions[modality] = self._open(self._folder / self._built.files[modality][0])
+                paths = [self._folder / name for name in self._built.files[modality]]
+                with _limited_memory(paths) if self.on_cpu else contextlib.nullcontext():
+                    session = self._open(paths[0])
+                    if self.on_cpu:
+                        S = self._about.image_size
+                        pixels = self._input(np.zeros((1, S, S, 3), dtype=np.uint8))
+                        _try_out(paths[0], lambda: self._run(session, pixels), self._about.embed_dim)
+                self._sessions[modality] = session
             return self._sessions[modality]
+
+    def _run(self, session: Any, images: np.ndarray) -> np.ndarray:
+        """Features of images as the files take them."""
+        raise NotImplementedError
 
     def _open(self, path: Path) -> Any:
         raise NotImplementedError
@@ -463,11 +478,50 @@ class _PerModality:
         self._sessions.clear()
 
 
+_limiting = threading.Lock()
+
+
+@contextlib.contextmanager
+def _limited_memory(paths: Sequence[Path]) -> Iterator[None]:
+    """Bound what a model's files can make of a process's memory while they are opened and first run.
+
+    A few kilobytes of ONNX can double a tensor until no memory is left; an error is then raised here instead.
+    """
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])  # what RLIMIT_DATA counts
+        room = SPARE + 8 * sum(path.stat().st_size for path in paths)
+    except (OSError, ValueError, IndexError):
+        yield
+        return
+    with _limiting:
+        before, most = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = pages * resource.getpagesize() + room
+        if before != resource.RLIM_INFINITY:
+            limit = min(limit, before)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (before, most))
+
+
+def _try_out(path: Path, run: Callable[[], np.ndarray], dim: int) -> None:
+    """Run a file once, on one input: what it cannot do must be known before anybody waits for it."""
+    try:
+        found = run()
+    except Exception as error:  # of the engines, which have no common class
+        reason = " ".join(str(error).split())[-300:] or type(error).__name__
+        raise UserError(f"{path}: cannot be run on one input: {reason}") from None
+    if found.shape != (1, dim) or found.dtype != np.float32:
+        raise UserError(f"{path}: gives {found.dtype} {list(found.shape)} for one input, not float32 [1, {dim}]")
+
+
 def _onnxruntime_session(path: Path, threads: int | None, providers: list[Any]) -> Any:
     ort = _import("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    options.log_severity_level = 3  # errors; a provider that cannot start is for the caller to see
+    # Errors: a provider that cannot start is for the caller to see. On the CPU all that is said is raised, too.
+    options.log_severity_level = 3 if providers != ["CPUExecutionProvider"] else 4
     try:
         session = ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its exceptions have no common class
@@ -528,6 +582,7 @@ class _OnnxRuntime(_PerModality):
                 "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'; never both at a time"
             )
         if self._wanted != "CPUExecutionProvider":
+            self.on_cpu = False  # a GPU's driver takes hold of far more addresses than memory
             if not cuda.gpus():
                 raise UserError(f"engine {engine} with {self._wanted}: no NVIDIA GPU, or no driver")
             if hasattr(self._ort, "preload_dlls"):
@@ -543,9 +598,11 @@ class _OnnxRuntime(_PerModality):
             )
         return session
 
+    def _run(self, session: Any, images: np.ndarray) -> np.ndarray:
+        return cast(np.ndarray, session.run([manifest.OUTPUT], {manifest.INPUT: images})[0])
+
     def __call__(self, pixels: np.ndarray, modality: str) -> np.ndarray:
-        feed = {manifest.INPUT: self._input(pixels)}
-        return cast(np.ndarray, self._session(modality).run([manifest.OUTPUT], feed)[0])
+        return self._run(self._session(modality), self._input(pixels))
 
 
 def has_amx() -> bool:
@@ -590,11 +647,16 @@ class _OpenVino(_PerModality):
     def __call__(self, pixels: np.ndarray, modality: str) -> np.ndarray:
         request, feed = self._session(modality), self._input(pixels)
         with self._lock:  # one request at a time uses all cores
-            return cast(np.ndarray, request.infer([feed], share_inputs=True)[0].copy())
+            return self._run(request, feed)
+
+    def _run(self, session: Any, images: np.ndarray) -> np.ndarray:
+        return cast(np.ndarray, session.infer([images], share_inputs=True)[0].copy())
 
 
 class _TensorRt(_PerModality):
     """A TensorRT or TensorRT-RTX engine on a GPU."""
+
+    on_cpu = False
 
     def __init__(self, folder: Path, about: Manifest, built: Built, index: int | None) -> None:
         super().__init__(folder, about, built)
@@ -605,7 +667,10 @@ class _TensorRt(_PerModality):
         return tensorrt_runtime.Engine(path, self._index)
 
     def __call__(self, pixels: np.ndarray, modality: str) -> np.ndarray:
-        return cast(np.ndarray, self._session(modality).run(self._input(pixels)))
+        return self._run(self._session(modality), self._input(pixels))
+
+    def _run(self, session: Any, images: np.ndarray) -> np.ndarray:
+        return cast(np.ndarray, session.run(images))
 
     def close(self) -> None:
         for engine in self._sessions.values():
@@ -638,9 +703,16 @@ class TextTower:
     def _load(self) -> tuple[words.Reader, Callable[[dict[str, np.ndarray]], np.ndarray]]:
         self._about.check_files(self._folder, self._text.files)
         read = words.Reader(self._folder / words.FILE, self._text.end, self._text.length)
-        path = self._folder / self._text.files[0]
+        paths = [self._folder / name for name in self._text.files]
+        with _limited_memory(paths):
+            run = self._open(paths[0])
+            feed = {TOKENS: np.full((1, 1), self._text.end), MODALITY: np.zeros(1, dtype=np.int64)}
+            _try_out(paths[0], lambda: run(feed), self._about.embed_dim)
+        return read, run
+
+    def _open(self, path: Path) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
         if self._engine == "openvino":
             request = _openvino_request(_import("openvino").Core(), path, _openvino_settings("fp32", self._threads))
-            return read, lambda feed: cast(np.ndarray, request.infer(feed)[0].copy())
+            return lambda feed: cast(np.ndarray, request.infer(feed)[0].copy())
         session = _onnxruntime_session(path, self._threads, ["CPUExecutionProvider"])
-        return read, lambda feed: cast(np.ndarray, session.run([manifest.OUTPUT], feed)[0])
+        return lambda feed: cast(np.ndarray, session.run([manifest.OUTPUT], feed)[0])

@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 import splip
-from splip import grid, metrics, ops, plots, protocols
+from splip import disk, grid, metrics, ops, plots, protocols
 from splip.clip import PromptedCLIP
 from splip.config import DataConfig, EvalConfig
 from splip.data import Items, Tree, load_tree, paired
@@ -448,7 +448,8 @@ def _write_set(
     sketches, photos = np.bincount(view.sketches.labels), np.bincount(view.photos.labels, minlength=len(tree.classes))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "per_class.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        text = {"encoding": "utf-8", "errors": "surrogateescape"}
+        with disk.replacing(folder / "per_class.csv", "w", newline="", **text) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["method", "class", "sketches", "photos", *result.query_mean])
             for name, r in rows.items():
@@ -456,7 +457,7 @@ def _write_set(
                     counts = [sketches[label], photos[label]]
                     writer.writerow([name, tree.classes[label], *counts, *(f"{v:.6f}" for v in values.values())])
         lines = "".join(line + "\n" for line in _gallery_lines(view))
-        (folder / "gallery.txt").write_text(lines, encoding="utf-8", errors="surrogateescape")
+        disk.write_text(folder / "gallery.txt", lines, "surrogateescape")
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error}") from None
     if not view.protocol.in_class:  # else every photo is of the right class
@@ -472,7 +473,7 @@ def _write_set(
 def write_json(path: Path, report: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        disk.write_text(path, json.dumps(report, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from None
 

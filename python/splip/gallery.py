@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from splip import catalog, formats, images, ops
+from splip import catalog, images, ops
 from splip.catalog import Catalog, Filter, Item
 from splip.errors import UserError
 from splip.lock import WriterLock
@@ -177,6 +177,7 @@ class Gallery:
             "identity": encoder.identity,
             "model": encoder.name,
             "source": None if model.is_file() else os.fsencode(model.absolute()),
+            "decoding": images.DECODING,
             "created": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -290,6 +291,15 @@ class Gallery:
                 self._encoder = self._same_model(Encoder.load(source, self._engine, device=self._device))
             return self._encoder
 
+    @property
+    def decoding(self) -> int:
+        """How its pictures were decoded, see :data:`splip.images.DECODING`: those that come later are, too."""
+        return int(str(self.facts.get("decoding", 1)))  # galleries of before note nothing
+
+    def reading(self, modality: str) -> tuple[int, int]:
+        """The arguments ``least`` and ``decoding`` of :func:`splip.images.read` for the pictures of this gallery."""
+        return reading(self.encoder, modality, self.decoding)
+
     def _model_source(self) -> Path:
         """Where the model is: the checkpoint or export folder.
 
@@ -402,8 +412,16 @@ class Gallery:
                     failed = revision
                     continue
                 if state is not None:
+                    if ready:
+                        self._check_mapped(state)
                     yield db, state
                     return
+
+    def _check_mapped(self, state: State) -> None:
+        """Raises Unavailable: a file that a search would read was cut off since it was mapped."""
+        packs = {part.segment: part.bytes for part in state.parts if part.stored}
+        for segment in state.segments:
+            self.files.check_mapped(segment.number, segment.count, packs.get(segment.number, 0))
 
     def _take_in(self, db: sqlite3.Connection, revision: int, ready: bool) -> State | None:
         """The state of a revision; None if another thread has a newer one already."""
@@ -555,9 +573,10 @@ class Gallery:
         Raises:
             UserError: it cannot be read, or nothing is drawn on a sketch.
         """
-        formats.suffixes()
         name: object = "the picture" if isinstance(source, (bytes, Image.Image)) else source
-        image = images.read(Path(source) if isinstance(source, str) else _encoded(source), name)
+        image = images.read(
+            Path(source) if isinstance(source, str) else _encoded(source), name, *self.reading(modality)
+        )
         if modality == "sketch":
             extremes = image.getextrema()
             if all(low == high for low, high in extremes):  # type: ignore[misc]
@@ -753,6 +772,11 @@ class Gallery:
                 packed = 0 if pack is None else pack.count
                 if packed < count and (count >= self.segment_rows or count - packed >= least):
                     self.files.write_pack(number, count, crc)
+
+
+def reading(encoder: "Encoder", modality: str, decoding: int) -> tuple[int, int]:
+    """The arguments ``least`` and ``decoding`` of :func:`splip.images.read` for an encoder."""
+    return images.least_side(encoder.image_size, encoder.crop_sketches and modality == "sketch"), decoding
 
 
 def _encoded(source: Path | bytes | Image.Image) -> Path | bytes:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from splip.errors import UnreadablePicture, UserError
+from splip.errors import Skipped, UserError
 from splip.ingest import Look, Picture
 from splip.segments import Segments, sync_folder
 
@@ -111,5 +111,5 @@ def _heard(told: Mapping[str, Any]) -> Look:
     path = told["path"]
     look = Look(Picture(path, told["label"], told["tags"]), os.fsencode(path), None, told["size"], told["mtime_ns"])
     look.hash = bytes.fromhex(told["hash"]) if told["hash"] else None
-    look.error = UnreadablePicture(path, told["error"]) if told["error"] is not None else None
+    look.error = Skipped(path, told["error"]) if told["error"] is not None else None
     return look

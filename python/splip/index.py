@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from splip import archive, embedding, formats, grid, images, milvus, shards
+from splip import archive, embedding, grid, images, ingest, milvus, shards
 from splip import cluster as clusters
 from splip.cluster import Cluster
 from splip.config import (
@@ -29,7 +29,7 @@ from splip.config import (
     IndexRemoveConfig,
     SearchConfig,
 )
-from splip.errors import UnreadablePicture, UserError
+from splip.errors import Skipped, UserError, shown
 from splip.gallery import Filter, Gallery, Item, Match, Matches
 from splip.ingest import Added, Picture
 from splip.progress import bars, is_terminal
@@ -53,25 +53,10 @@ def _filter(config: SearchConfig | IndexListConfig | IndexExportConfig | IndexRe
     return Filter(labels=config.label, tags=_tags(config.tag), under=config.under)
 
 
-def _shown(value: object) -> str:
-    """On one line, whatever a file's name holds."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
-
-
 # ---- add ----
 
 
-def walk(folder: Path) -> Iterator[str]:
-    """Pictures in a folder and below, by name; hidden files and folders are left out."""
-    wanted = formats.suffixes()
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in wanted:
-                yield os.path.join(place, name)
-
-
-def read_list(file: Path) -> tuple[list[str], list[UnreadablePicture]]:
+def read_list(file: Path) -> tuple[list[str], list[Skipped]]:
     """The paths in a list, and those that leave its folder by ``..``: no honest list needs that.
 
     Absolute paths are taken as they are.
@@ -89,13 +74,13 @@ def read_list(file: Path) -> tuple[list[str], list[UnreadablePicture]]:
             continue
         name = os.fsdecode(line)
         if not os.path.isabs(name) and os.path.normpath(name).split(os.sep)[0] == os.pardir:
-            refused.append(UnreadablePicture(name, f"leaves the folder of the list {file}"))
+            refused.append(Skipped(name, f"leaves the folder of the list {file}"))
         else:
             paths.append(os.path.join(file.parent, name))
     return paths, refused
 
 
-def _label(path: str, root: Path | None, how: str) -> str | None:
+def _label(path: str, root: str | None, how: str) -> str | None:
     if how == "none":
         return None
     parent = Path(os.path.abspath(path)).parent
@@ -107,8 +92,8 @@ def _label(path: str, root: Path | None, how: str) -> str | None:
     return None if archive.is_tar(parent) else parent.name or None
 
 
-def _find(config: IndexAddConfig) -> tuple[Iterator[Picture], list[UnreadablePicture]]:
-    """All pictures that the command line names, one after the other, and what is refused by then."""
+def _find(config: IndexAddConfig) -> tuple[Iterator[Picture], list[Skipped]]:
+    """All pictures that the command line names, one after the other, and what is left out by then."""
     places: list[str] = []
     lists, refused = list(config.list), []
     for folder in config.folders:
@@ -123,35 +108,15 @@ def _find(config: IndexAddConfig) -> tuple[Iterator[Picture], list[UnreadablePic
         refused += outside
         places += paths
 
-    def sources() -> Iterator[tuple[str, Path | None]]:
-        for place in places:
-            if os.path.isdir(place):
-                yield from ((path, Path(place)) for path in walk(Path(place)))
-            elif archive.is_tar(place):
-                yield from _members(place, refused)
-            else:
-                yield place, None
-
     def found() -> Iterator[Picture]:
         count = 0
-        for path, root in sources():
+        for path, root in ingest.find(places, refused):
             count += 1
             yield Picture(path, config.label if config.label is not None else _label(path, root, config.label_from))
         if not count and not refused:
             raise UserError(f"no pictures in {', '.join(map(str, (*config.folders, *lists)))}")
 
     return found(), refused
-
-
-def _members(tar: str, refused: list[UnreadablePicture]) -> Iterator[tuple[str, Path]]:
-    """The pictures in a tar file."""
-    wanted = formats.suffixes()
-    try:
-        for name in archive.members(tar):
-            if os.path.splitext(name)[1].lower() in wanted:
-                yield os.path.join(tar, name), Path(tar)
-    except UnreadablePicture as error:
-        refused.append(error)
 
 
 class _Rate(ProgressColumn):
@@ -214,6 +179,11 @@ def add(config: IndexAddConfig) -> int:
         raise UserError("no folder of pictures given")
     if config.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {config.batch_size}")
+    if not config.memory_gb > 0:
+        raise UserError(f"memory_gb must be above 0, got {config.memory_gb}")
+    # The shares that both have by default.
+    images.decoding_memory.total = int(config.memory_gb * 0.8e9)
+    ingest.files_memory.total = int(config.memory_gb * 0.2e9)
     tags = _tags(config.tag)
     found, refused = _find(config)
     with clusters.if_asked(config) as cluster:
@@ -231,7 +201,10 @@ def add(config: IndexAddConfig) -> int:
                 print(_rate(done))
             if skipped:
                 where = gallery.folder / "skipped.txt"
-                print(f"left out {_count(len(skipped), 'unreadable picture')}, listed in {where}")
+                what = _count(len(skipped), "unreadable picture") + (
+                    " or folder" if len(skipped) == 1 else " or folders"
+                )
+                print(f"left out {what}, listed in {where}")
             if done.stopped:
                 of = "" if progress.total is None else f" of {progress.total}"
                 print(f"stopped after {done.committed}{of} pictures; the same command goes on")
@@ -319,7 +292,7 @@ def remove(config: IndexRemoveConfig) -> int:
                 item = gallery.find(path)
                 some = [item] if item else list(gallery.items(Filter(under=path)))
                 if not some:
-                    raise UserError(f"{_shown(path)}: not in the gallery {config.gallery}")
+                    raise UserError(f"{shown(path)}: not in the gallery {config.gallery}")
                 found |= {item.id: item for item in some}
             if conditions:
                 passing = {item.id for item in gallery.items(chosen)}
@@ -330,7 +303,7 @@ def remove(config: IndexRemoveConfig) -> int:
             found = {id: item for id, item in found.items() if not archive.exists(item.path)}
         if config.dry_run:
             for item in found.values():
-                print(_shown(item.path))
+                print(shown(item.path))
             print(f"{_count(len(found), 'picture')} would be removed")
             return 0
         gone = gallery.remove(found)
@@ -345,14 +318,14 @@ def show(config: IndexListConfig) -> int:
         if config.labels:
             labels = gallery.labels()
             for label, count in labels.items():
-                print(json.dumps({"label": label, "count": count}) if config.json else f"{count:8d}  {_shown(label)}")
+                print(json.dumps({"label": label, "count": count}) if config.json else f"{count:8d}  {shown(label)}")
             return 0
         for item in gallery.items(_filter(config)):
             if config.json:
                 print(json.dumps(_described(item)))
             else:
-                tags = "".join(f"  {_shown(key)}={_shown(value)}" for key, value in sorted(item.tags.items()))
-                print(f"{item.id:8d}  {_shown(item.label or '-'):16}  {_shown(item.path)}{tags}")
+                tags = "".join(f"  {shown(key)}={shown(value)}" for key, value in sorted(item.tags.items()))
+                print(f"{item.id:8d}  {shown(item.label or '-'):16}  {shown(item.path)}{tags}")
     return 0
 
 
@@ -372,7 +345,7 @@ def check(config: IndexCheckConfig) -> int:
             for line in found.damage:
                 print(line)
             for path in found.missing:
-                print(f"missing: {_shown(path)}")
+                print(f"missing: {shown(path)}")
             state = "damaged" if found.damage else "in order"
             print(
                 f"{gallery.folder}: {state}; {_count(found.items, 'picture')}, {len(found.missing)} of their files are"
@@ -445,10 +418,10 @@ def search(config: SearchConfig) -> int:
         )
     else:
         for query, matches in zip(queries, results, strict=True):
-            print(" + ".join(_shown(value) for value in query.values()))
+            print(" + ".join(shown(value) for value in query.values()))
             for rank, match in enumerate(matches, 1):
-                label = "" if match.label is None else f"  ({_shown(match.label)})"
-                print(f"{rank:5d}  {match.score:7.4f}  {_shown(match.path)}{label}")
+                label = "" if match.label is None else f"  ({shown(match.label)})"
+                print(f"{rank:5d}  {match.score:7.4f}  {shown(match.path)}{label}")
             if not matches:
                 print("       no picture passes the filter")
     if _partial(results):

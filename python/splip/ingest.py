@@ -28,11 +28,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from splip import archive, catalog, formats, images
 from splip.catalog import Item, text
-from splip.errors import UnreadablePicture, UserError
+from splip.errors import Skipped, UnreadablePicture, UserError
 from splip.segments import is_full
 
 if TYPE_CHECKING:
@@ -43,6 +42,9 @@ T = TypeVar("T")
 COMMIT_ROWS, COMMIT_SECONDS = 2048, 5.0  # what a kill can undo
 LOOK_UP = 256  # paths asked of the database at once
 LARGEST = 256 << 20  # bytes of a file
+FILES = 300_000_000  # bytes of files that are held at the same time, besides what is decoded of them
+
+files_memory = images.Budget(FILES)
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Added:
     duplicates: int = 0  # known content, an item of its own
     relabelled: int = 0  # known pictures that got another label or tag
     unchanged: int = 0
-    skipped: list[UnreadablePicture] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
     committed: int = 0  # of seen: on the disk, whatever happens now
     encoded: int = 0
     encode_seconds: float = 0.0  # in the encoder
@@ -84,7 +86,7 @@ class Look:
     mtime_ns: int = 0
     hash: bytes | None = None  # None: not read, it is the known one
     pixels: np.ndarray | None = None
-    error: UnreadablePicture | None = None
+    error: Skipped | None = None  # why it cannot be read
     source: Item | None = None  # another item of the same content
     moved: bool = False  # and it is this file's old place
     vector: np.ndarray | None = None  # float32 [D], once encoded or copied
@@ -93,6 +95,63 @@ class Look:
     def stays(self) -> bool:
         """The item is there already, with this content."""
         return self.moved or (self.known is not None and self.hash in (None, self.known.hash))
+
+
+def find(places: Iterable[str | Path], skipped: list[Skipped]) -> Iterator[tuple[str, str | None]]:
+    """Pictures of folders and tar files, and those that are given themselves, whose names may end in anything.
+
+    Args:
+        places: folders, tar files, pictures.
+        skipped: grows by what cannot be looked into.
+
+    Returns:
+        Each picture, and the folder or tar file that was given; None: the picture was.
+    """
+    for place in (os.fspath(p) for p in places):
+        if os.path.isdir(place):
+            yield from ((path, place) for path in walk(place, skipped))
+        elif archive.is_tar(place):
+            yield from ((path, place) for path in _members(place, skipped))
+        else:
+            yield place, None
+
+
+def walk(folder: str, skipped: list[Skipped]) -> Iterator[str]:
+    """Pictures in a folder and below, by name; hidden files and folders are left out.
+
+    Args:
+        folder: to start in.
+        skipped: grows by folders that cannot be read, and links to folders: those may lead in circles.
+    """
+    wanted, left = formats.suffixes(), [folder]
+    while left:  # not os.walk: it passes over what it cannot read, and recurses as deep as folders are
+        place = left.pop()
+        try:
+            with os.scandir(place) as entries:
+                found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            skipped.append(Skipped(place, error.strerror or str(error)))
+            continue
+        below = []
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                below.append(entry.path)
+            elif entry.is_symlink() and os.path.isdir(entry.path):
+                skipped.append(Skipped(entry.path, "a link to a folder, which is not followed"))
+            elif os.path.splitext(entry.name)[1].lower() in wanted:
+                yield entry.path
+        left += reversed(below)
+
+
+def _members(tar: str, skipped: list[Skipped]) -> Iterator[str]:
+    """The pictures in a tar file."""
+    wanted = formats.suffixes()
+    try:
+        for name in archive.members(tar):
+            if os.path.splitext(name)[1].lower() in wanted:
+                yield os.path.join(tar, name)
+    except UnreadablePicture as error:
+        skipped.append(error.skipped)
 
 
 def add(
@@ -128,7 +187,6 @@ def add(
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     if threads is not None and threads < 1:
         raise UserError(f"threads must be at least 1, got {threads}")
-    formats.suffixes()
     done, began = Added(), time.monotonic()
     pending: list[Look] = []
     committing: Future[None] | None = None
@@ -154,9 +212,7 @@ def add(
                 for look, vector in zip(waiting, vectors, strict=True):
                     look.vector = vector
                     if not np.isfinite(vector).all():
-                        look.error = UnreadablePicture(
-                            look.picture.path, "the model answers with numbers that are not finite"
-                        )
+                        look.error = Skipped(look.picture.path, "the model answers with numbers that are not finite")
             pending += looks
             done.seen += len(looks)
             done.seconds = time.monotonic() - began
@@ -235,8 +291,9 @@ def _batches(
     """Looks in the order given, those of them to encode, and their pixels, uint8 ``[B, S, S, 3]``."""
     threads = threads or len(os.sched_getaffinity(0))
 
-    def prepare(image: Image.Image) -> np.ndarray:
-        return gallery.encoder.prepare(image, "photo")  # loads the model when the first picture is new
+    def prepare(data: bytes, name: object) -> np.ndarray:
+        image = images.read(data, name, *gallery.reading("photo"))  # loads the model when the first picture is new
+        return gallery.encoder.prepare(image, "photo")
 
     moved: set[int] = set()
     looking: deque[Future[Look]] = deque()
@@ -278,7 +335,15 @@ def _batches(
         pool.shutdown(cancel_futures=True)
 
 
-def look_at(path: bytes, picture: Picture, known: Item | None, prepare: Callable[[Image.Image], np.ndarray]) -> Look:
+def look_at(path: bytes, picture: Picture, known: Item | None, prepare: Callable[[bytes, object], np.ndarray]) -> Look:
+    """Read a file if it is new or has changed.
+
+    Args:
+        path: absolute.
+        picture: what was given.
+        known: the item of this path.
+        prepare: bytes of a file and its name to pixels.
+    """
     look = Look(picture, path, known)
     try:
         look.size, look.mtime_ns = archive.facts(os.fsdecode(path))
@@ -286,18 +351,19 @@ def look_at(path: bytes, picture: Picture, known: Item | None, prepare: Callable
             return look
         if look.size > LARGEST:
             raise UnreadablePicture(picture.path, f"larger than {LARGEST >> 20} MiB")
-        data = archive.read(os.fsdecode(path))
-        look.hash = hashlib.blake2b(data, digest_size=16).digest()
-        if known is None or known.hash != look.hash:
-            look.pixels = prepare(images.read(data, picture.path))
+        with files_memory.room(look.size):
+            data = archive.read(os.fsdecode(path))
+            look.hash = hashlib.blake2b(data, digest_size=16).digest()
+            if known is None or known.hash != look.hash:
+                look.pixels = prepare(data, picture.path)
     except UnreadablePicture as error:
-        look.error = error
+        look.error = error.skipped
     except FileNotFoundError:
-        look.error = UnreadablePicture(picture.path, "no such file")
+        look.error = Skipped(picture.path, "no such file")
     except OSError as error:
-        look.error = UnreadablePicture(picture.path, error.strerror or str(error))
+        look.error = Skipped(picture.path, error.strerror or str(error))
     except ValueError:  # a zero byte
-        look.error = UnreadablePicture(picture.path, "not a name that a file can have")
+        look.error = Skipped(picture.path, "not a name that a file can have")
     return look
 
 

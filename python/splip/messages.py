@@ -4,6 +4,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from splip.queries import Query
 
+MAX_PATHS = 10_000  # in one request
+
 
 class Found(BaseModel):
     """A photo that matches."""
@@ -76,7 +78,7 @@ class Add(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    paths: list[str] = Field(min_length=1, max_length=10_000)
+    paths: list[str] = Field(min_length=1, max_length=MAX_PATHS)
     label: str | None = Field(default=None, max_length=200)
     tags: dict[str, str] = Field(default_factory=dict, max_length=100)
 

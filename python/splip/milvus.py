@@ -417,7 +417,7 @@ def push(
             if notify is not None:
                 notify(done)
         labels = sorted(gallery.labels().items(), key=lambda pair: (-pair[1], pair[0]))[:LABELS]
-        collection.note({"labels": json.dumps(dict(sorted(labels)))})
+        collection.note({"labels": json.dumps(dict(sorted(labels))), "decoding": str(gallery.decoding)})
     return done
 
 

@@ -6,6 +6,7 @@ words with [SOS], d_v and d_t widths, D joint embedding, G groups of images that
 
 import hashlib
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from splip import archive, distributed
 from splip import config as configuration
-from splip import distributed
 from splip.clip import PromptedCLIP, in_slots
 from splip.config import TrainConfig
 from splip.data import MODALITIES
-from splip.errors import UserError
+from splip.errors import UserError, short
 from splip.jigsaw import JigsawHead, permutation_bank
 from splip.prompts import CoupledPrompts, LayersToVision, ModalityTokens, VisionToText, WordsToVision
 from splip.stem import ConvStem, as_affine
@@ -27,6 +28,7 @@ from splip.words import bare
 
 FORMAT = 2
 LIMITS = {"text_tokens": 0, "layer_tokens": 0, "visual_tokens": 1}
+MOST_TOKENS, MOST_WIDTH = 1000, 8192  # beyond any use: sizes that a damaged file could ask for fill the memory
 
 
 class Pooled(NamedTuple):
@@ -175,7 +177,7 @@ class SpLIP(nn.Module):
         for text, name in zip(texts, list(classes) * len(MODALITIES), strict=True):
             if len(self.backbone.tokenizer.encode(text)) + 2 > room:  # [SOS] and [EOS]
                 raise UserError(
-                    f"the prompt for '{name}' is longer than the backbone's {room} tokens: "
+                    f"the prompt for {short(name)} is longer than the backbone's {room} tokens: "
                     "shorten the name, prompts.template or prompts.text_tokens"
                 )
         return self.backbone.tokenize(texts).unflatten(0, (len(MODALITIES), -1))
@@ -453,20 +455,24 @@ class SpLIP(nn.Module):
             raise UserError(
                 f"{source}: was trained on another backbone: {_name(theirs)}, but this one is {_name(ours)}"
             )
-        own = self.trainable()
+        own, buffers = self.trainable(), self._kept_buffers()
         if set(own) != set(state["trainable"]):
             odd = sorted(set(own) ^ set(state["trainable"]))
             raise UserError(f"{source}: holds other parameters than this configuration, e.g. {odd[0]}")
+        lacking = sorted(set(buffers) - set(state["buffers"]))
+        if lacking:
+            raise UserError(f"{source}: lacks {lacking[0]}")
         with torch.no_grad():
-            for name, parameter in own.items():
-                value = state["trainable"][name]
-                if value.shape != parameter.shape:
-                    shapes = f"{list(value.shape)}, expected {list(parameter.shape)}"
-                    raise UserError(f"{source}: {name} has shape {shapes}")
-                parameter.copy_(value)
+            for part, targets in (("trainable", own), ("buffers", buffers)):
+                for name, target in targets.items():
+                    value = state[part][name]
+                    if value.shape != target.shape:
+                        shapes = f"{list(value.shape)}, expected {list(target.shape)}"
+                        raise UserError(f"{source}: {name} has shape {shapes}")
+                    if value.is_floating_point() != target.is_floating_point() or value.is_complex():
+                        raise UserError(f"{source}: {name} holds {value.dtype}, expected {target.dtype}")
+                    target.copy_(value)
             self.data = state["data"]
-            for name, buffer in self._kept_buffers().items():
-                buffer.copy_(state["buffers"][name])
         self._forget()
 
 
@@ -482,8 +488,12 @@ def _check(config: TrainConfig, layers: int) -> None:
     for name, least in LIMITS.items():
         if getattr(p, name) < least:
             raise UserError(f"prompts.{name} must be at least {least}, got {getattr(p, name)}")
-    if config.loss.jigsaw_width < 32 or config.loss.jigsaw_width % 32:
-        raise UserError(f"loss.jigsaw_width must be a multiple of 32, got {config.loss.jigsaw_width}")
+        if getattr(p, name) > MOST_TOKENS:
+            raise UserError(f"prompts.{name} must be at most {MOST_TOKENS}, got {getattr(p, name)}")
+    if not 32 <= config.loss.jigsaw_width <= MOST_WIDTH or config.loss.jigsaw_width % 32:
+        raise UserError(
+            f"loss.jigsaw_width must be a multiple of 32 and at most {MOST_WIDTH}, got {config.loss.jigsaw_width}"
+        )
     most = 23 if config.loss.tiles == 2 else 10_000
     if config.loss.jigsaw and not 2 <= config.loss.permutations <= most:
         raise UserError(f"loss.permutations must be between 2 and {most}, got {config.loss.permutations}")
@@ -496,8 +506,8 @@ def _shared(tokens: Tensor) -> int:
 
 
 def _name(identity: dict[str, Any]) -> str:
-    source = identity["pretrained"]
-    weights = f"random weights of seed {identity['seed']}" if source in (None, "random") else source
+    source = identity.get("pretrained")
+    weights = f"random weights of seed {identity.get('seed')}" if source in (None, "random") else source
     return f"{identity['name']} ({weights}, sha256 {identity['sha256'][:12]})"
 
 
@@ -505,16 +515,48 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read and check a checkpoint file, without building its model."""
     if not path.is_file():
         raise UserError(f"no checkpoint {path}")
+    archive.check_zip(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about files that it then refuses
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: not a splip checkpoint, or damaged ({type(error).__name__}: {reason})") from None
-    if not isinstance(state, dict) or "trainable" not in state or "format" not in state:
+    if not isinstance(state, dict) or "trainable" not in state or type(state.get("format")) is not int:
         raise UserError(f"{path}: not a splip checkpoint")
     if state["format"] != FORMAT:
         raise UserError(f"{path}: checkpoint format {state['format']}, this version reads {FORMAT}")
+    damage = _damage(state)
+    if damage is not None:
+        raise UserError(f"{path}: not a splip checkpoint, or damaged ({damage})")
     return state
+
+
+def _damage(state: dict[str, Any]) -> str | None:
+    """What cannot be in a checkpoint, or None. Whether it fits its own configuration, :meth:`SpLIP.restore` sees."""
+
+    def words(value: object) -> bool:
+        return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+    for part in ("config", "data", "backbone", "trainable", "buffers"):
+        if not isinstance(state.get(part), dict) or not all(isinstance(key, str) for key in state[part]):
+            return f"{part} is {short(state.get(part))}"
+    if not words(state.get("classes")) or not state["classes"]:
+        return f"classes are {short(state.get('classes'))}"
+    for kind in ("seen", "validation", "unseen"):
+        if not words(state["data"].get(kind)):
+            return f"data.{kind} is {short(state['data'].get(kind))}"
+    for key in ("name", "sha256"):
+        if not isinstance(state["backbone"].get(key), str):
+            return f"backbone.{key} is {short(state['backbone'].get(key))}"
+    for part in ("trainable", "buffers"):
+        for name, value in state[part].items():
+            if type(value) is not Tensor or value.layout != torch.strided or value.is_quantized or value.is_meta:
+                return f"{name} is no plain tensor"
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                return f"{name} holds numbers that are not finite"
+    return None
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> SpLIP:

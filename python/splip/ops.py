@@ -814,7 +814,30 @@ def _check_packed_topk(
         raise ValueError(f"k must be between 0 and the gallery's size {N}, got {k}")
     if allowed is not None:
         _check_allowed(allowed, N)
+    _check_pack(gallery)
     return _packed_topk(queries, gallery, k, allowed)
+
+
+def _check_pack(gallery: PackedGallery) -> None:
+    """The scan reads what the sizes promise: an array that is too short would end the process."""
+    N, D = gallery.shape
+    padded = (N + 31) // 32 * 32
+    sizes = {
+        "rows": (torch.float32, (N, D)),
+        "panels": (torch.uint8, (_C.packed_panel_bytes(N, D),)),
+        "scale": (torch.float32, (padded,)),
+        "error": (torch.float32, (padded,)),
+        "inverse": (torch.float64, (N,)),
+        "centre": (torch.float32, (D + 1,)),
+    }
+    for (name, (dtype, size)), array in zip(sizes.items(), gallery, strict=True):
+        if array.dtype != dtype or tuple(array.shape) != size or array.device.type != "cpu":
+            found = f"{array.dtype} {list(array.shape)} on {array.device}"
+            raise ValueError(f"{name} of a packed gallery [{N}, {D}] must be {dtype} {list(size)}, got {found}")
+        if not array.is_contiguous():
+            raise ValueError(f"{name} of a packed gallery must be contiguous")
+    if gallery.panels.data_ptr() % 64:
+        raise ValueError("panels of a packed gallery must begin at a multiple of 64 bytes")
 
 
 # What CUDA's cosine_topk may take for the candidates of a block of queries.

@@ -22,6 +22,7 @@ class Part:
     first: int
     rows: ops.PackedGallery | Tensor
     stored: bool  # comes from a pack file
+    bytes: int = 0  # of that file
 
     @property
     def stop(self) -> int:
@@ -61,7 +62,7 @@ def cover(
     """
     parts = list(old)
     if pack is not None and pack.count > (parts[0].stop if parts and parts[0].stored else 0):
-        parts = [Part(number, 0, files.use_pack(number, pack), True)]
+        parts = [Part(number, 0, files.use_pack(number, pack), True, len(pack.data))]
     first = parts[-1].stop if parts else first
     if first < stop:
         # As in a binary counter, so that a tail that grows in small steps is packed log(n) times, not n.

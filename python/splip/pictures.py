@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from splip import distributed
-from splip.errors import UnreadablePicture, UserError
-from splip.images import Fit, decode
+from splip.errors import Skipped, UnreadablePicture, UserError
+from splip.images import DECODING, Fit, decode
 from splip.progress import bars
 
 BLOCK = 256  # pictures decoded between two steps of a progress bar
@@ -58,7 +58,7 @@ class Pictures:
         scan: bool = True,
     ) -> None:
         self.side, self.fit, self.crop_ink = side, fit, crop_ink
-        self.skipped: list[UnreadablePicture] = []
+        self.skipped: list[Skipped] = []
         self._pixels: np.ndarray | None = None
         fits = len(paths) * side * side * 3 <= memory_gb * 1e9
         if cache is not None:
@@ -85,7 +85,7 @@ class Pictures:
                 block = positions[start : start + BLOCK]
                 results = decode([paths[i] for i in block], self.side, self.fit, self.crop_ink)
                 for i, result in zip(block, results, strict=True):
-                    if isinstance(result, UnreadablePicture):
+                    if isinstance(result, Skipped):
                         self.skipped.append(result)
                         continue
                     readable[i] = True
@@ -96,7 +96,7 @@ class Pictures:
 
     def _open_cache(self, paths: Sequence[Path], folder: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
         """The decoded pictures, memory-mapped; one process for each storage decodes what is not there yet."""
-        digest = hashlib.sha256(f"{self.side} {self.fit} {self.crop_ink}\n".encode())
+        digest = hashlib.sha256(f"{self.side} {self.fit} {self.crop_ink} {DECODING}\n".encode())
         for path in paths:
             try:
                 stat = path.stat()
@@ -135,7 +135,7 @@ class Pictures:
         for line in bad_file.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
             number, _, reason = line.partition("\t")
             readable[int(number)] = False
-            self.skipped.append(UnreadablePicture(paths[int(number)], reason))
+            self.skipped.append(Skipped(paths[int(number)], reason))
         return np.memmap(pixels_file, dtype=np.uint8, mode="r", shape=shape), readable
 
     def _fill_cache(
@@ -174,8 +174,8 @@ class Pictures:
             UnreadablePicture: one cannot be read, or not any more.
         """
         pixels, errors = self._get(indices)
-        if errors:
-            raise next(iter(errors.values()))
+        for error in errors.values():
+            raise UnreadablePicture(error.path, error.reason)
         return pixels
 
     def get_readable(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, np.ndarray]:
@@ -189,15 +189,15 @@ class Pictures:
                 self.skipped.append(error)
         return pixels, readable
 
-    def _get(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, dict[int, UnreadablePicture]]:
-        errors: dict[int, UnreadablePicture] = {}
+    def _get(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, dict[int, Skipped]]:
+        errors: dict[int, Skipped] = {}
         if self._pixels is not None:
             rows = np.asarray(self.kept, dtype=np.int64)[np.asarray(indices, dtype=np.int64)]
             return to_tensor(self._pixels[rows]), errors
         decoded = decode([self.paths[i] for i in indices], self.side, self.fit, self.crop_ink)
         pixels = np.full((len(decoded), self.side, self.side, 3), 255, dtype=np.uint8)
         for place, result in enumerate(decoded):
-            if isinstance(result, UnreadablePicture):
+            if isinstance(result, Skipped):
                 errors[place] = result
             else:
                 pixels[place] = result

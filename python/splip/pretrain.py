@@ -24,12 +24,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from torch import Tensor, nn
 
 from splip import config as configuration
+from splip import disk
 from splip.augment import repaint
 from splip.clip import PromptedCLIP
 from splip.config import BackboneConfig, DataConfig, PretrainConfig
 from splip.data import load_tree
 from splip.errors import UserError
 from splip.evaluate import TestSet
+from splip.images import formats
 from splip.model import pick_device
 from splip.progress import bars, is_terminal, stop_signals, track
 from splip.stem import ConvStem, as_affine
@@ -78,7 +80,7 @@ class Pictures:
         images = np.empty((len(rows), 4, SIDE, SIDE), dtype=np.uint8)
         for number, row in enumerate(track(rows, "Reading pictures")):
             try:
-                with Image.open(folder / row["path"]) as image:
+                with Image.open(folder / row["path"], formats=formats()) as image:
                     square = image.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
             except (OSError, ValueError) as error:
                 raise UserError(f"{folder / row['path']}: cannot be read: {error}") from None
@@ -253,15 +255,14 @@ def _train_visual(
     live, mirror = ([t for t in m.state_dict().values() if t.is_floating_point()] for m in (model, averaged))
 
     def save(step: int) -> None:
-        target = last.with_suffix(".part")
-        torch.save({"format": FORMAT, "config": configuration.to_dict(config), "model": model.state_dict(),
+        with disk.replacing(last) as file:
+            torch.save({"format": FORMAT, "config": configuration.to_dict(config), "model": model.state_dict(),
                     "averaged": averaged.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
-                    "seconds": seconds + time.monotonic() - began}, target)  # fmt: skip
-        target.replace(last)
+                    "seconds": seconds + time.monotonic() - began}, file)  # fmt: skip
 
     log = config.out / "log.csv"
     if not start:
-        log.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+        disk.write_text(log, ",".join(COLUMNS) + "\n")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                TextColumn("loss {task.fields[loss]:.3f}"))  # fmt: skip
     model.train()
@@ -394,7 +395,8 @@ def save_weights(clip: PromptedCLIP, path: Path) -> None:
     """All weights of a backbone as a float16 safetensors file."""
     state = {name: tensor.detach().cpu() for name, tensor in clip.clip.state_dict().items()}
     halves = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in state.items()}
-    safetensors.torch.save_file(halves, path)
+    with disk.replacing(path) as file:
+        file.write(safetensors.torch.save(halves))
 
 
 if __name__ == "__main__":

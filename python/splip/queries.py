@@ -13,28 +13,24 @@ from typing import Annotated, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from splip import images
 from splip.errors import UnreadablePicture, UserError
 
-# Pillow's name of each format that is taken, and its media type.
-MEDIA = {
-    "PNG": "image/png",
-    "JPEG": "image/jpeg",
-    "MPO": "image/jpeg",
-    "WEBP": "image/webp",
-    "GIF": "image/gif",
-    "BMP": "image/bmp",
-    "TIFF": "image/tiff",
-    "AVIF": "image/avif",
-    "HEIF": "image/heif",
-}
+MEDIA = images.MEDIA
 # libtiff has a long history of faults and prints to stderr: for the gallery's own files only.
 UPLOADS = tuple(name for name in MEDIA if name != "TIFF")
 MAX_SCANS = 200  # of a JPEG: each is a pass over all of its pixels
+MAX_PASSED = 1_000_000_000  # pixels times scans: more than a second of work
+BYTES = {"RGB": 12, "L": 12, "1": 12, "CMYK": 12, "YCbCr": 12, "I": 28, "I;16": 28, "I;16B": 28, "F": 28}
+BYTES_ELSE = 20  # a pixel's memory while it is decoded, by mode: with transparency there are more copies
 LARGE = 2048  # longer sides are shrunk first; the encoder sees a few hundred pixels
 MAX_POINTS = 20_000
+MAX_STROKES = 5000
+MAX_LABELS = 100
+MAX_LABEL = 1000  # characters
+MIN_SPAN = 1e-6  # of a canvas; smaller ones overflow when they are scaled up to pixels
 MAX_INK = 4e8  # pixels that a drawing's lines may touch, each as often as it is touched
 STROKES_SIDE = 512
 STROKE_WIDTH = 0.025  # of the longer side of the canvas, when none is given
@@ -42,7 +38,7 @@ MAX_TEXT = 400
 
 
 class TooLarge(UserError):
-    """A picture with more pixels than the service takes."""
+    """A picture with more pixels, or a document with more in it, than the service takes."""
 
 
 class Blank(UserError):
@@ -59,6 +55,19 @@ class Busy(UserError):
 
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
 Point = tuple[Number, Number]
+# Without fail_fast a drawing of damaged points becomes a list of as many errors.
+Lines = Annotated[list[Annotated[list[Point], Field(fail_fast=True)]], Field(fail_fast=True)]
+Label = Annotated[str, Field(max_length=MAX_LABEL)]
+
+
+def _plain_digits(value: object) -> object:
+    """Python reads 1_0 and digits of other scripts as numbers; clients that send them do not mean what it reads."""
+    if isinstance(value, str) and not (value.isascii() and value.removeprefix("-").isdigit()):
+        raise ValueError("not a whole number in plain digits")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_plain_digits)]
 
 
 def _valid_text(text: str) -> str:
@@ -76,9 +85,7 @@ class Query(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    strokes: list[list[Point]] | None = Field(
-        default=None, max_length=5000, description="Lines of a drawing, y downwards."
-    )
+    strokes: Lines | None = Field(default=None, max_length=MAX_STROKES, description="Lines of a drawing, y downwards.")
     canvas: tuple[Number, Number] | None = Field(
         default=None,
         description="Width and height of what was drawn on; without it the drawing is fitted to the frame.",
@@ -88,15 +95,19 @@ class Query(BaseModel):
     )
     svg: str | None = Field(default=None, description="An SVG document of shapes and paths.")
     image: str | None = Field(default=None, description="A picture file, base64.")
-    id: int | None = Field(default=None, ge=0, lt=2**63, description="A picture of the gallery: find more like it.")
+    id: Whole | None = Field(default=None, ge=0, lt=2**63, description="A picture of the gallery: find more like it.")
     modality: Literal["sketch", "photo"] = Field(default="sketch", description="What the picture is.")
     text: str | None = Field(default=None, max_length=MAX_TEXT, description="Words that describe what to find.")
     text_weight: float = Field(
         default=0.5, ge=0, le=1, allow_inf_nan=False, description="Of the text beside a picture."
     )
-    k: int = Field(default=24, ge=1, description="How many photos to find.")
-    labels: list[str] = Field(default_factory=list, max_length=100, description="Only photos with one of these labels.")
-    tags: dict[str, str] = Field(default_factory=dict, max_length=100, description="Only photos with all these tags.")
+    k: Whole = Field(default=24, ge=1, description="How many photos to find.")
+    labels: list[Label] = Field(
+        default_factory=list, max_length=MAX_LABELS, description="Only photos with one of these labels."
+    )
+    tags: dict[Label, Label] = Field(
+        default_factory=dict, max_length=MAX_LABELS, description="Only photos with all these tags."
+    )
 
     @field_validator("text")
     @classmethod
@@ -147,21 +158,39 @@ def open_header(data: bytes | BinaryIO, name: object, formats: Iterable[str]) ->
         raise UnreadablePicture(name, reason) from None
 
 
-def check_size(data: bytes, max_pixels: int) -> None:
-    """Refuse a picture by what its header says, before any of it is decoded.
+def check_size(data: bytes, max_pixels: int) -> int:
+    """Refuse a picture by what its header says, before any of it is decoded; returns the bytes that decoding takes.
 
     Raises:
         UnreadablePicture: not a picture in a format that is taken.
         TooLarge: more than ``max_pixels``, or a JPEG with more passes over its pixels than one would make.
     """
-    if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X" and len(data) >= 30:
-        # Pillow sets a WebP's whole canvas aside when it opens the file.
-        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
-        _check_pixels(width, height, max_pixels)
+    if (canvas := webp_size(data)) is not None:  # Pillow sets a WebP's whole canvas aside when it opens the file
+        _check_pixels(*canvas, max_pixels)
     with open_header(data, "upload", UPLOADS) as image:
         _check_pixels(image.width, image.height, max_pixels)
-        if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
-            raise TooLarge(f"the JPEG has more than {MAX_SCANS} scans")
+        pixels = image.width * image.height
+        if image.format in ("JPEG", "MPO"):
+            scans = data.count(b"\xff\xda")
+            if scans > MAX_SCANS:
+                raise TooLarge(f"the JPEG has more than {MAX_SCANS} scans")
+            if scans * pixels > MAX_PASSED:
+                raise TooLarge(f"the JPEG has {scans} scans of {pixels / 1e6:.0f} million pixels: too much to decode")
+        return pixels * BYTES.get(image.mode, BYTES_ELSE)
+
+
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height in the header of a WebP, of its extended, lossless or lossy kind; None: not a WebP."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if data[12:16] == b"VP8 ":
+        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    return None
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -169,14 +198,13 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise TooLarge(f"the picture has {width} x {height} pixels, more than {max_pixels / 1e6:g} million")
 
 
-def read_picture(data: bytes, max_pixels: int) -> Image.Image:
-    """Decode an upload to RGB as ``images.read`` does, after checking its size.
+def read_picture(data: bytes, reading: tuple[int | None, int] = (None, images.DECODING)) -> Image.Image:
+    """Decode an upload that ``check_size`` let pass to RGB as ``images.read`` does; ``reading`` is its last arguments.
 
     Raises:
-        UnreadablePicture, TooLarge: see ``check_size``.
+        UnreadablePicture: damaged.
     """
-    check_size(data, max_pixels)
-    image = images.read(data)
+    image = images.read(data, None, *reading)
     if max(image.size) > LARGE:
         image.thumbnail((LARGE, LARGE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return image
@@ -214,11 +242,11 @@ def draw_strokes(query: Query) -> Image.Image:
         raise Blank("the drawing has no strokes")
     if query.canvas is not None:
         low, extent = np.zeros(2), np.asarray(query.canvas)
-        if extent.min() <= 0:
-            raise UserError("canvas: width and height must be above zero")
+        if extent.min() < MIN_SPAN:
+            raise UserError(f"canvas: width and height must be at least {MIN_SPAN:g}")
     else:
         points = np.concatenate(lines)
-        span = max(float(np.ptp(points, axis=0).max()), 1e-6)
+        span = max(float(np.ptp(points, axis=0).max()), MIN_SPAN)
         low = points.min(axis=0) - 0.08 * span
         extent = np.ptp(points, axis=0) + 0.16 * span
     side = float(extent.max())

@@ -6,6 +6,7 @@ rows never change. ``000001.pack`` holds what :func:`splip.ops.pack_gallery` mad
 It is written whole under another name and renamed, says which rows it was made of, and can be made again.
 """
 
+import contextlib
 import errno
 import os
 import struct
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 
 from splip import _C, ops
-from splip.errors import UserError
+from splip.disk import sync_folder
+from splip.errors import Unavailable, UserError
 
 MAGIC, VERSION = b"splippak", 1  # the version changes with the layout that the scan reads (csrc/cpu/packed.h)
 PAGE = 4096  # arrays of a pack start at pages: the scan loads panels at 64-byte addresses
@@ -37,15 +39,6 @@ class Pack:
     def intact(self) -> bool:
         """Read everything and compare it with its checksums."""
         return all(zlib.crc32(self.data[start : start + length].data) == crc for start, length, crc in self.arrays)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_all(handle: int, data: memoryview, offset: int) -> None:
@@ -107,6 +100,22 @@ class Segments:
             raise UserError(
                 f"{path}: truncated: {size} bytes, {needed} were committed; restore it, or make the gallery again"
             )
+
+    def check_mapped(self, number: int, count: int, pack: int) -> None:
+        """Look whether files that are mapped still have what they had: reading what is gone would end the process.
+
+        Args:
+            number: of the segment.
+            count: rows that may be read.
+            pack: bytes of its pack file; 0: it is not mapped.
+
+        Raises:
+            Unavailable: one was cut off. One that is gone stays mapped: a compaction took its name away.
+        """
+        for path, needed in ((self.rows_path(number), count * self.dim * 4), (self.pack_path(number), pack)):
+            with contextlib.suppress(FileNotFoundError):
+                if needed and (size := path.stat().st_size) < needed:
+                    raise Unavailable(f"{path}: truncated: {size} bytes, {needed} are in use; restore it")
 
     def map_rows(self, number: int, first: int, count: int) -> np.ndarray:
         """Rows ``[count, D]`` as they lie in the page cache; private, so that torch may believe it could write."""

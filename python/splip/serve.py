@@ -5,7 +5,6 @@ import contextlib
 import os
 import socket
 import stat
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,13 +59,12 @@ def serve(config: ServeConfig) -> int:
             port = listener.getsockname()[1]
             host = f"[{config.host}]" if ":" in config.host else config.host
             if not guard.is_loopback(config.host) and (token is None or config.protect != "all"):
-                print(
-                    f"splip: warning: everybody who reaches {host}:{port} can search and see the pictures; "
-                    "--token-file FILE --protect all asks for a token",
-                    file=sys.stderr,
-                )
+                telemetry.log.warning(
+                    "everybody who reaches %s:%d can search and see the pictures; "
+                    "--token-file FILE --protect all asks for a token", host, port,
+                )  # fmt: skip
             if config.show_paths is None and not guard.is_loopback(config.host):
-                print("splip: answers leave out the pictures' folders; --show-paths includes them", file=sys.stderr)
+                telemetry.log.warning("answers leave out the pictures' folders; --show-paths includes them")
             print(f"{config.gallery}: {len(gallery)} pictures, {encoder.name}, {encoder.engine} {encoder.precision}")
             print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True)
             run(application, listener, config)
@@ -83,8 +81,9 @@ def check(config: ServeConfig) -> None:
     for name in ("max_batch", "max_queue", "max_k", "max_queries", "max_body_mb", "max_megapixels"):
         if getattr(config, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be above zero")
-    if config.threads is not None and config.threads < 1:
-        raise UserError("--threads must be above zero")
+    for name in ("threads", "max_per_client"):
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be above zero")
     for root in config.allow_root:
         if not root.is_dir():
             raise UserError(f"--allow-root {root}: no such folder")

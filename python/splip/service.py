@@ -6,24 +6,26 @@ own, and the batches' worker (``splip.batching``) encodes and searches.
 
 import asyncio
 import contextlib
+import errno
 import os
-import threading
+import queue
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from splip import images, queries
-from splip.batching import Admission, Batcher, Search
+from splip import archive, ingest, queries
+from splip.batching import DAMAGED, Admission, Batcher, Search
 from splip.config import ServeConfig
-from splip.errors import UnreadablePicture, UserError
+from splip.errors import Skipped, Unavailable, UnreadablePicture, UserError
 from splip.guard import Refusal, is_loopback
 from splip.messages import Add, Added
-from splip.queries import Busy, Missing, Query
+from splip.pools import Pool, Room
+from splip.queries import Missing, Query
 from splip.svg import Renderer
 from splip.telemetry import Telemetry, log, timed
 from splip.thumbnails import File, Thumbnails
@@ -32,39 +34,56 @@ if TYPE_CHECKING:
     from splip.gallery import Gallery, Match
 
 T = TypeVar("T")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ALMOST = 1 << 16  # free bytes; SQLite's words for a full disk are often others
 GALLERY_PIXELS = 4  # a picture of the gallery may have this many times the pixels of an upload
 RETRY = {"Retry-After": "1"}
+DECODE_BYTES = 1_500_000_000  # for all uploads that are decoded at once
+SMALL_BYTES = 64_000_000  # uploads that need no more do not wait for others
+RENDERERS = 2  # processes that draw SVGs; one client has one of them at a time
 
 
-class Pool:
-    """Threads for one kind of work, and how many jobs may wait for them."""
+def disk_is_full(error: BaseException, folder: Path | None = None) -> bool:
+    """Whether a full disk is behind an error; ``folder``: of the gallery."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return True
+        if isinstance(cause, (sqlite3.Error, UserError)) and "disk is full" in str(cause):
+            return True
+        if isinstance(cause, sqlite3.OperationalError) and folder is not None:
+            with contextlib.suppress(OSError):
+                facts = os.statvfs(folder)
+                if facts.f_bavail * facts.f_frsize < ALMOST:
+                    return True
+        cause = cause.__cause__ or cause.__context__  # also what "from None" hides from people
+    return False
 
-    def __init__(self, name: str, threads: int, pending: int) -> None:
-        self.name, self.pending = name, pending
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self._jobs = 0
-        self._lock = threading.Lock()
 
-    async def run(self, job: Callable[..., T], *args: Any) -> T:
-        """Run a job in a thread.
+def check_files(gallery: "Gallery") -> None:
+    """Compare the files that a search reads through memory maps with their sizes.
 
-        Raises:
-            Busy: too many wait already.
-        """
-        with self._lock:
-            if self._jobs >= self.pending:
-                raise Busy(f"too many {self.name} at once; try again in a moment")
-            self._jobs += 1
-        future = self._threads.submit(job, *args)
-        future.add_done_callback(self._count_down)
-        return await asyncio.wrap_future(future)
+    Reading behind the end of a file that was truncated ends the process, without a line; so look before. A file
+    without a name is left alone: after a compaction the old ones stay mapped.
 
-    def _count_down(self, _: Any) -> None:
-        with self._lock:
-            self._jobs -= 1
+    Raises:
+        UserError: one of them was truncated.
+    """
+    from splip.ops import PackedGallery
 
-    def close(self) -> None:
-        self._threads.shutdown(wait=True, cancel_futures=True)
+    for part in getattr(getattr(gallery, "_state", None), "parts", ()):
+        if not isinstance(part.rows, PackedGallery):  # a copy on a GPU
+            continue
+        needed = {gallery.files.rows_path(part.segment): part.stop * gallery.files.dim * 4}
+        if part.stored:
+            needed[gallery.files.pack_path(part.segment)] = sum(array.nbytes for array in part.rows[1:])
+        for path, size in needed.items():
+            try:
+                found = path.stat().st_size
+            except FileNotFoundError:
+                continue
+            if found < size:
+                raise UserError(f"{path}: truncated: {found} bytes, {size} were mapped; restore it")
 
 
 class Service:
@@ -78,19 +97,30 @@ class Service:
 
     def __init__(self, gallery: "Gallery", config: ServeConfig, writer: "Callable[[], Gallery] | None" = None) -> None:
         self.gallery, self.config, self.writer = gallery, config, writer
+        self.folder: Path | None = getattr(gallery, "folder", None)
         self.telemetry = Telemetry()
         self.max_body = int(config.max_body_mb * 1e6)
         self.max_pixels = int(config.max_megapixels * 1e6)
         self.show_paths = is_loopback(config.host) if config.show_paths is None else config.show_paths
         self.roots = [Path(root).resolve() for root in config.allow_root]
         threads = config.threads or len(os.sched_getaffinity(0))
-        self.pictures = Pool("pictures", threads, 2 * config.max_queue)
-        self.svg = Pool("svg", 1, 16)
+        # One at a time: while a document is parsed nothing else runs, and between two of them everybody gets a turn.
+        self.parsing = Pool("requests", 1, 2 * config.max_queue)
+        # Strokes are drawn in a moment, and do not wait for pictures that take seconds.
+        self.drawings = Pool("drawings", threads, 2 * config.max_queue)
+        self.pictures = Pool("pictures", threads + 1, 2 * config.max_queue, share=threads)
+        self.room = Room(DECODE_BYTES, SMALL_BYTES)
+        self.svg = Pool("SVGs", RENDERERS, 16, share=1)
+        self.renderers: queue.SimpleQueue[Renderer] = queue.SimpleQueue()
+        for _ in range(RENDERERS):
+            self.renderers.put(Renderer())
         self.files = Pool("thumbnails", max(2, threads), 1024)
         self.writes = Pool("writes", 1, 4)
-        self.renderer = Renderer()
         self.thumbnails = Thumbnails(int(config.thumbnails_mb * 1e6), GALLERY_PIXELS * self.max_pixels, self.telemetry)
-        self.batcher = Batcher(gallery, self.telemetry, config.max_batch, config.window_ms / 1000, config.max_queue)
+        self.batcher = Batcher(
+            gallery, self.telemetry, config.max_batch, config.window_ms / 1000, config.max_queue,
+            config.max_per_client or max(1, config.max_queue // 2), before=lambda: check_files(gallery),
+        )  # fmt: skip
         Image.init()  # reads Pillow's plugins: before the first request, not in it
         self.text = False
         self.ready = False
@@ -113,9 +143,10 @@ class Service:
     def close(self) -> None:
         """Answer what waits, and stop all threads."""
         self.batcher.close()
-        for pool in (self.pictures, self.svg, self.files, self.writes):
+        for pool in (self.parsing, self.drawings, self.pictures, self.svg, self.files, self.writes):
             pool.close()
-        self.renderer.close()
+        for _ in range(RENDERERS):
+            self.renderers.get().close()
 
     async def _warm_up(self) -> None:
         """Encode and search once, alone and as a full batch; from then on the service is ready."""
@@ -200,9 +231,11 @@ class Service:
         image = vector = None
         left = deadline - time.monotonic()
         if query.id is not None:
-            vector = await asyncio.wait_for(self.pictures.run(self._known, self.gallery.vector, query.id), left)
+            vector = await asyncio.wait_for(
+                self.drawings.run(self._known, self._vector, query.id, client=admission.client), left
+            )
         elif query.sources() or upload is not None:
-            image = await asyncio.wait_for(self._picture(query, upload, stages), left)
+            image = await asyncio.wait_for(self._picture(query, upload, stages, admission.client), left)
         search = self._search(query, image, vector, deadline)
         search.stages = stages
         await admission.answer(search)
@@ -225,24 +258,48 @@ class Service:
             "path": str(match.path) if self.show_paths else None,
         }
 
-    async def _picture(self, query: Query, upload: bytes | None, stages: dict[str, float]) -> np.ndarray:
+    def _vector(self, id: int) -> np.ndarray:
+        check_files(self.gallery)
+        return self.gallery.vector(id)
+
+    async def _picture(
+        self, query: Query, upload: bytes | None, stages: dict[str, float], client: str | None
+    ) -> np.ndarray:
         """The query's picture as uint8 ``[S, S, 3]``; the time goes to the stages decode and prepare."""
+        if query.strokes is not None:
+            return await self.drawings.run(self._draw, query, stages, client=client)
         data = upload if query.svg is None else query.svg.encode(errors="replace")
         began = time.perf_counter()
         if query.svg is not None and not queries.looks_like_svg(data or b""):
             raise UserError("svg: not an SVG")
         if data is not None and queries.looks_like_svg(data):
-            data = await self.svg.run(self.renderer.png, data)
+            data = await self.svg.run(self._draw_svg, data, client=client)
         stages["decode"] = time.perf_counter() - began
-        return await self.pictures.run(self._decode_and_prepare, query, data, stages)
+        return await self.pictures.run(self._decode, query, data, stages, client=client)
 
-    def _decode_and_prepare(self, query: Query, data: bytes | None, stages: dict[str, float]) -> np.ndarray:
+    def _draw_svg(self, data: bytes) -> bytes:
+        renderer = self.renderers.get()
+        try:
+            return renderer.png(data)
+        finally:
+            self.renderers.put(renderer)
+
+    def _draw(self, query: Query, stages: dict[str, float]) -> np.ndarray:
         end = timed(stages, "decode")
-        if query.strokes is not None:
-            image = queries.draw_strokes(query)
-        else:
-            image = queries.read_picture(data or queries.decode_base64(query.image or ""), self.max_pixels)
+        image = queries.draw_strokes(query)
         end()
+        return self._prepare(query, image, stages)
+
+    def _decode(self, query: Query, data: bytes | None, stages: dict[str, float]) -> np.ndarray:
+        end = timed(stages, "decode")
+        if data is None:
+            data = queries.decode_base64(query.image or "")
+        with self.room.take(queries.check_size(data, self.max_pixels)):
+            image = queries.read_picture(data, self.gallery.reading(query.modality))
+        end()
+        return self._prepare(query, image, stages)
+
+    def _prepare(self, query: Query, image: Image.Image, stages: dict[str, float]) -> np.ndarray:
         end = timed(stages, "prepare")
         prepared = np.ascontiguousarray(self.gallery.encoder.prepare(image, query.modality))
         if query.modality == "sketch":
@@ -269,6 +326,9 @@ class Service:
             return look_up(id)
         except KeyError:
             raise Missing("the gallery has no picture with this id") from None
+        except UserError as error:  # its files are damaged, which is no fault of the request
+            log.error("%s", error)
+            raise Unavailable(DAMAGED) from error
 
     # ---- writing ----
 
@@ -278,17 +338,21 @@ class Service:
         Raises:
             Refusal: a path that is not below one of them, or another process is writing.
         """
-        paths = images.find(self._allowed(path) for path in request.paths)
-        # A folder may hold links to elsewhere.
-        paths = [self._allowed(path) for path in paths]
+        found: list[Path] = []
+        skipped: list[Skipped] = []
+        for path, place in ingest.find([self._allowed(path) for path in request.paths], skipped):
+            try:  # a folder may hold links to elsewhere
+                found.append(Path(path) if archive.is_tar(place or "") else self._allowed(path))
+            except Refusal as refusal:
+                skipped.append(Skipped(path, str(refusal)))
         with self._writing() as gallery:
-            done = gallery.add(paths, label=request.label, tags=request.tags)
+            done = gallery.add(found, label=request.label, tags=request.tags)
         self._look()
         return Added(
             new=done.new + done.duplicates + done.moved,
             changed=done.changed + done.relabelled,
             unchanged=done.unchanged,
-            unreadable=len(done.skipped),
+            unreadable=len(done.skipped) + len(skipped),
             count=len(self.gallery),
         )
 
@@ -311,6 +375,8 @@ class Service:
         try:
             gallery = self.writer()
         except UserError as error:
+            if disk_is_full(error, self.folder):
+                raise
             raise Refusal(409, "locked", str(error), RETRY) from None
         with contextlib.closing(gallery):
             yield gallery

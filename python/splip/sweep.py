@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from splip import __version__, plots
+from splip import __version__, disk, plots
 from splip import config as configuration
 from splip.config import SweepConfig, TrainConfig
 from splip.errors import UserError
@@ -63,8 +63,8 @@ def sweep(config: SweepConfig) -> Path:
                 print(f"{task.out}: {reason}")
     report = _collect(config, rows, failed)
     table = config.out / "table.md"
-    table.write_text(markdown(report), encoding="utf-8")
-    (config.out / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    disk.write_text(table, markdown(report))
+    disk.write_text(config.out / "results.json", json.dumps(report, indent=1) + "\n")
     metric, metrics = config.metric, report["rows"][0]["metrics"]
     if metric not in metrics:
         raise UserError(f"--metric {metric}: measured were {', '.join(metrics)}; the table is in {table}")
@@ -109,7 +109,7 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
             raise UserError(f"--set takes KEY=VALUE, got '{pair}'")
         try:
             nested: Any = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):
             nested = value
         for part in reversed(key.split(".")):
             nested = {part: nested}

@@ -6,6 +6,7 @@ Neither holds anything of a query: no text, no labels, no file names, no query s
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Literal, TextIO
@@ -47,6 +48,10 @@ class Telemetry:
             "splip_stage_seconds", "Time of a search by stage.", ["stage"], buckets=SECONDS, registry=self.registry
         )
         self.stages = {name: stage.labels(name) for name in STAGES}
+        self.worker_ends = Counter(
+            "splip_worker_ends", "Times that the worker of the batches ended and was started again.",
+            registry=self.registry,
+        )  # fmt: skip
         self.thumbnails = Counter("splip_thumbnails", "Thumbnails by source.", ["source"], registry=self.registry)
 
     def stage(self, name: str, seconds: float) -> None:
@@ -106,6 +111,19 @@ def set_up_logs(form: Literal["text", "json"]) -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
+    if form == "json":  # and what others say: each line must be an object
+        rest = StandardError(logging.WARNING)
+        rest.setFormatter(JsonLines())
+        logging.lastResort = rest
+        logging.getLogger("py.warnings").handlers = [rest]
+        logging.captureWarnings(True)
+        threading.excepthook = lambda ended: _say("a thread ended", ended.exc_value)
+        sys.excepthook = lambda _, error, __: _say("the service ended", error)
+        sys.unraisablehook = lambda ignored: _say(ignored.err_msg or "an error was ignored", ignored.exc_value)
+
+
+def _say(what: str, error: BaseException | None) -> None:
+    log.error("%s", what, exc_info=error)
 
 
 def timed(stages: dict[str, float], name: str) -> Callable[[], None]:

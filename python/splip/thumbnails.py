@@ -9,7 +9,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from splip import archive, images
 from splip.errors import UnreadablePicture
@@ -90,19 +90,9 @@ class File:
 
 def make(file: File, side: int, max_pixels: int) -> bytes:
     """A JPEG of a picture, upright, its longer side at most ``side``; closes the file."""
-    data = file.read(max_pixels)
-    if file.format == "JPEG":
-        # The decoder can leave out what the thumbnail does not show.
-        try:
-            with Image.open(io.BytesIO(data), formats=["JPEG"]) as source:
-                source.draft("RGB", (2 * side, 2 * side))
-                image = ImageOps.exif_transpose(source).convert("RGB")
-        except Exception as error:  # Pillow raises many types for damaged files
-            raise UnreadablePicture("picture", " ".join(str(error).split()) or type(error).__name__) from None
-    else:
-        image = images.read(data)
+    image = images.read(file.read(max_pixels), "picture", images.least_side(side))
     if max(image.size) > side:
-        image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=88)
     return out.getvalue()

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from splip import config as configuration
-from splip import distributed
+from splip import disk, distributed
 from splip.config import TrainConfig
 from splip.data import Items, Tree, load_tree, unpaired
 from splip.errors import UserError
@@ -118,9 +118,13 @@ def _train(config: TrainConfig, device: torch.device) -> Path:
     start, best, seconds = 0, -math.inf, 0.0
     if state is not None:
         model.restore(state, last)
-        if optimiser is not None:
-            optimiser.load_state_dict(state["optimiser"])
-        start, best, seconds = state["step"], state["best"], state["seconds"]
+        try:
+            if optimiser is not None:
+                optimiser.load_state_dict(state["optimiser"])
+            start, best, seconds = int(state["step"]), float(state["best"]), float(state["seconds"])
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            reason = f"{type(error).__name__}: {str(error)[:120]}"
+            raise UserError(f"{last}: not the end of a run, or damaged ({reason})") from None
         _say(f"going on after step {start}")
         if start >= steps:
             _say(f"{out}: all {steps} steps are done")
@@ -177,11 +181,11 @@ def _train(config: TrainConfig, device: torch.device) -> Path:
             values = distributed.mean(torch.stack([*terms.values(), torch.tensor(float(bool(caught)), device=device)]))
             numbers = dict(zip([*terms, "stop"], values.tolist(), strict=True))
             if not math.isfinite(numbers["loss"]):
-                files = [str(path) for each in distributed.gather(feed.files(part)) for path in each]
+                bad = [str(path) for each in distributed.gather(feed.files(part)) for path in each]
                 if first:
-                    (out / "bad_batch.txt").write_text("".join(f"{f}\n" for f in files), encoding="utf-8")
+                    disk.write_text(out / "bad_batch.txt", "".join(f"{f}\n" for f in bad), "surrogateescape")
                 raise UserError(
-                    f"the loss became {numbers['loss']} at step {step}; its {len(files)} pictures are listed in "
+                    f"the loss became {numbers['loss']} at step {step}; its {len(bad)} pictures are listed in "
                     f"{out / 'bad_batch.txt'}; {_last_good(last)}; try a lower --lr"
                 )
             assert optimiser is not None
@@ -424,12 +428,10 @@ def _same_config(state: dict[str, Any], config: TrainConfig, last: Path) -> None
 
 def _write(state: dict[str, Any], path: Path) -> None:
     """Whole or not at all: a stop while writing leaves the previous file."""
-    temporary = path.with_suffix(".tmp")
     try:
-        torch.save(state, temporary)
-        temporary.replace(path)
+        with disk.replacing(path) as file:
+            torch.save(state, file)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error}") from None
 
 
@@ -439,7 +441,7 @@ def _trim_log(path: Path, step: int) -> None:
         return
     with open(path, newline="") as file:
         rows = [r for r in csv.DictReader(file) if int(r["step"]) <= step]
-    with open(path, "w", newline="") as file:
+    with disk.replacing(path, "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

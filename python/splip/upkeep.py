@@ -14,7 +14,7 @@ import numpy as np
 from splip import archive, catalog
 from splip.catalog import Filter, Item
 from splip.errors import UserError
-from splip.segments import sync_folder
+from splip.segments import is_full, sync_folder
 
 if TYPE_CHECKING:
     from splip.gallery import Gallery
@@ -206,7 +206,7 @@ def compact(gallery: "Gallery") -> Compacted:
             for number, count, crc in made:  # before the commit: its readers find them
                 files.write_pack(number, count, crc)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = "the disk is full" if is_full(error) else error.strerror or str(error)
         raise UserError(f"{gallery.folder}: cannot be compacted: {reason}; it is as it was") from None
     with gallery.catalog.reading() as db:
         files.sweep({number for (number,) in db.execute("SELECT number FROM segments")})
