@@ -145,6 +145,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_max_k") = cuda::kMaxK;
   m.attr("cuda_max_queries") = cuda::kMaxQueries;
   m.attr("cuda_max_width") = cuda::kMaxWidth;
+  m.attr("cuda_norm_bytes") = cuda::kNormBytes;
+  m.attr("cuda_norm_gradients") = cuda::kNormGradients;
   m.attr("cuda_stream_queries") = cuda::kStreamQueries;
   m.attr("cuda_narrow_queries") = cuda::kNarrowQueries;
   m.def("cuda_has_wgmma", cuda::has_wgmma);
@@ -155,6 +157,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_max_k") = 0;
   m.attr("cuda_max_queries") = 0;
   m.attr("cuda_max_width") = 0;
+  m.attr("cuda_norm_bytes") = 0;
+  m.attr("cuda_norm_gradients") = 0;
   m.attr("cuda_stream_queries") = 0;
   m.attr("cuda_narrow_queries") = 0;
   m.def("cuda_has_wgmma", [](int) { return false; });

@@ -50,6 +50,9 @@ struct PromptLayerNorm {
 //   d_gamma   [D] f32                out
 //   d_beta    [D] f32                out
 //   scratch   [kLayerNormChunks, 2, D] f32; CUDA: prompt_layernorm_scratch() floats
+//
+// CUDA: B >= 1, rows of a multiple of 16 bytes and aligned to it, at most kNormBytes, or
+// kNormGradients wide in the backward pass.
 struct PromptLayerNormBackward {
   const void* d_tokens;
   const void* d_normed;
@@ -239,6 +242,10 @@ namespace cuda {
 constexpr int64_t kMaxK = 1024;
 constexpr int64_t kMaxQueries = 1 << 14;  // of one call of cosine_topk
 constexpr int64_t kMaxWidth = 1 << 16;    // of its rows
+// Bytes of a row of prompt_layernorm, which a warp holds in registers: D = 1024 in float32, 2048 in
+// 16 bits; and D of its backward pass, whose sums are in registers too.
+constexpr int64_t kNormBytes = 4096;
+constexpr int64_t kNormGradients = 1024;
 // Up to these many queries the automatic choice is the stream, then wgmma where there is one; on
 // other GPUs tiles of 64 queries up to the second number, then of 128.
 constexpr int64_t kStreamQueries = 32;

@@ -585,6 +585,22 @@ def test_ops_run_on_the_device_and_the_stream_they_are_given(kernels):
         assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True)), name
 
 
+def test_ops_make_no_context_on_a_device_that_is_not_used(kernels):
+    """A thread that has chosen no device has the first one: going back to it would set up a context there."""
+    for name, call in calls(kernels).items():
+        call()
+        kernels.library.forget_devices()
+        kernels.place(1)
+        call()
+        assert kernels.library.has_context(1) and not kernels.library.has_context(0), name
+        kernels.place(0)
+        call()  # on the device that is asked for, all the same
+        kernels.place(1)
+        call()
+        assert kernels.library.current_device() == 0, name
+        kernels.place()
+
+
 def test_a_failed_launch_is_an_error_that_leaves_the_device_as_it_was(kernels):
     for name, call in calls(kernels).items():
         call()
@@ -610,8 +626,8 @@ def test_what_cannot_be_is_refused(kernels):
 # ---- prompt_layernorm ----
 
 TOL = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-# B, L, P, D, replace, own prompts: class token only, vectors of several widths, odd D, deep prompting, many rows
-ROWS = [(1, 1, 0, 8, 0, False), (2, 9, 4, 768, 0, False), (3, 5, 1, 1000, 0, True), (1, 5, 3, 17, 2, False),
+# B, L, P, D, replace, own prompts: class token only, vectors of several widths, deep prompting, many rows, wide
+ROWS = [(1, 1, 0, 8, 0, False), (2, 9, 4, 768, 0, False), (3, 5, 1, 1000, 0, True), (1, 5, 3, 8, 2, False),
         (4, 12, 6, 128, 6, True), (70, 9, 2, 64, 3, False), (2, 4, 1, 1536, 0, False)]  # fmt: skip
 
 
@@ -625,14 +641,19 @@ def test_layernorm(shape, dtype, kernels):
     tokens, normed = torch.empty(B, T, D, dtype=dtype), torch.empty(B, T, D, dtype=dtype)
     mean, rstd = torch.empty(B, T), torch.empty(B, T)
     n = {"B": B, "L": L, "P": P, "G": G, "D": D, "R": R, "dtype": KINDS[dtype]}
-    kernels("prompt_layernorm", x=x, prompts=prompts, gamma=gamma, beta=beta, tokens=tokens, normed=normed, mean=mean,
-            rstd=rstd, eps=1e-5, **n)  # fmt: skip
+    forward = {"x": x, "prompts": prompts, "gamma": gamma, "beta": beta, "tokens": tokens, "normed": normed,
+               "mean": mean, "rstd": rstd, "eps": 1e-5}  # fmt: skip
+    if D * x.element_size() > 4096:
+        with pytest.raises(RuntimeError, match="at most 1024 wide, got 1536"):
+            kernels("prompt_layernorm", **forward, **n)
+        return
+    kernels("prompt_layernorm", **forward, **n)
     inputs = [t.requires_grad_() for t in (x, prompts, gamma, beta)]
     want = reference.prompt_layernorm(*inputs, replace=R)
     torch.testing.assert_close(tokens, want[0], rtol=0, atol=0)
     torch.testing.assert_close(normed, want[1], rtol=TOL[dtype], atol=TOL[dtype])
     grads = [torch.randn(B, T, D).to(dtype) for _ in range(2)]
-    for given in (grads, [grads[0], None], [None, grads[1]]):
+    for given in (grads, [grads[0], None], [None, grads[1]]) if D <= 1024 else ():
         d_x, d_prompts = torch.full_like(x, float("nan")), torch.full((G, P, D), float("nan"))
         d_gamma, d_beta = torch.full((D,), float("nan")), torch.full((D,), float("nan"))
         scratch = torch.full((kernels.prompt_layernorm_scratch(**n),), float("nan"))
@@ -646,6 +667,19 @@ def test_layernorm(shape, dtype, kernels):
             w = torch.zeros_like(g) if w is None else w.to(g.dtype)
             tol = TOL[dtype] * max(1.0, float(w.abs().max()) if w.numel() else 1.0)
             torch.testing.assert_close(g, w, rtol=TOL[dtype], atol=tol, msg=lambda m: f"d_{name}: {m}")
+
+
+@pytest.mark.parametrize("dtype, D", [(torch.float32, 18), (torch.float16, 20), (torch.bfloat16, 17)], ids=str)
+def test_layernorm_refuses_rows_that_are_no_whole_vectors(dtype, D, kernels):
+    """splip.ops sends them to PyTorch; a kernel that took them would be one more to look after."""
+    x, prompts, wide = torch.randn(1, 2, D).to(dtype), torch.randn(1, 1, D).to(dtype), torch.randn(D)
+    made, n = torch.empty(1, 3, D, dtype=dtype), {"B": 1, "L": 2, "P": 1, "G": 1, "D": D, "R": 0, "dtype": KINDS[dtype]}
+    with pytest.raises(RuntimeError, match="multiple of 16 bytes"):
+        kernels("prompt_layernorm", x=x, prompts=prompts, gamma=wide, beta=wide, tokens=made, normed=made,
+                mean=torch.empty(3), rstd=torch.empty(3), eps=1e-5, **n)  # fmt: skip
+    with pytest.raises(RuntimeError, match="multiple of 16 bytes"):
+        kernels("prompt_layernorm_backward", d_tokens=made, d_normed=made, tokens=made, gamma=wide, mean=wide, rstd=wide,
+                d_x=x, d_prompts=wide, d_gamma=wide, d_beta=wide, scratch=wide, **n)  # fmt: skip
 
 
 # ---- patchify ----

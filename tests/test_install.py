@@ -10,7 +10,7 @@ import torch
 
 import splip
 import splip.export
-from splip import _C
+from splip import _C, ops
 
 
 def test_poison():
@@ -67,3 +67,37 @@ def test_native_arguments_go_by_name():
             _C.cosine_topk(**{key: value for key, value in given.items() if key != name})
     with pytest.raises(TypeError):
         _C.cosine_topk(*given.values())
+
+
+def test_gpus_that_a_build_runs_on():
+    """Code with an "a" is for one GPU alone, its PTX too: a newer one has to take PyTorch."""
+    for archs, runs, not_on in (
+        ("90a", [(9, 0)], [(8, 0), (10, 0), (12, 0)]),
+        ("80 90a", [(8, 0), (8, 6), (8, 9), (9, 0)], [(7, 5), (10, 0)]),
+        ("86", [(8, 6), (8, 9), (9, 0), (12, 0)], [(8, 0), (7, 5)]),
+        ("80-real 86-real", [(8, 0), (8, 6), (8, 9)], [(9, 0)]),
+        (
+            "80 86 89 90a 100 120",
+            [(8, 0), (8, 7), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1), (13, 0)],
+            [(7, 5), (11, 0)],
+        ),
+        ("90-virtual", [(9, 0), (10, 0)], [(8, 9)]),
+        ("100f", [(10, 0), (10, 3)], [(9, 0), (12, 0)]),
+        ("native", [(9, 0)], []),
+    ):
+        for capability in runs:
+            assert ops._runs_on(archs.split(), *capability), (archs, capability)
+        for capability in not_on:
+            assert not ops._runs_on(archs.split(), *capability), (archs, capability)
+
+
+def test_a_build_for_another_gpu_says_so_once(monkeypatch):
+    monkeypatch.setattr(_C, "cuda_archs", "90a")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
+    ops._has_code_for.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="built for sm_90a, which an sm_100 cannot run: PyTorch is used") as seen:
+            assert not any(ops._has_code_for(torch.device("cuda", 0)) for _ in range(3))
+        assert len(seen) == 1 and "\n" not in str(seen[0].message)
+    finally:
+        ops._has_code_for.cache_clear()

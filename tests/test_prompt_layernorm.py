@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from splip import ops, reference
+from splip import _C, ops, reference
 
 TOL = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # a few ulp of the output type
 # B, L, P, D, replace, own prompts per image: class token only, real sizes, odd D, deep prompting, no prompts
@@ -85,7 +85,7 @@ def test_empty_batch(device):
         assert not g.any()
 
 
-@pytest.mark.parametrize("shape", [SHAPES[3], SHAPES[4]], ids=str)
+@pytest.mark.parametrize("shape", [(1, 5, 3, 20, 2, False), SHAPES[4]], ids=str)
 def test_opcheck(shape, device):
     args = make(shape, device, torch.float32)
     args[1] = args[1] if shape[5] else args[1].detach()[None].requires_grad_()
@@ -129,3 +129,24 @@ def test_rejects_bad_arguments(change, message):
     args = dict(x=torch.zeros(2, 6, 20), prompts=torch.zeros(2, 20), gamma=torch.zeros(20), beta=torch.zeros(20))
     with pytest.raises(ValueError, match=message):
         ops.prompt_layernorm(**{**args, **change})
+
+
+def test_rows_that_cuda_takes(monkeypatch):
+    """Whole vectors that fit a warp's registers; with a gradient, those whose sums fit too."""
+    monkeypatch.setattr(_C, "cuda_norm_bytes", 4096)
+    monkeypatch.setattr(_C, "cuda_norm_gradients", 1024)
+    for dtype, D, grad, fits in (
+        (torch.float32, 768, True, True),
+        (torch.float32, 1024, True, True),
+        (torch.float32, 1028, False, False),
+        (torch.float32, 18, False, False),
+        (torch.float16, 20, False, False),
+        (torch.float16, 1280, False, True),
+        (torch.bfloat16, 1280, True, False),
+        (torch.bfloat16, 2056, False, False),
+    ):
+        x, gamma = torch.empty(1, 2, D, dtype=dtype), torch.empty(D, requires_grad=grad)
+        assert ops._rows_fit_cuda(x, gamma) is fits, (dtype, D, grad)
+        with torch.no_grad():
+            assert ops._rows_fit_cuda(x, gamma) is (D * x.element_size() <= 4096 and D % 8 == 0)
+    assert not ops._rows_fit_cuda(torch.empty(0, 2, 8))

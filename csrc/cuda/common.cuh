@@ -28,13 +28,19 @@ namespace splip::cuda {
 constexpr unsigned kFullMask = 0xffffffffu;
 constexpr int kWarp = 32;
 
-// Makes `device` current, and the previous one again at the end of the scope.
+// True if this process uses the device. Asking does not make it so. (device.cu)
+bool has_context(int device);
+
+// Makes `device` current, and the previous one again at the end of the scope, if the process uses
+// that: a thread that never chose a device has GPU 0, and cudaSetDevice(0) would set up a context
+// there, some hundred MB for nothing. PyTorch's guards do the same.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     SPLIP_CUDA_CHECK(cudaGetDevice(&previous_));
-    if (device != previous_) SPLIP_CUDA_CHECK(cudaSetDevice(device));
-    changed_ = device != previous_;
+    if (device == previous_) return;
+    changed_ = has_context(previous_);
+    SPLIP_CUDA_CHECK(cudaSetDevice(device));
   }
   ~DeviceGuard() {
     if (changed_) cudaSetDevice(previous_);

@@ -8,6 +8,8 @@ cuda_archs: str
 cuda_max_k: int
 cuda_max_queries: int
 cuda_max_width: int
+cuda_norm_bytes: int
+cuda_norm_gradients: int
 cuda_stream_queries: int
 cuda_narrow_queries: int
 layernorm_chunks: int

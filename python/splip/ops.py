@@ -11,6 +11,7 @@ C channels, H W image, S patch, M patches.
 import contextlib
 import functools
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -50,10 +51,41 @@ def _native(x: Tensor, cpu_dtypes: tuple[torch.dtype, ...]) -> bool:
 
 @functools.cache
 def _has_code_for(device: torch.device) -> bool:
-    """True if the build holds code that this GPU can run: of its generation or an older one."""
-    archs = [int(arch) for arch in re.findall(r"\d+", _C.cuda_archs)]
+    """True if the build holds code that this GPU can run; else warns once that PyTorch stands in."""
     major, minor = torch.cuda.get_device_capability(device)
-    return not archs or 10 * major + minor >= min(archs)
+    if _runs_on(_C.cuda_archs.split(), major, minor):
+        return True
+    warnings.warn(
+        f"splip was built for sm_{_C.cuda_archs.replace(' ', ' sm_')}, which an sm_{major}{minor} cannot run:"
+        " PyTorch is used instead. Build with SPLIP_CUDA_ARCHS=native.",
+        stacklevel=2,
+    )
+    return False
+
+
+def _runs_on(archs: list[str], major: int, minor: int) -> bool:
+    """True if a GPU of this compute capability can run code for one of ``archs``, as CMake names them.
+
+    Machine code runs on its own generation, from its own number on; with an ``a`` on exactly that
+    number, with an ``f`` on its generation. The last architecture comes as PTX too, which newer GPUs
+    compile; PTX with a letter is bound like its machine code.
+    """
+    for arch in archs:
+        name, _, kind = arch.partition("-")
+        found = re.fullmatch(r"(\d+)(\d)([af]?)", name)
+        if found is None:  # "native": the GPU of the machine that built it
+            return True
+        own, letter = (int(found[1]), int(found[2])), found[3]
+        ptx = kind == "virtual" or (kind != "real" and arch == archs[-1])
+        if letter == "a":
+            runs = own == (major, minor)
+        elif letter == "f" or not ptx:
+            runs = own[0] == major and own[1] <= minor
+        else:
+            runs = own <= (major, minor)
+        if runs:
+            return True
+    return not archs
 
 
 def _where(x: Tensor) -> dict[str, int]:
@@ -62,6 +94,12 @@ def _where(x: Tensor) -> dict[str, int]:
         return {"device": -1, "stream": 0, "threads": torch.get_num_threads()}
     index = x.device.index if x.device.index is not None else torch.cuda.current_device()
     return {"device": index, "stream": torch.cuda.current_stream(index).cuda_stream, "threads": 0}
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Contiguous; on CUDA also aligned to 16 bytes, which a view of a tensor need not be."""
+    x = x.contiguous()
+    return x.clone() if x.is_cuda and x.data_ptr() % 16 else x
 
 
 def _address(x: Tensor | None) -> int:
@@ -126,14 +164,25 @@ def prompt_layernorm(
     Raises:
         ValueError: a shape, dtype or device does not match.
 
-    Native on: CPU (float32, bfloat16), CUDA (all three). Elsewhere: PyTorch.
+    Native on: CPU (float32, bfloat16), CUDA (all three, rows of a multiple of 16 bytes, ``D <= 1024``, without
+    gradients in 16 bits ``D <= 2048``). Elsewhere: PyTorch.
     """
     _check_prompt_layernorm(x, prompts, gamma, beta, replace)
-    if not _native(x, _CPU_FLOATS):
+    if not _native(x, _CPU_FLOATS) or (x.is_cuda and not _rows_fit_cuda(x, prompts, gamma, beta)):
         return reference.prompt_layernorm(x, prompts, gamma, beta, eps, replace)
     sets = prompts.unsqueeze(0) if prompts.dim() == 2 else prompts
     tokens, normed, _, _ = _call(_prompt_layernorm, _prompt_layernorm_native, x, sets, gamma, beta, eps, replace)
     return tokens, normed
+
+
+def _rows_fit_cuda(x: Tensor, *parameters: Tensor) -> bool:
+    """True if CUDA's prompt_layernorm takes these rows, and their gradient if there will be one."""
+    D = x.shape[2]
+    row = D * x.element_size()
+    if not x.shape[0] or row % 16 or row > _C.cuda_norm_bytes:
+        return False
+    wide = _C.cuda_norm_gradients < D
+    return not (wide and torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)))
 
 
 def _check_prompt_layernorm(x: Tensor, prompts: Tensor, gamma: Tensor, beta: Tensor, replace: int) -> None:
@@ -156,7 +205,7 @@ def _check_prompt_layernorm(x: Tensor, prompts: Tensor, gamma: Tensor, beta: Ten
 def _prompt_layernorm_native(
     x: Tensor, prompts: Tensor, gamma: Tensor, beta: Tensor, eps: float, replace: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, prompts, gamma, beta = (t.contiguous() for t in (x, prompts, gamma, beta))
+    x, prompts, gamma, beta = (_dense(t) for t in (x, prompts, gamma, beta))
     B, L, D = x.shape
     G, P, _ = prompts.shape
     T = L - replace + P
@@ -185,8 +234,8 @@ def _prompt_layernorm_backward_native(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, T, D = tokens.shape
     P = T - length + replace
-    d_tokens, d_normed = (t if t is None else t.contiguous() for t in (d_tokens, d_normed))
-    tokens, gamma, mean, rstd = (t.contiguous() for t in (tokens, gamma, mean, rstd))
+    d_tokens, d_normed = (t if t is None else _dense(t) for t in (d_tokens, d_normed))
+    tokens, gamma, mean, rstd = (_dense(t) for t in (tokens, gamma, mean, rstd))
     d_x = tokens.new_empty(B, length, D)
     d_prompts = gamma.new_empty(sets, P, D)
     d_gamma, d_beta = gamma.new_empty(D), gamma.new_empty(D)

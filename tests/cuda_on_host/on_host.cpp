@@ -48,6 +48,7 @@ size_t dynamic_bytes = 0;
 std::map<const void*, size_t> opted_in;  // dynamic shared memory that the call has asked for
 std::string failure;                     // of a thread of the block
 std::mt19937 order(0);
+bool contexts[2] = {true, true};  // the process uses that device
 int current_device = 0, wanted_device = 0, capability = 90;
 cudaStream_t wanted_stream = nullptr;
 bool fail_next = false;
@@ -282,7 +283,10 @@ cudaError_t cudaGetLastError() {
   return fail ? cudaErrorInvalidConfiguration : cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* device) { return *device = on_host::current_device, cudaSuccess; }
-cudaError_t cudaSetDevice(int device) { return on_host::current_device = device, cudaSuccess; }
+cudaError_t cudaSetDevice(int device) {
+  on_host::contexts[device] = true;
+  return on_host::current_device = device, cudaSuccess;
+}
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   if (device != on_host::wanted_device) return cudaErrorInvalidDevice;
   switch (attribute) {
@@ -300,6 +304,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 }
 
 namespace splip::cuda {
+bool has_context(int device) { return on_host::contexts[device]; }
 std::deque<Group>& copies() { return on_host::current->copies; }
 Products& products() { return on_host::current->products; }
 }  // namespace splip::cuda
@@ -406,6 +411,12 @@ void place(int device, void* stream, int capability) {
   on_host::capability = capability;
 }
 int current_device() { return on_host::current_device; }
+bool has_context(int device) { return on_host::contexts[device]; }
+// As in a process that has used no GPU, in a thread that has chosen none.
+void forget_devices() {
+  on_host::contexts[0] = on_host::contexts[1] = false;
+  on_host::current_device = 0;
+}
 void fail_next_launch() { on_host::fail_next = true; }
 const char* last_error() { return on_host::error.c_str(); }
 
