@@ -428,8 +428,8 @@ def test_guards_see_cuts_that_infinity_passes(name, unit, scans, build):
     for scan in scans:
         for negative in (True, False):
             queries, gallery = unusual(torch.float16, negative)
-            queries[7:12] = 1  # the last one alone
-            with pytest.raises(RuntimeError, match=r"_kernel<.*> touched \d+ bytes (before|past the end of) scratch"):
+            queries[7:12] = 1  # the last one alone: its keys land gigabytes before the buffers
+            with pytest.raises(RuntimeError, match=r"_kernel<.*> touched \d{7,} bytes before"):
                 topk(planted, queries, gallery, 20, None if negative else FEW, SCANS[scan])
 
 

@@ -13,7 +13,6 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import cuda_resources  # noqa: E402
 import gpu_stages  # noqa: E402
 import gpu_suite  # noqa: E402
 from gpu import (  # noqa: E402, I001
@@ -378,26 +377,3 @@ def test_needs_only_torch_and_numpy():
     """The suite runs where nothing of splip's requirements is installed."""
     script = "import sys; sys.modules.update(dict.fromkeys(('PIL','tyro','yaml','rich','open_clip','scipy'))); import "
     subprocess.run([sys.executable, "-c", script + "splip.ops, splip.reference"], check=True)
-
-
-def test_resources_are_read_from_the_compilers_words(tmp_path):
-    log = """
-ptxas info    : Compiling entry function '_Z1av' for 'sm_80'
-ptxas info    : Function properties for _Z1av
-    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Used 40 registers, used 1 barriers, 2048 bytes smem, 408 bytes cmem[0]
-ptxas info    : Compiling entry function '_Z1bv' for 'sm_90a'
-ptxas info    : Function properties for _Z1bv
-    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
-ptxas info    : Used 255 registers, used 0 barriers
-"""
-    kernels = cuda_resources.parse(log)
-    assert kernels[0] == ("sm_80", "_Z1av", 40, 2048, 0, 0)
-    assert kernels[1] == ("sm_90a", "_Z1bv", 255, 0, 16, 20)
-    (tmp_path / "log").write_text(log)
-    tool = [sys.executable, ROOT / "tools/cuda_resources.py", "--log", tmp_path / "log"]
-    run = subprocess.run(tool, capture_output=True, text=True)
-    assert run.returncode == 1 and "2 kernels, 1 with a stack frame or spills" in run.stdout
-    (tmp_path / "log").write_text(log.rsplit("ptxas info    : Used", 1)[0])
-    run = subprocess.run(tool, capture_output=True, text=True)
-    assert run.returncode == 1 and "2 kernels in the log" in run.stderr
