@@ -403,8 +403,10 @@ void scan_pass(const Pass& pass, DType dtype, TopkScan scan, bool streamed, int 
   if (streamed || !can_tile(pass, element)) return scan_stream(pass, dtype, device, stream);
   const bool can_wgmma = has_wgmma(device);
   if (scan == TopkScan::automatic) {
-    scan = pass.Q <= kNarrowQueries ? TopkScan::tiles64 : TopkScan::tiles128;
-    if (can_wgmma) scan = TopkScan::wgmma;
+    const bool narrow = pass.Q <= kNarrowQueries;
+    scan = narrow ? TopkScan::tiles64 : TopkScan::tiles128;
+    // Its tiles are of 128 queries: half empty ones cost nothing while they stay in shared memory.
+    if (can_wgmma && (!narrow || pass.D * element <= kResidentRow)) scan = TopkScan::wgmma;
   }
   if (scan == TopkScan::wgmma && can_wgmma && !pass.dense) {
     return scan_wgmma(pass, dtype, device, stream);

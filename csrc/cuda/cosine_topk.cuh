@@ -50,6 +50,7 @@ void scan_tiles_i8(const Pass& pass, int tile_queries, int tile_rows, int device
                    cudaStream_t stream);
 // Tiles of 128 queries and 256 rows by wgmma, for rows aligned to 16 bytes; not for a dense pass.
 void scan_wgmma(const Pass& pass, DType dtype, int device, cudaStream_t stream);
+constexpr int64_t kResidentRow = 1024;  // bytes of its queries that stay in shared memory
 
 // 1 / norm of a row from its squares; NaN, which passes no cut, if its score would be -infinity.
 __device__ __forceinline__ float inverse_norm(float squares) {
