@@ -246,7 +246,8 @@ constexpr int64_t kMaxWidth = 1 << 16;    // of its rows
 // 16 bits; and D of its backward pass, whose sums are in registers too.
 constexpr int64_t kNormBytes = 4096;
 constexpr int64_t kNormGradients = 1024;
-// Up to these many queries the automatic choice is the stream, then tiles of 64.
+// Up to these many queries the automatic choice is the stream, then wgmma where there is one; on
+// other GPUs tiles of 64 queries up to the second number, then of 128.
 constexpr int64_t kStreamQueries = 32;
 constexpr int64_t kNarrowQueries = 64;
 

@@ -85,7 +85,9 @@ SPLIP_HOST_DEVICE int64_t sampled(int64_t j, uint64_t step) {
   return int64_t(uint64_t(j32) * high + (uint64_t(j32) * low >> 32));
 }
 
-inline Plan plan_levels(int64_t N, int64_t capacity, int64_t ratio) {
+// A pass that would be less than `slack` times as large as the first one is left out: what passes
+// its cut then comes from so many times more rows.
+inline Plan plan_levels(int64_t N, int64_t capacity, int64_t ratio, int64_t slack = 1) {
   Plan plan{};
   plan.capacity = capacity;
   int64_t rows[kMaxLevels];
@@ -94,7 +96,7 @@ inline Plan plan_levels(int64_t N, int64_t capacity, int64_t ratio) {
   step[0] = kAllRows;
   int levels = 1;
   for (int64_t n = N; n > capacity && levels < kMaxLevels;) {
-    const int64_t wanted = n / ratio > capacity ? n / ratio : capacity;
+    const int64_t wanted = n / ratio > slack * capacity ? n / ratio : capacity;
     // At even distances from the first row to the last, so that a gallery sorted by class or by
     // score is sampled fairly; distances of a whole number and the golden ratio's fraction, so that
     // the sample does not fall in step with rows that take turns.
@@ -129,7 +131,8 @@ inline Plan plan_passes(int64_t N, int64_t K, bool many_queries, bool eight_bits
     if (ratio < 4) ratio = 4;
   }
   const int64_t most = many_queries ? 32 : 1024;
-  return plan_levels(N, capacity, ratio < most ? ratio : most);
+  // The stream of 8 bits expects less than a fifth of its capacity: twice that fits.
+  return plan_levels(N, capacity, ratio < most ? ratio : most, eight_bits && !many_queries ? 2 : 1);
 }
 
 // Blocks that share the exact scan of a query: their lists of K go where its candidates were.
@@ -161,10 +164,10 @@ constexpr double kEightBitRounding = 2e-6;
 // cores, which may cut each addend at the last bit of the largest, is off by less than 2.5 n units
 // of 2^-24 (8 addends and the sum so far at once, each cut by two units, and the result by two),
 // and the norm's sum of squares by n / 2; the rest is for the norms' roots, products and the cut
-// itself. tf32 rounds both factors to 11 bits first.
+// itself. tf32 keeps 11 bits of both factors: mma.sync is given rounded ones, wgmma drops the rest.
 inline double score_error(int64_t D, bool tf32) {
   const double unit = 1.0 / (1 << 24);
-  return unit * (4.0 * D + 32.0) + (tf32 ? 1.01 / 1024 : 0.0);
+  return unit * (4.0 * D + 32.0) + (tf32 ? 2.02 / 1024 : 0.0);
 }
 
 // A row or query longer than this in float32 could overflow a product: its query is scanned
@@ -173,8 +176,14 @@ constexpr double kLargestSquare = 1.329227995784916e36;  // 2^120
 
 // ---- selection; `Team` is a block of threads or its emulation ----
 
-// The k-th largest of `count` keys at(i), or 0 if fewer than k are not 0. Bit by bit: as many
-// rounds as a key has bits, no histogram whose bins collide. count <= team.size() * kPerThread.
+// Two sums at once, of a team's threads.
+struct Sums {
+  uint32_t first, second;
+};
+
+// The k-th largest of `count` keys at(i), or 0 if fewer than k are not 0. Two bits at a time: half
+// as many rounds as a key has bits, no histogram whose bins collide. count <= team.size() *
+// kPerThread, at most 2^14, so that two counts fit in 32 bits.
 template <typename Key, typename Team, typename At>
 SPLIP_DEVICE Key kth_largest(Team& team, At at, int count, int k) {
   typename Team::template Own<Key, kPerThread> own(team);
@@ -186,15 +195,26 @@ SPLIP_DEVICE Key kth_largest(Team& team, At at, int count, int k) {
     }
   });
   Key found = 0;
-  for (int bit = int(sizeof(Key)) * 8 - 1; bit >= 0; --bit) {
-    const Key wanted = found | Key(1) << bit;
-    const int reach = team.sum([&](int thread) {
-      int n = 0;
+  for (int bit = int(sizeof(Key)) * 8 - 2; bit >= 0; bit -= 2) {
+    const Key one = found | Key(1) << bit, two = found | Key(2) << bit, three = one | two;
+    const Sums reach = team.sum([&](int thread) {
+      Sums n = {0, 0};
       SPLIP_UNROLL
-      for (int j = 0; j < kPerThread; ++j) n += own.of(thread)[j] >= wanted;
+      for (int j = 0; j < kPerThread; ++j) {
+        const Key key = own.of(thread)[j];
+        n.first += uint32_t(key >= one) + (uint32_t(key >= two) << 16);
+        n.second += key >= three;
+      }
       return n;
     });
-    if (reach >= k) found = wanted;
+    const auto enough = [&](uint32_t n) { return n >= static_cast<uint32_t>(k); };
+    if (enough(reach.second)) {
+      found = three;
+    } else if (enough(reach.first >> 16)) {
+      found = two;
+    } else if (enough(reach.first & 0xffff)) {
+      found = one;
+    }
   }
   return found;
 }

@@ -55,9 +55,13 @@ struct HostTeam {
     return before;
   }
   template <typename F>
-  int sum(F f) const {
-    int total = 0;
-    for (int i = 0; i < count; ++i) total += f(i);
+  topk::Sums sum(F f) const {
+    topk::Sums total = {0, 0};
+    for (int i = 0; i < count; ++i) {
+      const topk::Sums own = f(i);
+      total.first += own.first;
+      total.second += own.second;
+    }
     return total;
   }
 };

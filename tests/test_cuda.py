@@ -28,7 +28,8 @@ def exact(queries, gallery, k, allowed=None):
 
 def check(queries, gallery, k, allowed=None, scan="automatic"):
     scores, indices = ops._cuda_topk(queries, gallery, k, allowed, scan)
-    rows = gallery.rows if isinstance(gallery, ops.EightBitGallery) else gallery
+    rows = gallery if isinstance(gallery, torch.Tensor) else gallery.rows
+    rows = rows[:, : queries.shape[1]]
     want_scores, want = exact(queries, rows, k, allowed)
     torch.testing.assert_close(scores, want_scores, rtol=0, atol=1.2e-7)
     # Two sums in float64 that round to neighbouring floats may change places; nothing else may.
@@ -56,16 +57,17 @@ def rows(n, D, dtype=torch.float32):
 def test_topk_is_exact(Q, N, D, K, scan, dtype):
     queries, gallery = rows(Q, D, dtype), rows(N, D, dtype)
     check(queries, gallery, K, scan=scan)
+    check(queries, ops.pack_gallery(gallery), K, scan=scan)
     check(queries, ops.eight_bit_gallery(gallery), K, scan=scan)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("D", [8, 64, 72, 512, 520, 1024, 2048])
 def test_wgmma_gives_what_mma_gives(D, dtype):
     """Queries that stay in shared memory and queries that do not; one step, as many as stages, more."""
     for Q, N in ((1, 1000), (128, 256), (129, 30_001), (700, 9000)):
         queries, gallery = rows(Q, D, dtype), rows(N, D, dtype)
-        for searched in (gallery, ops.eight_bit_gallery(gallery)):
+        for searched in (gallery, ops.pack_gallery(gallery), ops.eight_bit_gallery(gallery)):
             want = ops._cuda_topk(queries, searched, 10, None, "tiles128")
             for _ in range(3):  # a race would not lose every time
                 got = ops._cuda_topk(queries, searched, 10, None, "wgmma")
@@ -115,6 +117,32 @@ def test_topk_in_eight_bits_alone(scan, dtype):
     torch.testing.assert_close(scores, want_scores, rtol=0, atol=2e-6)
     assert (indices == want).float().mean() > 0.99
     torch.testing.assert_close(scores, exact(queries, gallery.nan_to_num(), 10)[0], rtol=0, atol=0.01)
+
+
+def test_many_results_of_many_queries_in_eight_bits_read_the_rows():
+    queries, gallery = rows(300, 64, torch.float16), rows(20_000, 64, torch.float16)
+    check(queries, ops.eight_bit_gallery(gallery), 500)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("Q", [3, 80])
+def test_prepared_galleries_through_the_public_function(Q, dtype):
+    """Rows of an odd width are copied into longer ones; rows without a score have no norm."""
+    queries, gallery = rows(Q, 33, dtype), rows(5000, 33, dtype)
+    gallery[7], gallery[8, 3], gallery[9, 0] = 0, float("nan"), float("inf")
+    allowed = torch.rand(5000, device="cuda") < 0.5
+    for mask in (None, allowed):
+        got = ops.cosine_topk(queries, ops.pack_gallery(gallery), 20, mask)
+        want = ops.cosine_topk(queries, gallery, 20, mask)
+        assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+
+
+def test_launches_that_fill_the_card():
+    """More query tiles than half of the multiprocessors: several launches of wgmma."""
+    queries, gallery = rows(9000, 64, torch.bfloat16), rows(3000, 64, torch.bfloat16)
+    got = ops.cosine_topk(queries, ops.pack_gallery(gallery), 5)
+    want = ops._cuda_topk(queries, gallery, 5, None, "tiles128")
+    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
 
 
 def test_topk_in_eight_bits_through_the_public_function():

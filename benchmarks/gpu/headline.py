@@ -37,9 +37,9 @@ class Series(NamedTuple):
 
 SERIES = (
     Series(10_000_000, 512, "float16", QUERIES, eight=True),
-    Series(1_000_000, 768, "float16", LITE_QUERIES),
+    Series(1_000_000, 768, "float16", LITE_QUERIES, eight=True),
     Series(1_000_000, 512, "bfloat16", QUERIES),
-    Series(4_000_000, 768, "float16", LITE_QUERIES),
+    Series(4_000_000, 768, "float16", LITE_QUERIES, eight=True),
     Series(1_000_000, 512, "float16", QUERIES, eight=True),
     Series(4_000_000, 768, "bfloat16", LITE_QUERIES),
     Series(1_000_000, 768, "bfloat16", LITE_QUERIES),

@@ -19,7 +19,7 @@ UNIT = 2.0**-24
 
 def score_error(D: int, tf32: bool) -> float:
     """topk_select.h's."""
-    return UNIT * (4.0 * D + 32.0) + (1.01 / 1024 if tf32 else 0.0)
+    return UNIT * (4.0 * D + 32.0) + (2.02 / 1024 if tf32 else 0.0)
 
 
 def matmul_scores(queries: Tensor, gallery: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def pass_scores(scan: str, stored: bool) -> Callable[[Tensor, Tensor], Tensor]:
         counts = torch.zeros(Q, dtype=torch.int32, device=queries.device)
         thresholds = torch.full((Q,), -math.inf, device=queries.device)
         prepared = ops._prepare_gallery(gallery)
-        device, stream, _ = ops._where(queries)
+        where = ops._where(queries)
         _C.cosine_topk_keys(
             queries=queries.data_ptr(),
             gallery=gallery.data_ptr(),
@@ -63,8 +63,8 @@ def pass_scores(scan: str, stored: bool) -> Callable[[Tensor, Tensor], Tensor]:
             D=D,
             dtype=ops._DTYPES[queries.dtype],
             scan=ops.SCANS[scan],
-            device=device,
-            stream=stream,
+            device=where["device"],
+            stream=where["stream"],
         )
         if not bool((counts == N).all()):
             raise RuntimeError(f"{scan}: {int(counts.min())} of {N} scores came out")
@@ -94,8 +94,6 @@ def rounding(job: Job) -> None:
             for kind, (queries, rows) in {"random": (pool[:QUERIES], gallery),
                                           "positive": (pool[:QUERIES].abs(), gallery.abs())}.items():  # fmt: skip
                 for name, way in ways.items():
-                    if name.startswith("wgmma") and dtype == torch.float32:
-                        continue
                     want = exact_scores(queries, rows, name != "torch.matmul")
                     error = float((way(queries, rows).double() - want).abs().max())
                     # Of unit rows, nearly: the queries were rounded to their dtype.

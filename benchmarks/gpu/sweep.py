@@ -23,7 +23,7 @@ def last_of_each(rows: dict[int, dict[str, Any]]) -> dict[str, int]:
 
 
 def ways_of(dtype: str, leave_out: set[str]) -> list[str]:
-    return [s for s in ops.SCANS if s not in leave_out | {"automatic"} and (s, dtype) != ("wgmma", "float32")]
+    return [s for s in ops.SCANS if s not in leave_out | {"automatic"}]
 
 
 def sweep_dtype(job: Job, dtype: str) -> dict[int, dict[str, Any]]:

@@ -21,7 +21,7 @@ constexpr int kExactBlocksPerMultiprocessor = 2;
 
 // The block as a team of topk_select.h.
 struct BlockTeam {
-  int* partial;  // shared, [2][32]
+  uint32_t* partial;  // shared, [2][2][32]
   int phase;
 
   template <typename Key, int kCount>
@@ -54,18 +54,25 @@ struct BlockTeam {
     if (threadIdx.x % kWarp == 0) f();
   }
   __device__ __forceinline__ int add(int* counter, int n) const { return atomicAdd(counter, n); }
-  // The sum of f over all threads, for all. The two halves of `partial` take turns, so that one
+  // The sums of f over all threads, for all. The two halves of `partial` take turns, so that one
   // barrier is enough.
   template <typename F>
-  __device__ __forceinline__ int sum(F f) {
+  __device__ __forceinline__ topk::Sums sum(F f) {
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    const int own = __reduce_add_sync(kFullMask, f(static_cast<int>(threadIdx.x)));
-    if (lane == 0) partial[phase * kWarp + warp] = own;
+    const topk::Sums own = f(static_cast<int>(threadIdx.x));
+    uint32_t* const first = partial + phase * 2 * kWarp;
+    uint32_t* const second = first + kWarp;
+    const uint32_t of_warp[2] = {__reduce_add_sync(kFullMask, own.first),
+                                 __reduce_add_sync(kFullMask, own.second)};
+    if (lane == 0) {
+      first[warp] = of_warp[0];
+      second[warp] = of_warp[1];
+    }
     __syncthreads();
-    const int other =
-        lane < static_cast<int>(blockDim.x) / kWarp ? partial[phase * kWarp + lane] : 0;
+    const bool there = lane < static_cast<int>(blockDim.x) / kWarp;
+    const topk::Sums other = {there ? first[lane] : 0, there ? second[lane] : 0};
     phase ^= 1;
-    return __reduce_add_sync(kFullMask, other);
+    return {__reduce_add_sync(kFullMask, other.first), __reduce_add_sync(kFullMask, other.second)};
   }
 };
 
@@ -299,7 +306,7 @@ __global__ void __launch_bounds__(kThreads)
 // whose list is full; 0 for the others.
 __global__ void __launch_bounds__(kMostThreads)
     raise_cut_kernel(CosineTopk a, Scratch s, int rows) {
-  __shared__ int partial[2 * kWarp];
+  __shared__ uint32_t partial[4 * kWarp];
   BlockTeam team{partial, 0};
   const int64_t q = blockIdx.x;
   const Candidates& c = s.candidates;
@@ -321,7 +328,7 @@ __global__ void __launch_bounds__(kMostThreads)
 template <typename T>
 __global__ void __launch_bounds__(kMostThreads)
     finish_kernel(CosineTopk a, Scratch s, int rows, bool vector) {
-  __shared__ int partial[2 * kWarp];
+  __shared__ uint32_t partial[4 * kWarp];
   __shared__ int fill;
   __shared__ uint64_t list[topk::kFinalists];
   BlockTeam team{partial, 0};
@@ -346,7 +353,7 @@ __global__ void __launch_bounds__(kMostThreads)
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     exact_scan_kernel(CosineTopk a, Scratch s, int splits, bool vector) {
-  __shared__ int partial[2 * kWarp];
+  __shared__ uint32_t partial[4 * kWarp];
   __shared__ int fill;
   __shared__ uint64_t list[topk::kScanList];
   BlockTeam team{partial, 0};
@@ -365,7 +372,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kMostThreads) merge_kernel(CosineTopk a, Scratch s, int splits) {
-  __shared__ int partial[2 * kWarp];
+  __shared__ uint32_t partial[4 * kWarp];
   __shared__ int fill;
   __shared__ uint64_t list[topk::kFinalists];
   BlockTeam team{partial, 0};
@@ -394,10 +401,10 @@ void scan_pass(const Pass& pass, DType dtype, TopkScan scan, bool streamed, int 
                cudaStream_t stream) {
   const int64_t element = dtype == DType::f32 ? 4 : (dtype == DType::i8 ? 1 : 2);
   if (streamed || !can_tile(pass, element)) return scan_stream(pass, dtype, device, stream);
-  const bool can_wgmma = dtype != DType::f32 && has_wgmma(device);
+  const bool can_wgmma = has_wgmma(device);
   if (scan == TopkScan::automatic) {
-    scan = pass.Q <= kNarrowQueries ? TopkScan::tiles64
-                                    : (can_wgmma ? TopkScan::wgmma : TopkScan::tiles128);
+    scan = pass.Q <= kNarrowQueries ? TopkScan::tiles64 : TopkScan::tiles128;
+    if (can_wgmma) scan = TopkScan::wgmma;
   }
   if (scan == TopkScan::wgmma && can_wgmma && !pass.dense) {
     return scan_wgmma(pass, dtype, device, stream);
@@ -511,15 +518,22 @@ void cosine_topk(const CosineTopk& a, int device, void* stream) {
     SPLIP_CHECK((a.gallery == nullptr) == (eight.error == nullptr),
                 "rows in 8 bits have errors if the rows they were made of are there");
   }
+  CosineTopk chosen = a;
+  // So many results want queries in 16 bits, which only the stream takes, 32 at a time: more of
+  // them read the rows themselves once instead of 8 bits many times. The scratch memory is enough.
+  if (a.scan == TopkScan::automatic && eight.rows != nullptr && a.gallery != nullptr &&
+      a.K > kMostTileResults && a.Q > kStreamQueries) {
+    chosen.eight_bit = {};
+  }
   const DeviceGuard guard(device);
   const auto s = static_cast<cudaStream_t>(stream);
   switch (a.dtype) {
     case DType::f32:
-      return launch<float>(a, device, s);
+      return launch<float>(chosen, device, s);
     case DType::f16:
-      return launch<__half>(a, device, s);
+      return launch<__half>(chosen, device, s);
     case DType::bf16:
-      return launch<__nv_bfloat16>(a, device, s);
+      return launch<__nv_bfloat16>(chosen, device, s);
     default:
       SPLIP_CHECK(false, "cosine_topk takes float32, float16 or bfloat16");
   }

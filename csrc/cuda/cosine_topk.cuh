@@ -48,8 +48,7 @@ void scan_tiles_bf16(const Pass& pass, int tile_queries, int tile_rows, int devi
                      cudaStream_t stream);
 void scan_tiles_i8(const Pass& pass, int tile_queries, int tile_rows, int device,
                    cudaStream_t stream);
-// Tiles of 128 queries and 256 rows by wgmma, for 16-bit and 8-bit rows aligned to 16 bytes; not
-// for a dense pass.
+// Tiles of 128 queries and 256 rows by wgmma, for rows aligned to 16 bytes; not for a dense pass.
 void scan_wgmma(const Pass& pass, DType dtype, int device, cudaStream_t stream);
 
 // 1 / norm of a row from its squares; NaN, which passes no cut, if its score would be -infinity.

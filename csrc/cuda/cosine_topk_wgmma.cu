@@ -1,8 +1,8 @@
-// CUDA cosine_topk, many queries on Hopper (sm_90a): tiles of 128 queries x 256 gallery rows by
-// wgmma, whose factors come straight from shared memory. One warpgroup copies, two multiply 64
-// queries each; scores are compared with each query's cut and never written, as in the other tiles.
-// Bound by arithmetic, Q * N * D products, or by what the L2 cache sends: 32 KB of rows for the
-// products of 128 bytes of k (1,024 clocks in 16 bits at the full rate), and 16 KB of queries
+// CUDA cosine_topk, more than 32 queries on Hopper (sm_90a): tiles of 128 queries x 256 gallery
+// rows by wgmma, whose factors come straight from shared memory. One warpgroup copies, two multiply
+// 64 queries each; scores are compared with each query's cut and never written, as in the other
+// tiles. Bound by arithmetic, Q * N * D products, or by what the L2 cache sends: 32 KB of rows for
+// the products of 128 bytes of k (1,024 clocks in 16 bits at the full rate), and 16 KB of queries
 // unless these stay in shared memory, which 1 KB a query (D = 512 in 16 bits) can beside three
 // stages.
 //
@@ -48,7 +48,7 @@ static_assert(sizeof(Fixed<__half>) + 8 * kQueryStep + 3 * kRowStep <= 227 * 102
 // How shared memory is divided. `resident`: all of the block's queries stand before the stages,
 // which then hold gallery rows only.
 struct Layout {
-  int query_tiles, k_steps, stages;
+  int first_tile, query_tiles, k_steps, stages;  // query_tiles: of this launch
   bool resident;
 
   SPLIP_HOST_DEVICE int stage_bytes() const { return kRowStep + (resident ? 0 : kQueryStep); }
@@ -69,7 +69,7 @@ __device__ __forceinline__ void scan_rows(const Pass& p, const Layout& layout) {
   auto& s = *reinterpret_cast<Fixed<T>*>(reinterpret_cast<char*>(shared_bytes) + layout.fixed());
   const int thread = threadIdx.x, lane = thread % kWarp;
   const int k_steps = layout.k_steps, stages = layout.stages;
-  const int query_tile = blockIdx.x % layout.query_tiles;
+  const int query_tile = layout.first_tile + blockIdx.x % layout.query_tiles;
   const int64_t stride = gridDim.x / layout.query_tiles, row_tiles = (p.rows + kRows - 1) / kRows;
   if (memory % mma::kEightRows != 0) __trap();  // the swizzle goes by the address
   const auto full = [&](int stage) { return shared_address(&s.full[stage]); };
@@ -294,11 +294,35 @@ __global__ void __launch_bounds__(kThreads, 1) wgmma_kernel(Pass p, Layout layou
   if constexpr (kHasWgmma) scan_rows<T, kStored>(p, layout);  // other GPUs' code is empty
 }
 
+// Blocks that share a query tile, each on a multiprocessor.
+int blocks_of_a_tile(int query_tiles, int multi) {
+  return multi / query_tiles < 1 ? 1 : multi / query_tiles;
+}
+
+// Query tiles of one launch: 67 of them would leave half of 132 multiprocessors idle. More launches
+// read the gallery more often, and have to be worth it.
+int tiles_at_once(int query_tiles, int multi) {
+  int best = query_tiles;
+  double least = 1e30;
+  for (int launches = 1; launches <= 8 && launches <= query_tiles; ++launches) {
+    const int at_once = (query_tiles + launches - 1) / launches;
+    double turns = 0;  // of a multiprocessor, in scans of all rows
+    for (int first = 0; first < query_tiles; first += at_once) {
+      const int here = query_tiles - first < at_once ? query_tiles - first : at_once;
+      turns += double((here + multi - 1) / multi) / blocks_of_a_tile(here, multi);
+    }
+    if (turns < 0.9 * least) {
+      least = turns;
+      best = at_once;
+    }
+  }
+  return best;
+}
+
 template <typename T, bool kStored>
 void launch(const Pass& p, int device, cudaStream_t stream) {
   const int most = most_shared(device), multi = multiprocessors(device);
   Layout layout{};
-  layout.query_tiles = (p.Q + kQueries - 1) / kQueries;
   layout.k_steps = static_cast<int>((p.D * sizeof(T) + kStepBytes - 1) / kStepBytes);
   layout.stages = kMostStages;
   layout.resident = true;
@@ -310,11 +334,16 @@ void launch(const Pass& p, int device, cudaStream_t stream) {
   }
   allow_shared(wgmma_kernel<T, kStored>, bytes());
   const int64_t row_tiles = (p.rows + kRows - 1) / kRows;
-  const int64_t fair = multi / layout.query_tiles < 1 ? 1 : multi / layout.query_tiles;
-  const unsigned blocks =
-      static_cast<unsigned>((row_tiles < fair ? row_tiles : fair) * layout.query_tiles);
-  wgmma_kernel<T, kStored><<<blocks, kThreads, bytes(), stream>>>(p, layout);
-  SPLIP_CUDA_CHECK(cudaGetLastError());
+  const int tiles = (p.Q + kQueries - 1) / kQueries, at_once = tiles_at_once(tiles, multi);
+  for (int first = 0; first < tiles; first += at_once) {
+    layout.first_tile = first;
+    layout.query_tiles = tiles - first < at_once ? tiles - first : at_once;
+    const int64_t fair = blocks_of_a_tile(layout.query_tiles, multi);
+    const auto blocks =
+        static_cast<unsigned>((row_tiles < fair ? row_tiles : fair) * layout.query_tiles);
+    wgmma_kernel<T, kStored><<<blocks, kThreads, bytes(), stream>>>(p, layout);
+    SPLIP_CUDA_CHECK(cudaGetLastError());
+  }
 }
 
 template <typename T>
@@ -338,6 +367,8 @@ bool has_wgmma([[maybe_unused]] int device) {
 
 void scan_wgmma(const Pass& pass, DType dtype, int device, cudaStream_t stream) {
   switch (dtype) {
+    case DType::f32:
+      return launch_any<float>(pass, device, stream);
     case DType::f16:
       return launch_any<__half>(pass, device, stream);
     case DType::i8:

@@ -192,6 +192,7 @@ __device__ __forceinline__ void wgmma(Sum (&c)[128], uint64_t a, uint64_t b, boo
   }
 SPLIP_WGMMA_PRODUCT(__nv_bfloat16, float, "+f", "m64n256k16.f32.bf16.bf16", ", 1, 1, 0, 0")
 SPLIP_WGMMA_PRODUCT(__half, float, "+f", "m64n256k16.f32.f16.f16", ", 1, 1, 0, 0")
+SPLIP_WGMMA_PRODUCT(float, float, "+f", "m64n256k8.f32.tf32.tf32", ", 1, 1")
 SPLIP_WGMMA_PRODUCT(int8_t, int, "+r", "m64n256k32.s32.s8.s8", "")
 #undef SPLIP_WGMMA_PRODUCT
 #undef SPLIP_64

@@ -111,8 +111,8 @@ inline int __any_sync(unsigned, int value) {
   for (int v : all) any |= v != 0;
   return any;
 }
-inline int __reduce_add_sync(unsigned, int value) {
-  int all[32], sum = 0;
+inline uint32_t __reduce_add_sync(unsigned, uint32_t value) {
+  uint32_t all[32], sum = 0;
   on_host::exchange(&value, sizeof value, all);
   for (int v : all) sum += v;
   return sum;

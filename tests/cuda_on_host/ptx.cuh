@@ -185,7 +185,11 @@ void fetch(uint64_t descriptor, int row, Sum (&out)[32 / sizeof(T)]) {
     T values[16 / sizeof(T)];
     std::memcpy(static_cast<void*>(values), factor(descriptor, row, 16 * half), 16);
     for (unsigned i = 0; i < 16 / sizeof(T); ++i) {
-      out[half * 16 / sizeof(T) + i] = static_cast<Sum>(values[i]);
+      Sum value = static_cast<Sum>(values[i]);
+      if constexpr (std::is_same_v<T, float>) {  // tf32: the rest of the bits is not looked at
+        value = __uint_as_float(__float_as_uint(value) & 0xffffe000u);
+      }
+      out[half * 16 / sizeof(T) + i] = value;
     }
   }
 }
