@@ -589,16 +589,14 @@ def test_ops_make_no_context_on_a_device_that_is_not_used(kernels):
     """A thread that has chosen no device has the first one: going back to it would set up a context there."""
     for name, call in calls(kernels).items():
         call()
-        kernels.library.forget_devices()
+        kernels.library.begin(0)
         kernels.place(1)
         call()
         assert kernels.library.has_context(1) and not kernels.library.has_context(0), name
         kernels.place(0)
-        call()  # on the device that is asked for, all the same
-        kernels.place(1)
-        call()
-        assert kernels.library.current_device() == 0, name
-        kernels.place()
+        call()  # there, all the same, and back
+        assert kernels.library.has_context(0) and kernels.library.current_device() == 1, name
+        kernels.library.begin(1)
 
 
 def test_a_failed_launch_is_an_error_that_leaves_the_device_as_it_was(kernels):

@@ -412,9 +412,9 @@ void place(int device, void* stream, int capability) {
 }
 int current_device() { return on_host::current_device; }
 bool has_context(int device) { return on_host::contexts[device]; }
-// As in a process that has used no GPU, in a thread that has chosen none.
-void forget_devices() {
-  on_host::contexts[0] = on_host::contexts[1] = false;
+// As in a new process, in a thread that has chosen no device; `used`: others have used both.
+void begin(int used) {
+  on_host::contexts[0] = on_host::contexts[1] = used != 0;
   on_host::current_device = 0;
 }
 void fail_next_launch() { on_host::fail_next = true; }
