@@ -72,3 +72,23 @@ def test_a_tail_that_grows_is_packed_seldom(tmp_path):
         old = new
         assert [p.first for p in old] == [0, *(p.stop for p in old[:-1])] and old[-1].stop == stop
     assert made < 70 * 8 and len(old) < 8
+
+
+@pytest.mark.parametrize("share", [0.9, 0.02])
+@pytest.mark.parametrize("make", [ops.pack_gallery, ops._prepare_gallery, lambda rows: rows])
+def test_chosen_rows_of_every_form_of_a_part(make, share):
+    """The same answers from rows that are packed, kept with their norms as on a GPU (here in PyTorch), or plain."""
+    torch.manual_seed(0)
+    rows = torch.randn(3000, 6)
+    mask = torch.rand(3100).numpy() < share
+    run = parts.choose(parts.Part(3, 50, make(rows), False), mask)
+
+    if run.allowed is not None and isinstance(run.rows, torch.Tensor):
+        pytest.skip("a mask needs a packed gallery on the CPU")
+    queries = torch.randn(5, 6).numpy()
+    found = parts.scan([run], queries, 7)
+    kept = np.flatnonzero(mask[50:3050])
+    unit = torch.nn.functional.normalize(rows[kept].double(), dim=1)
+    scores = torch.nn.functional.normalize(torch.from_numpy(queries).double(), dim=1) @ unit.T
+    want = kept[scores.argsort(dim=1, descending=True)[:, :7].numpy()] + 50
+    assert [[place for _, place in one] for one in found] == [[(3, row) for row in line] for line in want.tolist()]

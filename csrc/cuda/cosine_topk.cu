@@ -351,7 +351,7 @@ __global__ void __launch_bounds__(kMostThreads)
 // The unresolved queries: every row's exact score. `splits` blocks share a query; the list of each
 // goes where the query's candidates were. There seldom is anything to do.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kExactBlocksPerMultiprocessor)
     exact_scan_kernel(CosineTopk a, Scratch s, int splits, bool vector) {
   __shared__ uint32_t partial[4 * kWarp];
   __shared__ int fill;

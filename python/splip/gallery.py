@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from splip import catalog, images, ops
+from splip import catalog, images
 from splip.catalog import Catalog, Filter, Item
 from splip.errors import UserError
 from splip.lock import WriterLock
@@ -382,7 +382,7 @@ class Gallery:
                 raise KeyError(id)
             segment, row = found[0].segment, found[0].row
             part = next(p for p in state.parts if p.segment == segment and p.first <= row < p.stop)
-            rows = part.rows.rows if isinstance(part.rows, ops.PackedGallery) else part.rows
+            rows = part.rows if isinstance(part.rows, torch.Tensor) else part.rows.rows[:, : part.rows.shape[1]]
             return rows[row - part.first].cpu().numpy().copy()
 
     def refresh(self) -> bool:

@@ -852,7 +852,7 @@ def _cosine_topk_native(
     queries, gallery = queries.contiguous(), gallery.contiguous()
     (Q, D), N = queries.shape, gallery.shape[0]
     if Q >= PACK_QUERIES and PACK_ROWS <= N < 2**31 and D <= 65536:
-        return _packed_topk(queries, pack_gallery(gallery), k, None)
+        return _packed_topk(queries, _pack_gallery(gallery), k, None)
     scores, indices = queries.new_empty(Q, k), queries.new_empty(Q, k, dtype=torch.int64)
     if Q and k:
         sizes, where = {"Q": Q, "N": N, "D": D, "K": k}, _where(queries)
@@ -877,6 +877,7 @@ def _cuda_topk(
     allowed: Tensor | None = None,
     scan: str = "automatic",
 ) -> tuple[Tensor, Tensor]:
+    rows: Tensor | None
     if isinstance(gallery, PreparedGallery):
         rows = gallery.rows
         queries = torch.nn.functional.pad(queries, (0, rows.shape[1] - gallery.width))

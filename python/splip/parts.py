@@ -14,13 +14,17 @@ CPU = torch.device("cpu")
 FEW = 64  # a filter that lets at most one row in this many pass gets a copy of them, which is quicker to scan
 
 
+Rows = ops.PackedGallery | ops.PreparedGallery | Tensor
+"""Packed on the CPU, with their norms on a GPU; plain on other devices."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A run of rows of a segment, made ready for searches."""
 
     segment: int
     first: int
-    rows: ops.PackedGallery | Tensor
+    rows: Rows
     stored: bool  # comes from a pack file
     bytes: int = 0  # of that file
 
@@ -35,7 +39,7 @@ class Run:
 
     segment: int
     first: int
-    rows: ops.PackedGallery | Tensor
+    rows: Rows
     allowed: Tensor | None = None  # bool: which of the rows
     numbers: np.ndarray | None = None  # int64: of rows that were copied out; None: from first on
 
@@ -69,7 +73,8 @@ def cover(
         while parts and not parts[-1].stored and first - parts[-1].first <= stop - first:
             first = parts.pop().first
         rows = torch.from_numpy(files.map_rows(number, first, stop - first))
-        made = ops.pack_gallery(rows) if device.type == "cpu" else rows.to(device)
+        rows = rows.to(device)
+        made = ops.pack_gallery(rows) if device.type in ("cpu", "cuda") else rows
         parts.append(Part(number, first, made, False))
     return parts
 
@@ -86,15 +91,19 @@ def choose(part: Part, mask: np.ndarray | None) -> Run | None:
         return Run(part.segment, part.first, part.rows, torch.from_numpy(allowed).to(_device(part.rows)))
     places = np.flatnonzero(allowed)
     index = torch.from_numpy(places)
+    index = index.to(_device(part.rows))
+    copy: Rows
     if isinstance(part.rows, ops.PackedGallery):
-        copy: ops.PackedGallery | Tensor = ops.pack_gallery(part.rows.rows[index])
+        copy = ops.pack_gallery(part.rows.rows[index])
+    elif isinstance(part.rows, ops.PreparedGallery):
+        copy = ops.PreparedGallery(part.rows.rows[index], part.rows.inverse[index], part.rows.width)
     else:
-        copy = part.rows[index.to(part.rows.device)]
+        copy = part.rows[index]
     return Run(part.segment, part.first, copy, None, places + part.first)
 
 
-def _device(rows: ops.PackedGallery | Tensor) -> torch.device:
-    return rows.device if isinstance(rows, Tensor) else torch.device("cpu")
+def _device(rows: Rows) -> torch.device:
+    return rows.device if isinstance(rows, Tensor) else rows.rows.device
 
 
 Best = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -141,8 +141,8 @@ class Segments:
 
     def write_pack(self, number: int, count: int, crc: int) -> None:
         """Pack the first rows of a segment; ``crc`` is that of their bytes."""
-        packed = ops.pack_gallery(torch.from_numpy(self.map_rows(number, 0, count)))
-        arrays = [t.numpy().data.cast("B") for t in packed[1:]]
+        _, *tensors = ops.pack_gallery(torch.from_numpy(self.map_rows(number, 0, count)))
+        arrays = [t.numpy().data.cast("B") for t in tensors if isinstance(t, torch.Tensor)]
         offset, places = PAGE, []
         for data in arrays:
             places.append((offset, len(data), zlib.crc32(data)))
