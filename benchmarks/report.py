@@ -296,6 +296,49 @@ def _machine(m: dict[str, Any]) -> str:
     return f"Measured on {m['cpu']}, {m['threads']} threads, torch {m['torch']}:\n`{m['command']}`"
 
 
+def gpu() -> str:
+    """Searches and the other ops on a card: the share of what it reads, copies or multiplies at most, and torch."""
+    report = load("gpu/h100")
+    rows = []
+    for row in report["rows"]:
+        others = {n: t["median"] for n, t in row["times"].items() if n.startswith("torch") and "median" in t}
+        if not others or "torch.compile" in others:
+            continue
+        peer = min(others, key=lambda n: others[n])
+        sizes = row["sizes"]
+        if row["op"] == "cosine_topk":
+            Q = int(sizes.split()[0].removeprefix("Q="))
+            if Q not in GPU_QUERIES or not any(part in sizes for part in GPU_GALLERIES):
+                continue
+            speed = f"{1000 * Q / row['ms']:,.0f}"
+        else:
+            speed = ""
+        found = row.get("peers_recall", {}).get(peer, 1)
+        said = f"{others[peer] / row['ms']:.1f} ({peer}{f', recall {found:.2f}' if found < 0.995 else ''})"
+        rows.append(
+            [
+                f"`{row['op']}` {sizes}",
+                f"{row['ms']:.2f}",
+                speed,
+                f"{row['of_floor']:.0%} {GPU_BOUND[row['bound']]}",
+                said,
+            ]
+        )
+    ceiling, card = report["ceilings"], report["machine"]
+    return (
+        table(["", "ms", "queries/s", "of the card's", "fastest of torch / splip"], rows)
+        + f"\n\n{card['gpu']}, CUDA {card['cuda']}, torch {card['torch']}. The card reads {ceiling['read_GB_per_s']:,.0f} GB/s, copies"
+        f"\n{ceiling['copy_GB_per_s']:,.0f} GB/s and multiplies at {ceiling['bf16_TFLOP_per_s']:.0f} TFLOP/s (bf16) and"
+        f" {ceiling['int8_TOP_per_s']:.0f} TOP/s (int8), measured in the same run:\n`python benchmarks/gpu_suite.py --out DIR`"
+    )
+
+
+GPU_QUERIES = (1, 8, 32, 256, 1024, 4096)
+GPU_GALLERIES = ("N=10,000,000 D=512 K=10 float16", "N=10,000,000 D=512 K=10 int8", "N=4,000,000 D=768 K=10 float16",
+                 "N=4,000,000 D=768 K=10 int8", "N=1,000,000 D=512 K=10 bfloat16")  # fmt: skip
+GPU_BOUND = {"memory": "bandwidth", "arithmetic": "multiplying"}
+
+
 TABLES = {
     "demo": demo,
     "results": results,
@@ -303,6 +346,7 @@ TABLES = {
     "evaluation": evaluation,
     "search": search,
     "kernels": kernels,
+    "gpu": gpu,
     "encoder": encoder,
     "texts": texts,
     "answers": answers,
