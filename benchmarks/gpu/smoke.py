@@ -48,7 +48,7 @@ def wgmma(job: Job) -> None:
         job.skip("not a GPU of compute capability 9.0, or not built for it")
     job.found(leave_out=["wgmma"])  # unless all ends well
     torch.manual_seed(0)
-    for dtype in (torch.bfloat16, torch.float16):
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for Q, N, D in TRIALS:
             queries, gallery = (torch.randn(n, D, device="cuda").to(dtype) for n in (Q, N))
             for searched in (gallery, ops._prepare_gallery(gallery), ops.eight_bit_gallery(gallery)):

@@ -22,7 +22,7 @@ def last_of_each(rows: dict[int, dict[str, Any]]) -> dict[str, int]:
     return {row["best"]: Q for Q, row in sorted(rows.items())}
 
 
-def ways_of(dtype: str, leave_out: set[str]) -> list[str]:
+def ways(leave_out: set[str]) -> list[str]:
     return [s for s in ops.SCANS if s not in leave_out | {"automatic"}]
 
 
@@ -34,7 +34,7 @@ def sweep_dtype(job: Job, dtype: str) -> dict[int, dict[str, Any]]:
         if job.left() < 4:
             break
         queries, times, want = pool[:Q], {}, None
-        for way in ways_of(dtype, job.leave_out):
+        for way in ways(job.leave_out):
             if SWEEP_MOST.get(way, Q) < Q:
                 continue
             call = functools.partial(ops._cuda_topk, queries, searched, K, None, way)
