@@ -509,9 +509,13 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["add", "change", "remove", "compact"], help="which works")
     parser.add_argument("--seed", type=int, default=0, help="of the first run (default: 0)")
     parser.add_argument("--full-disk", type=int, default=10, help="runs of each kind that meet a limit (default: 10)")
-    parser.add_argument("--attacks", action="store_true", help="what is made to harm, before the kills")
+    names = [attack.__name__.removeprefix("attack_") for attack in ATTACKS]
+    parser.add_argument(
+        "--attacks", nargs="*", choices=names, help="what is made to harm, before the kills: all, or those named"
+    )
     args = parser.parse_args()
-    for attack in ATTACKS if args.attacks else ():
+    wanted = names if args.attacks == [] else args.attacks or []
+    for attack in (a for a, name in zip(ATTACKS, names, strict=True) if name in wanted):
         with tempfile.TemporaryDirectory(prefix="splip-faults-") as place:
             began = time.monotonic()
             try:
@@ -520,7 +524,7 @@ def main() -> None:
                 print(f"{attack.__name__}: FAILED: {error}", flush=True)
                 sys.exit(1)
             print(f"{attack.__name__.replace('_', ' ')}: held, {time.monotonic() - began:.1f} s", flush=True)
-    if args.attacks:
+    if wanted:
         print(f"the largest took {largest / 1e9:.2f} GB", flush=True)
     # Commits, packs and segments of a few pictures, so that there are many moments to be killed at.
     ingest.COMMIT_ROWS, galleries.TAIL_ROWS = 16, 20
