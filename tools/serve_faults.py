@@ -6,6 +6,7 @@
 
 Starts a service of its own on the gallery (any that ``splip index add`` made). Every answer must be one that the
 service's OpenAPI names, never a 5xx except 503 under overload, and the service must answer a search afterwards.
+``/healthz`` is asked all the time, by a process of its own, and must answer within half a second.
 The tests run the same functions with small counts. Needs ``pip install 'splip[test]'``.
 """
 
@@ -307,6 +308,35 @@ def probed(address: str) -> Iterator[list[float]]:
     finally:
         ended.set()
         thread.join()
+
+
+# In a process of its own: the attackers' threads would keep one in this process waiting.
+WATCH = """
+import select, sys, time, httpx
+slowest, asked = 0.0, 0
+with httpx.Client(base_url=sys.argv[1], timeout=60) as client:
+    while not select.select([sys.stdin], [], [], 0.02)[0]:
+        began = time.monotonic()
+        client.get("/healthz").raise_for_status()
+        slowest, asked = max(slowest, time.monotonic() - began), asked + 1
+print(asked, slowest)
+"""
+
+
+@contextmanager
+def watched(address: str) -> Iterator[dict[str, float]]:
+    """While it lasts, ask ``/healthz`` again and again; afterwards it says how often and the slowest answer."""
+    found: dict[str, float] = {}
+    command = [sys.executable, "-c", WATCH, address]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            yield found
+        finally:
+            said, errors = process.communicate(b"\n")
+        if process.returncode:
+            raise Failed(f"/healthz failed: {errors.decode().splitlines()[-1:]}")
+    asked, slowest = said.split()
+    found |= {"asked": int(asked), "slowest_s": round(float(slowest), 3)}
 
 
 def freezes(address: str, limit: float = 0.5) -> Counter[int]:
@@ -678,6 +708,7 @@ def memory(process: subprocess.Popen[str]) -> int:
     return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096 // 10**6
 
 
+HEALTHZ_SECONDS = 0.5  # that a probe may take, whatever goes on
 ATTACKS = (
     "bombs", "documents", "aborts", "budget", "pictures", "heads", "silent", "uploads", "schemas", "slow", "overload",
 )  # fmt: skip
@@ -718,7 +749,8 @@ def main() -> int:
     with served(args.gallery, "--max-queue", str(args.queue)) as (address, process):
         for name in args.only or attacks:
             before, began = memory(process), time.monotonic()
-            seen = attacks[name](address)
+            with watched(address) as healthz:
+                seen = attacks[name](address)
             alive(address)
             if process.poll() is not None:
                 raise Failed(f"{name}: the service ended with {process.returncode}")
@@ -727,14 +759,20 @@ def main() -> int:
                 "answers": counts,
                 "seconds": round(time.monotonic() - began, 1),
                 "memory_mb": [before, memory(process)],
+                "healthz": healthz,
             }
             print(name, json.dumps(report[name]), flush=True)
         process.terminate()
         report["exit_code"] = process.wait(60)
-    if report["exit_code"] != 0:
-        raise Failed(f"the service ended with {report['exit_code']} when it was asked to stop")
+    slow_probes = [
+        name for name in attacks if name in report and report[name]["healthz"]["slowest_s"] > HEALTHZ_SECONDS
+    ]
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
+    if slow_probes:
+        raise Failed(f"/healthz took more than {HEALTHZ_SECONDS} s during {', '.join(slow_probes)}")
+    if report["exit_code"] != 0:
+        raise Failed(f"the service ended with {report['exit_code']} when it was asked to stop")
     return 0
 
 

@@ -8,6 +8,7 @@
 // error is known, and so is that of the query, which comes in 16 bits for the stream, where the
 // tensor cores have time, and in 8 for the tiles: what could be a result by these bounds
 // (Cauchy-Schwarz) is scored again from the rows themselves, so the answer is the same.
+#include "../inverse_length.h"
 #include "cosine_topk.cuh"
 
 namespace splip::cuda {
@@ -136,12 +137,6 @@ __device__ __forceinline__ double warp_sum(double v) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kFullMask, v, offset);
   return v;
-}
-
-// 1 / norm, 0 where a score counts as -infinity: the norm is not a number or overflows float32.
-__device__ __forceinline__ double inverse_length(double squares) {
-  if (!(squares <= 3.4028234663852886e38)) return 0;
-  return 1.0 / fmax(sqrt(squares), static_cast<double>(kMinNorm));
 }
 
 // The cosine of one query with any row, summed in double in an order that depends on D alone: equal

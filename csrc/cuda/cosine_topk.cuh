@@ -14,7 +14,7 @@ namespace splip::cuda {
 struct Candidates {
   uint64_t* keys;  // [Q, capacity]
   int* counts;     // [Q] rows that passed, also those beyond the capacity
-  float* cuts;     // [Q] what a score must reach
+  float* cuts;     // [Q] thresholds: what a score must reach
   int capacity;
 };
 

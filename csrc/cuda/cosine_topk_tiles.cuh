@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocess
     copy_commit();
   }
 
-  typename Element<T>::Sum product[kBlocksQ][kBlocksN][4] = {};
+  typename Element<T>::Sum product[kBlocksQ][kBlocksN][4] = {};  // the MMAs' accumulators
   float squares[kBlocksN] = {};  // of the rows that are columns of this lane's B
   bool use_row = false;          // row `thread` of the tile may be a result
   RowFactors own_factors = {NAN, 0};

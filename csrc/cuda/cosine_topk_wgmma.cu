@@ -137,7 +137,7 @@ __device__ __forceinline__ void scan_rows(const Pass& p, const Layout& layout) {
     const int group = thread / kGroup, own = thread % kGroup;
     WarpQueue& queue = s.queues[thread / kWarp];
     const int first_query = query_tile * kQueries + group * kGroupQueries;
-    typename Element<T>::Sum product[128];
+    typename Element<T>::Sum product[128];    // accumulators, written by the tensor cores meanwhile
     float thresholds[2], scales[2] = {1, 1};  // of this thread's two queries
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

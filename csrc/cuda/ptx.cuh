@@ -155,7 +155,7 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// After the wait: nothing that reads these registers may be moved before it.
+// A register fence, after the wait: nothing that reads these registers may be moved before it.
 __device__ __forceinline__ void settle(float& v) { asm volatile("" : "+f"(v)::"memory"); }
 __device__ __forceinline__ void settle(int& v) { asm volatile("" : "+r"(v)::"memory"); }
 
