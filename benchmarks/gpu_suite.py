@@ -19,6 +19,7 @@ Exit code 0: all passed; 1: a stage failed or a result is wrong; 2: wrong usage;
 """
 
 import argparse
+import importlib.util
 import json
 import signal
 import subprocess
@@ -73,6 +74,15 @@ def known(args: argparse.Namespace, baseline: dict[str, Any], gpu: dict[str, Any
     return frozenset({"ceilings"}) if asked and same and baseline.get("ceilings") else frozenset()
 
 
+def installed() -> Path | None:
+    """Where a built splip is that this Python imports."""
+    try:
+        found = importlib.util.find_spec("splip._C")
+    except ModuleNotFoundError:
+        return None
+    return Path(found.origin).parents[1] if found and found.origin else None
+
+
 def dry_run(args: argparse.Namespace, stages: list[plan.Stage], arch: str) -> int:
     """The commands, the order and the times; and whether every stage can be imported and is there."""
     print("build:")
@@ -91,7 +101,7 @@ def dry_run(args: argparse.Namespace, stages: list[plan.Stage], arch: str) -> in
         began += stage.estimate
     print(f"{len(stages)} stages, about {began:.0f} s of {args.seconds:.0f}")
     functions = [stage.function for stage in stages]
-    site = args.module if args.module else machine.ROOT / "python"
+    site = args.module if args.module else installed() or machine.ROOT / "python"
     code = "import sys; from gpu import check; sys.exit(check.check(sys.argv[1:]))"
     failed = subprocess.run([sys.executable, "-c", code, *functions], env=environment(site)).returncode
     return 1 if failed or began + MARGIN > args.seconds else 0

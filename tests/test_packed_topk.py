@@ -232,7 +232,7 @@ def test_same_bits_as_an_unpacked_gallery(level):
 def test_many_queries_pack_by_themselves(monkeypatch):
     queries, gallery = torch.randn(ops.PACK_QUERIES, 24), torch.randn(ops.PACK_ROWS, 24)
     calls = []
-    monkeypatch.setattr(ops, "pack_gallery", lambda g, real=ops.pack_gallery: calls.append(g.shape) or real(g))
+    monkeypatch.setattr(ops, "_pack_gallery", lambda g, real=ops._pack_gallery: calls.append(g.shape) or real(g))
     got = ops.cosine_topk(queries, gallery, 7)
     assert calls == [gallery.shape]
     for a, b in zip(
