@@ -112,7 +112,12 @@ class Nodes:
 @contextlib.contextmanager
 def nodes(*trouble: str) -> Iterator[tuple[Nodes, Cluster]]:
     """Three nodes and a connection to them; ``trouble``: of the second and the third."""
-    started = Nodes(*trouble)
+    try:
+        started = Nodes(*trouble)
+    except RuntimeError as error:  # a busy machine may take longer than Ray waits for its head: once more
+        if "Timed out waiting for file" not in str(error):
+            raise
+        started = Nodes(*trouble)
     try:
         with connect(started.address) as cluster:
             yield started, cluster
