@@ -17,6 +17,7 @@ The encoder is a projection of the pixels: what is tested is the storage. Each l
 import argparse
 import base64
 import hashlib
+import json
 import os
 import pickle
 import random
@@ -513,7 +514,9 @@ def main() -> None:
     parser.add_argument(
         "--attacks", nargs="*", choices=names, help="what is made to harm, before the kills: all, or those named"
     )
+    parser.add_argument("--json", type=Path, help="write what held, and how long it took, to this file")
     args = parser.parse_args()
+    report: dict[str, Any] = {"attacks": {}}
     wanted = names if args.attacks == [] else args.attacks or []
     for attack in (a for a, name in zip(ATTACKS, names, strict=True) if name in wanted):
         with tempfile.TemporaryDirectory(prefix="splip-faults-") as place:
@@ -523,8 +526,11 @@ def main() -> None:
             except AssertionError as error:
                 print(f"{attack.__name__}: FAILED: {error}", flush=True)
                 sys.exit(1)
-            print(f"{attack.__name__.replace('_', ' ')}: held, {time.monotonic() - began:.1f} s", flush=True)
+            took = time.monotonic() - began
+            report["attacks"][attack.__name__.removeprefix("attack_")] = {"held": True, "seconds": round(took, 1)}
+            print(f"{attack.__name__.replace('_', ' ')}: held, {took:.1f} s", flush=True)
     if wanted:
+        report["largest_GB"] = round(largest / 1e9, 2)
         print(f"the largest took {largest / 1e9:.2f} GB", flush=True)
     # Commits, packs and segments of a few pictures, so that there are many moments to be killed at.
     ingest.COMMIT_ROWS, galleries.TAIL_ROWS = 16, 20
@@ -540,6 +546,9 @@ def main() -> None:
                     sys.exit(1)
             runs += 1
     print(f"{runs} runs, all in order, {time.monotonic() - began:.0f} s")
+    if args.json:
+        report |= {"kills": runs, "in_order": runs, "seconds": round(time.monotonic() - began)}
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
