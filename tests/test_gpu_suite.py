@@ -65,13 +65,13 @@ def alive(pid):
 def test_a_stage_that_hangs_is_killed_and_what_it_had_is_kept(run, capsys):
     made, logs = run
     began = time.monotonic()
-    made.run(stage("hangs", limit=4))
-    assert time.monotonic() - began < 20
+    made.run(stage("hangs", limit=12))
+    assert time.monotonic() - began < 60
     entry = made.report["stages"]["hangs"]
-    assert entry["error"] == "killed after 4 s" and made.failed
+    assert entry["error"] == "killed after 12 s" and made.failed
     assert "hangs: the last words" in logs() and [row["sizes"] for row in made.report["rows"]] == ["Q=8"]
     assert not alive(entry["found"]["sleeper"])
-    assert "hangs: killed after 4 s" in capsys.readouterr().out
+    assert "hangs: killed after 12 s" in capsys.readouterr().out
 
 
 def test_stages_that_raise_or_die_do_not_stop_the_others(run):
