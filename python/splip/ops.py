@@ -749,9 +749,9 @@ def _too_much_for_cuda(queries: Tensor, shape: torch.Size, k: int) -> bool:
     return queries.is_cuda and (k > _C.cuda_max_k or shape[0] >= 2**31 or shape[1] > _C.cuda_max_width)
 
 
-def _check_eight_bit_topk(
-    queries: Tensor, gallery: EightBitGallery, k: int, allowed: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _check_ready_topk(
+    queries: Tensor, gallery: PreparedGallery | EightBitGallery, scanned: Tensor, k: int, allowed: Tensor | None
+) -> None:
     N = gallery.shape[0]
     if gallery.rows is not None and gallery.rows.dtype != queries.dtype:
         raise ValueError(f"queries must be {gallery.rows.dtype} like the gallery's rows, got {queries.dtype}")
@@ -759,7 +759,13 @@ def _check_eight_bit_topk(
         raise ValueError(f"k must be between 0 and the gallery's size {N}, got {k}")
     if allowed is not None:
         _check_allowed(allowed, N)
-    _same_device(queries=queries, gallery=gallery.bytes, allowed=allowed)
+    _same_device(queries=queries, gallery=scanned, allowed=allowed)
+
+
+def _check_eight_bit_topk(
+    queries: Tensor, gallery: EightBitGallery, k: int, allowed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    _check_ready_topk(queries, gallery, gallery.bytes, k, allowed)
     queries = queries.detach()
     if _native(queries, ()) and not _too_much_for_cuda(queries, gallery.shape, k):
         return _cuda_topk(queries, gallery, k, allowed)
@@ -771,14 +777,7 @@ def _check_eight_bit_topk(
 def _check_prepared_topk(
     queries: Tensor, gallery: PreparedGallery, k: int, allowed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    N = gallery.shape[0]
-    if gallery.rows.dtype != queries.dtype:
-        raise ValueError(f"queries must be {gallery.rows.dtype} like the gallery's rows, got {queries.dtype}")
-    if not 0 <= k <= N:
-        raise ValueError(f"k must be between 0 and the gallery's size {N}, got {k}")
-    if allowed is not None:
-        _check_allowed(allowed, N)
-    _same_device(queries=queries, gallery=gallery.rows, allowed=allowed)
+    _check_ready_topk(queries, gallery, gallery.rows, k, allowed)
     queries = queries.detach()
     if _native(queries, ()) and not _too_much_for_cuda(queries, gallery.shape, k):
         return _cuda_topk(queries, gallery, k, allowed)
