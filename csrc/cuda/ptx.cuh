@@ -104,21 +104,6 @@ __device__ __forceinline__ void barrier_wait(unsigned barrier, int parity) {
 __device__ __forceinline__ void sync_some(int barrier, int threads) {
   asm volatile("barrier.cta.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
-// The same, and true if any of them says so.
-__device__ __forceinline__ bool any_of_some(int barrier, int threads, bool own) {
-  uint32_t any;
-  asm volatile(
-      "{\n"
-      ".reg .pred p, q;\n"
-      "setp.ne.u32 q, %3, 0;\n"
-      "barrier.cta.red.or.pred p, %1, %2, q;\n"
-      "selp.u32 %0, 1, 0, p;\n"
-      "}"
-      : "=r"(any)
-      : "r"(barrier), "r"(threads), "r"(static_cast<uint32_t>(own))
-      : "memory");
-  return any != 0;
-}
 
 // ---- Hopper's products of a warpgroup; compiled for sm_90a only ----
 

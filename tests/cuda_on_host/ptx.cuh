@@ -46,15 +46,6 @@ inline void barrier_arrive(unsigned barrier) {
 }
 inline void barrier_wait(unsigned barrier, int parity) { on_host::wait_for_phase(barrier, parity); }
 inline void sync_some(int barrier, int threads) { on_host::some_barrier(barrier, threads); }
-inline bool any_of_some(int barrier, int threads, bool own) {
-  static bool any;
-  on_host::some_barrier(barrier, threads);
-  any = false;
-  on_host::some_barrier(barrier, threads);
-  any = any || own;
-  on_host::some_barrier(barrier, threads);
-  return any;
-}
 
 // ---- copies of each thread of the block, by group ----
 
