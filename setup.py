@@ -13,6 +13,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "python/splip/__init__.py").read_text()).group(1)
 
+WINGS = [path.parent.name for path in sorted((ROOT / "python/splip").glob("*/__init__.py"))]
+
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
@@ -41,7 +43,16 @@ setup(
     version=VERSION,
     # splip.export lives in export/ at the top level of the repository.
     # The last five hold data only; setuptools wants them named.
-    packages=["splip", "splip.export", "splip.configs", "splip.configs.ablations", "splip.configs.models"]
+    packages=[
+        "splip",
+        *(f"splip.{wing}" for wing in WINGS),
+        "splip.serve.page",
+        "splip.weights",
+        "splip.export",
+        "splip.configs",
+        "splip.configs.ablations",
+        "splip.configs.models",
+    ]
     + ["splip.sample_data", "splip.sample_data.licenses"],
     package_dir={"splip": "python/splip", "splip.export": "export"},
     ext_modules=[Extension("splip._C", sources=[])],

@@ -24,11 +24,12 @@ from bench_index import checkpoint, make_pictures
 from cluster_faults import fill, nodes, pairs
 from harness import RESULTS, machine
 
-from splip import embedding
-from splip.cluster import Cluster, import_ray
-from splip.engines import Encoder
-from splip.gallery import Filter, Gallery
-from splip.shards import open_sharded
+from splip.cluster import embedding
+from splip.cluster.ray import Cluster, import_ray
+from splip.cluster.shards import open_sharded
+from splip.encoders.encoder import Encoder
+from splip.gallery.catalog import Filter
+from splip.gallery.gallery import Gallery
 
 CASES = ("search", "overhead", "embed")
 BATCHES = (1, 8, 32)

@@ -27,10 +27,11 @@ import numpy as np
 import torch
 from harness import RESULTS, machine
 
-from splip import engines
-from splip.config import BackboneConfig, ExportConfig, PromptConfig, TrainConfig
+from splip.encoders import manifest, openvino
 from splip.export import command, verify
-from splip.model import SpLIP
+from splip.export.config import ExportConfig
+from splip.models.config import BackboneConfig, PromptConfig, TrainConfig
+from splip.models.retriever import SpLIP
 
 WORKER = Path(__file__).with_name("encoder_worker.py")
 BATCHES = (1, 8, 32)
@@ -155,7 +156,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def measure(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     paths = prepare(args, work)
-    about = engines.manifest.read(paths["prompted files"])
+    about = manifest.read(paths["prompted files"])
     pixels = verify.load(None, about, verify.COUNTS)
     np.savez(work / "pictures.npz", **pixels)
     found = candidates(args, paths, about.image_size)
@@ -230,7 +231,7 @@ def main() -> None:
     if args.save:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"encoder-{args.save}.json"
-        info = machine("cpu") | {"amx": engines.has_amx(), "packages": command.versions()}
+        info = machine("cpu") | {"amx": openvino.has_amx(), "packages": command.versions()}
         path.write_text(json.dumps({"benchmark": "encoder", "machine": info, "rows": rows}, indent=1) + "\n")
         print(path)
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from harness import run, time_us
 
-from splip import metrics
+from splip.evaluation import metrics
 
 Q, N, D, CLASSES = 15_229, 17_101, 512, 25
 SUBSET = 100

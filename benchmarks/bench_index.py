@@ -27,10 +27,10 @@ import torch
 from harness import RESULTS, machine
 from PIL import Image
 
-from splip.config import BackboneConfig, TrainConfig
-from splip.engines import Encoder
-from splip.gallery import Gallery
-from splip.model import SpLIP
+from splip.encoders.encoder import Encoder
+from splip.gallery.gallery import Gallery
+from splip.models.config import BackboneConfig, TrainConfig
+from splip.models.retriever import SpLIP
 
 BLOCK = 65_536  # vectors that are made and committed at a time
 CLASSES = 1000

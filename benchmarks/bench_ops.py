@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from harness import run, time_us
 from torch import Tensor
 
-from splip import ops, reference
+from splip import ops
+from splip.ops import reference
 
 LAYERNORM = [(1, 50, 6, 768), (64, 50, 6, 768), (64, 197, 6, 768)]  # B, L, P, D: ViT-B/32 and ViT-B/16
 PATCHIFY = [(1, 224, 32), (64, 224, 32), (64, 224, 16)]  # B, side, patch
@@ -94,8 +95,8 @@ def layernorm(
 def encoder(name: str, dtype: torch.dtype, device: str, repeats: int) -> Iterator[dict[str, Any]]:
     """A whole prompted ViT-B/32 with our ops, and with the reference in their place."""
     try:
-        from splip.clip import PromptedCLIP
-        from splip.config import BackboneConfig
+        from splip.models.clip import PromptedCLIP
+        from splip.models.config import BackboneConfig
     except ImportError:
         print("no encoder rows: they need open_clip")
         return

@@ -24,9 +24,11 @@ from bench_index import checkpoint, fill
 from harness import RESULTS, machine
 from PIL import Image, ImageDraw
 
-from splip import catalog, images
-from splip.engines import Encoder
-from splip.gallery import Filter, Gallery
+from splip import images
+from splip.encoders.encoder import Encoder
+from splip.gallery import catalog
+from splip.gallery.catalog import Filter
+from splip.gallery.gallery import Gallery
 
 STAGES = ("decode", "prepare", "encode", "search", "lookup", "total")
 BATCH = 32

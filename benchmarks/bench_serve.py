@@ -30,7 +30,7 @@ from bench_index import checkpoint, fill
 from bench_search import drawings
 from harness import RESULTS, machine
 
-from splip.engines import Encoder
+from splip.encoders.encoder import Encoder
 
 WATCH = """() => {
   window.penUps = [];

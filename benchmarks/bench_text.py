@@ -23,10 +23,12 @@ import torch.nn.functional as F
 from bench_encoder import make_checkpoint, spread
 from harness import RESULTS, machine
 
-from splip.config import ExportConfig
-from splip.engines import Encoder, TextTower
-from splip.export import command, manifest
-from splip.model import load_model
+from splip.encoders import manifest
+from splip.encoders.encoder import Encoder
+from splip.encoders.text import TextTower
+from splip.export import command
+from splip.export.config import ExportConfig
+from splip.models.retriever import load_model
 
 COUNTS = (1, 8, 32)
 WORDS = ["old", "small", "red", "horse", "dog", "house", "in", "under", "the", "tree", "street", "water", "sky", "with"]

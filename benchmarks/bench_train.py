@@ -7,7 +7,7 @@ The straightforward version, kept in this file: a text context of 77 tokens, one
 gradient, images shuffled, normalised and convolved one operation at a time. Both compute the same loss on the same
 batch; `error` is the largest relative difference of its terms, `gradient_error` of the gradients.
 
-`splip` steps through `splip.objective.Objective`, as `splip train` does. Two versions in between show what
+`splip` steps through `splip.train.objective.Objective`, as `splip train` does. Two versions in between show what
 freezing and the short text context bring.
 """
 
@@ -23,11 +23,12 @@ import torch.nn.functional as F
 from harness import RESULTS, machine
 from torch import Tensor
 
-from splip import losses, reference
-from splip.config import BackboneConfig, TrainConfig
-from splip.model import SpLIP
-from splip.objective import Objective
-from splip.splits import find_split, prompt_name
+from splip.data.splits import find_split, prompt_name
+from splip.models.config import BackboneConfig, TrainConfig
+from splip.models.retriever import SpLIP
+from splip.ops import reference
+from splip.train import losses
+from splip.train.objective import Objective
 
 
 class Straightforward:

@@ -19,7 +19,7 @@ Encode = Callable[[np.ndarray, str], np.ndarray]
 def make(job: dict[str, Any]) -> Encode:
     """A function from uint8 ``[B, S, S, 3]`` and a modality to unit-length features ``[B, D]``."""
     if job["kind"] == "engine":
-        from splip.engines import Encoder
+        from splip.encoders.encoder import Encoder
 
         return Encoder.load(
             job["path"], job["engine"], device="cpu", threads=job["threads"], precision=job["precision"]
@@ -29,7 +29,7 @@ def make(job: dict[str, Any]) -> Encode:
 
     torch.set_num_threads(job["threads"])
     if job["kind"] == "training code":
-        from splip.model import load_model
+        from splip.models.retriever import load_model
 
         model = load_model(Path(job["path"]))
 

@@ -22,9 +22,10 @@ from typing import Any
 
 import harness
 
-from splip import config as configuration
-from splip.config import EvalConfig, TrainConfig
+from splip.config import find, from_dict, merge, read
 from splip.errors import UserError
+from splip.evaluation.config import EvalConfig
+from splip.models.config import TrainConfig
 
 # Chosen on the validation classes, see TUNING. The paper's rate for prompts, ten times that for normalisation layers; the
 # weight of the class loss (alpha, of which the paper says that it was searched) and hard negatives serve all methods alike.
@@ -74,27 +75,25 @@ def settings(
     row: str, setting: str, seed: int, sample: Path, weights: Path | None, out: Path, last: dict[str, Any] | None = None
 ) -> TrainConfig:
     """The sample's configuration, the row's, what all rows share, and the last changes."""
-    values = configuration.merge(configuration.read("sample"), configuration.read(row))
-    values = configuration.merge(values, COMMON)
+    values = merge(read("sample"), read(row))
+    values = merge(values, COMMON)
     if row == "ablations/loss-class":  # what is alone needs no weight
-        values = configuration.merge(values, {"loss": {"classification": 1.0}})
+        values = merge(values, {"loss": {"classification": 1.0}})
     if row == "ablations/loss-triplet":
-        values = configuration.merge(values, {"loss": {"classification": 0.0}})
+        values = merge(values, {"loss": {"classification": 0.0}})
     if row == "clip-at-fg":  # its f-divergence compares several triplets of a class
-        values = configuration.merge(values, {"loss": {"negatives": "random"}})
-    values = configuration.merge(
-        values, {"seed": seed, "out": str(out), "setting": setting, "data": {"root": str(sample)}}
-    )
+        values = merge(values, {"loss": {"negatives": "random"}})
+    values = merge(values, {"seed": seed, "out": str(out), "setting": setting, "data": {"root": str(sample)}})
     if weights is not None:
-        values = configuration.merge(values, {"backbone": {"pretrained": str(weights)}})
-    values = configuration.merge(values, last or {})
-    return configuration.from_dict(TrainConfig, values, row)
+        values = merge(values, {"backbone": {"pretrained": str(weights)}})
+    values = merge(values, last or {})
+    return from_dict(TrainConfig, values, row)
 
 
 def run(task: Task) -> str:
     """Train and measure one run; returns what went wrong, or nothing."""
-    from splip.evaluate import evaluate
-    from splip.train import train
+    from splip.evaluation.evaluate import evaluate
+    from splip.train.loop import train
 
     config, protocols = task
     config.out.mkdir(parents=True, exist_ok=True)
@@ -126,7 +125,7 @@ def collect(folder: Path, row: str, seeds: list[int], protocols: tuple[str, ...]
     """What the runs of a row gave, a number a seed; learning curves on the validation classes."""
     import torch
 
-    label = configuration.find(row).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+    label = find(row).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
     found: dict[str, Any] = {"name": row.split("/")[-1], "label": label, "seconds": [], "curves": []}
     for seed in seeds:
         run = folder / found["name"] / f"seed-{seed}"
@@ -159,9 +158,9 @@ def tried(folder: Path) -> list[dict[str, Any]]:
 
 def scaled(name: str, weights: Path, folder: Path) -> dict[str, Any]:
     """A backbone of another size, plain and with SpLIP, on the unseen classes."""
-    from splip.clip import PromptedCLIP
-    from splip.config import BackboneConfig
-    from splip.evaluate import evaluate
+    from splip.evaluation.evaluate import evaluate
+    from splip.models.clip import PromptedCLIP
+    from splip.models.config import BackboneConfig
 
     with contextlib.redirect_stdout(sys.stderr):
         found = evaluate(EvalConfig(folder / "best.pt", baselines=True))["query_mean"]
@@ -181,7 +180,7 @@ def scaled(name: str, weights: Path, folder: Path) -> dict[str, Any]:
 
 def unlearned(folder: Path, protocols: tuple[str, ...]) -> dict[str, Any]:
     """Chance, raw pixels, HOG and the plain backbone; beside them the pictures of a SpLIP run."""
-    from splip.evaluate import evaluate
+    from splip.evaluation.evaluate import evaluate
 
     best, found = folder / "full/seed-0/best.pt", {}
     for protocol in protocols:

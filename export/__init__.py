@@ -5,6 +5,6 @@ def main() -> int:
     """The console script ``splip-export``: the same as ``splip export``."""
     import sys
 
-    from splip import cli
+    from splip.cli import main as cli
 
     return cli.main(["export", *sys.argv[1:]])

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from splip import disk, words
-from splip.export.manifest import FILE, INPUT, MODALITY, OUTPUT, TOKENS, Manifest
+from splip import disk
+from splip.encoders import tokenizer
+from splip.encoders.manifest import FILE, INPUT, MODALITY, OUTPUT, TOKENS, Manifest
 
 
 def write(folder: Path, about: Manifest, checkpoint: Path) -> None:
@@ -56,7 +57,7 @@ def _lines(about: Manifest, checkpoint: Path) -> list[str]:
         "```python",
         "from pathlib import Path",
         "from splip import images",
-        "from splip.engines import Encoder  # needs numpy, Pillow and the engine; not torch",
+        "from splip.encoders.encoder import Encoder# needs numpy, Pillow and the engine; not torch",
         "",
         'encoder = Encoder.load("this folder")',
         'pixels = encoder.prepare(images.read(Path("drawing.png")), "sketch")',
@@ -87,7 +88,7 @@ def _lines(about: Manifest, checkpoint: Path) -> list[str]:
             "",
             f"`{about.text.files[0]}` is the text tower, float32: `{TOKENS}` int64 `[batch, words]` of at most"
             f" {about.text.length}, ids of a text",
-            f"as `{words.FILE}` gives them, then {about.text.end}, then zeros; `{MODALITY}` int64 `[batch]`: 1, prompted as"
+            f"as `{tokenizer.FILE}` gives them, then {about.text.end}, then zeros; `{MODALITY}` int64 `[batch]`: 1, prompted as"
             " photos are. Over",
             f"{about.text.texts} texts the largest difference is {about.text.max_difference:.1e}.",
         ]

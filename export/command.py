@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from splip import disk, engines, words
-from splip.config import ExportConfig
-from splip.engines import Encoder
+from splip import disk
+from splip.encoders import base, cuda, graph, manifest, tokenizer
+from splip.encoders.encoder import Encoder
+from splip.encoders.manifest import MODALITIES, Batch, Built, Manifest, Text
+from splip.encoders.tensorrt_runtime import Metadata, Unavailable, sidecar
+from splip.encoders.text import TextTower
 from splip.errors import UserError
-from splip.export import card, cuda, graph, manifest, to_onnx, to_openvino, to_tensorrt, verify
-from splip.export.manifest import MODALITIES, Batch, Built, Manifest, Text
-from splip.export.tensorrt_runtime import Metadata, Unavailable, sidecar
-from splip.model import SpLIP, load_model
+from splip.export import card, to_onnx, to_openvino, to_tensorrt, verify
+from splip.export.config import ExportConfig
+from splip.models.retriever import SpLIP, load_model
 
 FAILED, NOT_HERE = 1, 3  # exit codes
 NOT_RUN = "built, not run"
@@ -37,7 +39,7 @@ def export(config: ExportConfig) -> int:
     batch, opset = Batch.parse(config.batch), to_onnx.check_opset(config.opset, config.precision)
     tensorrt_missing = _check(config)
     model = load_model(config.checkpoint)
-    about = engines.describe(config.checkpoint, model)
+    about = base.describe(config.checkpoint, model)
     about.fused, about.batch, about.precision = config.fuse_preprocess, list(batch), config.precision
     about.opset, about.versions = opset, versions()
     pixels = verify.load(config.images, about, verify.COUNTS)
@@ -107,7 +109,7 @@ def _check(config: ExportConfig) -> str | None:
     if config.openvino:
         to_openvino.need(int8)
     if config.text:
-        words.need()
+        tokenizer.need()
     if not config.trt:
         for name in ("compute_capability", "version_compatible", "timing_cache"):
             if getattr(config, name):
@@ -144,7 +146,7 @@ class _Job:
         """Calibration pictures as the files take them."""
         assert self.calibration is not None
         images = self.calibration[modality]
-        return images if self.about.fused else engines.normalise(images, self.about.mean, self.about.std)
+        return images if self.about.fused else base.normalise(images, self.about.mean, self.about.std)
 
     def onnx(self, encoders: dict[str, graph.DeployEncoder]) -> None:
         """Write and verify ``<modality>.onnx``."""
@@ -167,7 +169,7 @@ class _Job:
         # file holds that graph; it rounds at other places, so that it says nothing of the ranking.
         got = verify.run_torch(encoders, self.pixels, self.about)
         self._judge("onnx", precision, verify.compare(self.wanted, got), "checked, not run", " (its graph in torch)")
-        if "onnx" in self.about.engines and engines.installed("openvino"):
+        if "onnx" in self.about.engines and base.installed("openvino"):
             fidelity = self._measure("onnx", precision, "openvino")
             reason = fidelity.failure(precision, ranking=False)
             self._line(
@@ -242,16 +244,16 @@ class _Job:
     def text(self, model: SpLIP) -> None:
         """Write and verify ``text.onnx`` and ``tokenizer.json``."""
         ranks, vocabulary, end = model.backbone.byte_pairs()
-        words.write(ranks, vocabulary, self.made / words.FILE)
+        tokenizer.write(ranks, vocabulary, self.made / tokenizer.FILE)
         encoder = graph.text_encoder(model)
         names = to_onnx.write(encoder, self.made / "text.onnx", self.batch, to_onnx.OPSETS["fp32"], self._note())
-        text = self.about.text = Text([*names, words.FILE], encoder.length, end)
+        text = self.about.text = Text([*names, tokenizer.FILE], encoder.length, end)
         self.hash_files()
         texts = verify.texts(model)
         text.texts, differences = len(texts), []
         wanted = [model.encode_text(texts, number).numpy() for number in range(len(MODALITIES))]
-        for engine in filter(engines.installed, ("onnxruntime", "openvino")):
-            tower = engines.TextTower(self.made, self.about, text, engine)
+        for engine in filter(base.installed, ("onnxruntime", "openvino")):
+            tower = TextTower(self.made, self.about, text, engine)
             found = [tower.encode_text(texts, name) for name in MODALITIES]
             differences.append(np.abs(np.stack(found) - np.stack(wanted)).max())
         difference = float(np.max(differences))  # not a number if one is not

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from splip.config import BackboneConfig, TrainConfig
-from splip.engines import describe
+from splip.encoders import cuda, graph, tensorrt_runtime
+from splip.encoders.base import describe
+from splip.encoders.manifest import MODALITIES, Batch
 from splip.errors import UserError
-from splip.export import cuda, graph, tensorrt_runtime, to_onnx, to_tensorrt, verify
-from splip.export.manifest import MODALITIES, Batch
-from splip.model import SpLIP
+from splip.export import to_onnx, to_tensorrt, verify
+from splip.models.config import BackboneConfig, TrainConfig
+from splip.models.retriever import SpLIP
 
 BACKBONES = ("splip-tiny", "ViT-B-32")
 PRECISIONS = ("fp32", "fp16", "bf16")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from splip.encoders.graph import DeployEncoder, TextEncoder
+from splip.encoders.manifest import INPUT, OUTPUT, Batch
 from splip.errors import UserError
-from splip.export.graph import DeployEncoder, TextEncoder
-from splip.export.manifest import INPUT, OUTPUT, Batch
 
 # bfloat16 is for TensorRT, which fuses the Attention of opset 23; float32 has no fused kernel there.
 OPSETS = {"fp32": 20, "fp16": 20, "bf16": 23, "int8": 20}
@@ -52,7 +52,7 @@ def write(
     """Write the encoder with a batch axis of any length.
 
     Args:
-        encoder: see :mod:`splip.export.graph`.
+        encoder: see :mod:`splip.encoders.graph`.
         path: the file; weights of more than 2 GB go into a second one beside it.
         batch: its max is the longest batch that the graph must take.
         opset: see :func:`check_opset`.

@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from splip.encoders import cuda
+from splip.encoders.manifest import INPUT, Batch, file_hash
+from splip.encoders.tensorrt_runtime import INSTALL, Metadata, Unavailable, load_library, make_logger
 from splip.errors import UserError
-from splip.export import cuda
-from splip.export.manifest import INPUT, Batch, file_hash
-from splip.export.tensorrt_runtime import INSTALL, Metadata, Unavailable, load_library, make_logger
 
 
 def need(capabilities: tuple[str, ...], version_compatible: bool, timing_cache: Path | None) -> tuple[Any, str]:

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from splip import images, sample
-from splip.engines import normalise
+from splip import images
+from splip.data import sample
+from splip.encoders.base import normalise
+from splip.encoders.graph import DeployEncoder
+from splip.encoders.manifest import MODALITIES, Manifest
 from splip.errors import UserError
-from splip.export.graph import DeployEncoder
-from splip.export.manifest import MODALITIES, Manifest
-from splip.model import SpLIP
+from splip.images import decode
+from splip.models.retriever import SpLIP
 
 COUNTS = {"sketch": 64, "photo": 256}
 CALIBRATION = {"sketch": 128, "photo": 128}
@@ -82,7 +84,7 @@ def load(source: Path | None, about: Manifest, counts: dict[str, int], part: int
         folder = source / modality if all((source / m).is_dir() for m in MODALITIES) else source
         paths = _spread(images.find([folder])[part::2], counts[modality])
         crop = about.crop_sketches and modality == "sketch"
-        decoded = images.decode(paths, about.image_size, about.fit, crop)
+        decoded = decode.decode(paths, about.image_size, about.fit, crop)
         readable = [p for p in decoded if isinstance(p, np.ndarray)]
         if len(readable) < 2:
             raise UserError(f"{folder}: needs at least four pictures that can be read")

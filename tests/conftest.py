@@ -96,7 +96,8 @@ def tree(tmp_path):
 @pytest.fixture
 def settings(tree, tmp_path):
     """A training run of a few steps on the tiny backbone."""
-    from splip.config import BackboneConfig, DataConfig, TrainConfig
+    from splip.data.config import DataConfig
+    from splip.models.config import BackboneConfig, TrainConfig
 
     return TrainConfig(
         out=tmp_path / "run",
@@ -113,7 +114,7 @@ def settings(tree, tmp_path):
 @pytest.fixture
 def cli(capsys):
     """Run a command line; returns (exit code, stdout, stderr)."""
-    from splip.cli import main
+    from splip.cli.main import main
 
     def run(*args):
         capsys.readouterr()

@@ -12,11 +12,13 @@ import numpy as np
 import uvicorn
 from conftest import draw
 
-from splip import app, images, serve
-from splip.config import ServeConfig
+from splip import images
 from splip.errors import UserError
-from splip.gallery import Match
-from splip.service import Service
+from splip.gallery.matches import Match
+from splip.images import decode
+from splip.serve import app, process
+from splip.serve.config import ServeConfig
+from splip.serve.service import Service
 
 SHAPES = ["ball", "box", "slash", "dash", "cone", "pole"]
 TOKEN = "a-token-for-the-tests-only"
@@ -110,7 +112,7 @@ class FakeGallery:
         return answers
 
     def reading(self, modality):
-        return None, images.DECODING
+        return None, decode.DECODING
 
     def add(self, paths, label=None, tags=None):
         for path in paths:
@@ -128,10 +130,10 @@ def real_gallery(folder):
     """Make ``gallery`` in a folder: drawn shapes, embedded by an untrained model; returns the folder."""
     import torch
 
-    from splip.config import BackboneConfig, TrainConfig
-    from splip.gallery import Gallery
-    from splip.ingest import Picture
-    from splip.model import SpLIP
+    from splip.gallery.gallery import Gallery
+    from splip.gallery.ingest import Picture
+    from splip.models.config import BackboneConfig, TrainConfig
+    from splip.models.retriever import SpLIP
 
     torch.manual_seed(0)
     model = SpLIP(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), SHAPES)
@@ -150,11 +152,11 @@ def real_gallery(folder):
 def running(gallery, token=None, wait=True, writer=None, **settings):
     """A server in a thread; yields a client with the attributes ``service``, ``guard`` and ``address``."""
     config = ServeConfig(gallery=Path("unused"), port=0, **settings)
-    serve.check(config)
-    with serve.listen(config.host, 0) as listener:
+    process.check(config)
+    with process.listen(config.host, 0) as listener:
         service = Service(gallery, config, writer or (lambda: gallery))
         guard = app.create(service, token)
-        server = uvicorn.Server(serve.settings(guard, config))
+        server = uvicorn.Server(process.settings(guard, config))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from splip import config
-from splip.config import TrainConfig
 from splip.errors import UserError
+from splip.models.config import TrainConfig
 
 
 def load(tmp_path, text):

@@ -9,12 +9,15 @@ import gallery_faults
 import pytest
 import torch
 
-from splip import config, disk, engines, pretrain, train
-from splip.catalog import Catalog
+from splip import config, disk
+from splip.encoders import base, manifest, tensorrt_runtime
 from splip.errors import UserError
-from splip.export import card, command, manifest, tensorrt_runtime
-from splip.gallery import Gallery
-from splip.model import SpLIP, read_checkpoint
+from splip.export import card, command
+from splip.gallery.catalog import Catalog
+from splip.gallery.gallery import Gallery
+from splip.models.checkpoint import read_checkpoint
+from splip.models.retriever import SpLIP
+from splip.train import loop, pretrain
 
 
 @pytest.fixture
@@ -99,15 +102,15 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(settings, tmp_pa
 
     monkeypatch.setattr(torch, "save", half)
     for name in CHECKPOINTS:
-        train._write({**model.checkpoint(), "step": 2}, tmp_path / name)
+        loop._write({**model.checkpoint(), "step": 2}, tmp_path / name)
         with pytest.raises(UserError, match=f"cannot write .*{name}: PytorchStreamWriter failed"):
-            train._write({**model.checkpoint(), "step": 99}, tmp_path / name)
+            loop._write({**model.checkpoint(), "step": 99}, tmp_path / name)
         assert read_checkpoint(tmp_path / name)["step"] == 2
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == sorted(CHECKPOINTS)
 
 
 def test_every_file_of_a_run_is_synced_before_it_has_its_name(settings, calls):
-    train.train(dataclasses.replace(settings, steps=2))
+    loop.train(dataclasses.replace(settings, steps=2))
     for name in (*CHECKPOINTS, "config.yaml"):
         ours = [c for c in calls if c[1] == f"{name}.part"]
         assert [c[0] for c in ours] == ["fsync", "replace"], name
@@ -118,7 +121,7 @@ def test_every_file_of_a_run_is_synced_before_it_has_its_name(settings, calls):
     names = [c[1] for c in calls if c[0] == "replace"]
     assert names.index("best.pt.part") < names.index("last.pt.part")
     calls.clear()
-    train._trim_log(settings.out / "log.csv", 1)
+    loop._trim_log(settings.out / "log.csv", 1)
     assert [c[0] for c in calls] == ["fsync", "replace", "fsync folder"]
     assert (settings.out / "log.csv").read_text().count("\n") == 2
 
@@ -134,7 +137,7 @@ def test_settings_manifests_and_weights(settings, tmp_path, calls):
     steps(lambda: config.save(settings, tmp_path / "c.yaml"), "c.yaml")
     model = SpLIP(dataclasses.replace(settings, method="zero-shot"), ["dog"]).eval()
     torch.save(model.checkpoint(), tmp_path / "best.pt")
-    about = engines.describe(tmp_path / "best.pt", model)
+    about = base.describe(tmp_path / "best.pt", model)
     steps(lambda: about.save(tmp_path), manifest.FILE)
     about.verification = {"pictures": "sample", "sketches": 1, "photos": 1}
     steps(lambda: card.write(tmp_path, about, tmp_path / "best.pt"), "README.md")

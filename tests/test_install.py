@@ -10,7 +10,8 @@ import torch
 
 import splip
 import splip.export
-from splip import _C, ops
+from splip import _C
+from splip.ops import dispatch
 
 
 def test_poison():
@@ -86,18 +87,18 @@ def test_gpus_that_a_build_runs_on():
         ("native", [(9, 0)], []),
     ):
         for capability in runs:
-            assert ops._runs_on(archs.split(), *capability), (archs, capability)
+            assert dispatch._runs_on(archs.split(), *capability), (archs, capability)
         for capability in not_on:
-            assert not ops._runs_on(archs.split(), *capability), (archs, capability)
+            assert not dispatch._runs_on(archs.split(), *capability), (archs, capability)
 
 
 def test_a_build_for_another_gpu_says_so_once(monkeypatch):
     monkeypatch.setattr(_C, "cuda_archs", "90a")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
-    ops._has_code_for.cache_clear()
+    dispatch._has_code_for.cache_clear()
     try:
         with pytest.warns(UserWarning, match="built for sm_90a, which an sm_100 cannot run: PyTorch is used") as seen:
-            assert not any(ops._has_code_for(torch.device("cuda", 0)) for _ in range(3))
+            assert not any(dispatch._has_code_for(torch.device("cuda", 0)) for _ in range(3))
         assert len(seen) == 1 and "\n" not in str(seen[0].message)
     finally:
-        ops._has_code_for.cache_clear()
+        dispatch._has_code_for.cache_clear()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from splip.cli import VERBS, parse
+from splip.cli.main import VERBS, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text() if (ROOT / "README.md").is_file() else ""

@@ -1,6 +1,6 @@
 """Pictures and names to pre-train splip-tiny on: emoji of nine designs, from openly licensed packages on npm.
 
-Everything that belongs to the sample's unseen or validation classes is left out (``splip.leaks``): by code point, by any
+Everything that belongs to the sample's unseen or validation classes is left out (``splip.data.leaks``): by code point, by any
 word of the name, by Unicode's subgroup, and by looks. Sketches are never among them. People are left out, too: they
 wear hats and shoes and have hands.
 
@@ -20,8 +20,8 @@ from build_sample import SHIPPED, as_svg, fetch_npm, key, render
 from PIL import Image
 from rich.progress import track
 
-from splip import leaks
-from splip.sample import things as things_of_the_sample
+from splip.data import leaks
+from splip.data.sample import things as things_of_the_sample
 
 SIDE = 96
 MARGIN = 0.06

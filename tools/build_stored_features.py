@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from splip.config import BackboneConfig, LossConfig, PromptConfig, TrainConfig
-from splip.data import MODALITIES
-from splip.model import SpLIP
+from splip.data.trees import MODALITIES
+from splip.models.config import BackboneConfig, LossConfig, PromptConfig, TrainConfig
+from splip.models.retriever import SpLIP
 
 MODELS = {
     "splip": {},

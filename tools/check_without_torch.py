@@ -19,16 +19,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from splip.config import BackboneConfig, ExportConfig, TrainConfig
-from splip.export import command, manifest, verify
-from splip.model import SpLIP, load_model
+from splip.encoders import manifest
+from splip.export import command, verify
+from splip.export.config import ExportConfig
+from splip.models.config import BackboneConfig, TrainConfig
+from splip.models.retriever import SpLIP, load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
 THERE = """
 import importlib.util, sys, time
 import numpy as np
-from splip.engines import Encoder
+from splip.encoders.encoder import Encoder
 
 folder, what = sys.argv[1:]
 # What reads texts brings yaml along.

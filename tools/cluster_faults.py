@@ -37,10 +37,10 @@ import numpy as np
 from gallery_faults import MODEL, PixelEncoder, paint, verify
 from PIL import Image
 
-from splip import embedding
-from splip.cluster import Cluster, connect, import_ray
-from splip.gallery import Gallery
-from splip.shards import ShardedGallery, open_sharded
+from splip.cluster import embedding
+from splip.cluster.ray import Cluster, connect, import_ray
+from splip.cluster.shards import ShardedGallery, open_sharded
+from splip.gallery.gallery import Gallery
 
 STORE = 100 << 20
 PICTURES, SEGMENT = 240, 16

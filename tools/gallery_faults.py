@@ -37,10 +37,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from splip import catalog, images, ingest
-from splip import gallery as galleries
+from splip import images
 from splip.errors import Skipped, UserError
-from splip.gallery import Gallery
+from splip.gallery import catalog, ingest, snapshot, sources
+from splip.gallery.gallery import Gallery
 
 SIDE, DIM, PICTURES, SEGMENT = 16, 24, 160, 50
 TOUCHING = frozenset({"execute", "executemany", "pwrite", "fsync", "ftruncate", "replace", "unlink", "close"})
@@ -242,7 +242,7 @@ def attack_names(place: Path) -> None:
     os.close(at)
     skipped: list[Skipped] = []
     try:
-        paths = [path for path, _ in ingest.find([folder], skipped)]
+        paths = [path for path, _ in sources.find([folder], skipped)]
         done = indexed(place, *paths)
     finally:
         subprocess.run(["rm", "-rf", folder / "d"], check=True)
@@ -308,7 +308,7 @@ def indexed(place: Path, *pictures: Path | str, most: int = MOST) -> ingest.Adde
     (place / "model").write_bytes(MODEL)
 
     def add(say: Callable[[str], None]) -> None:
-        found = [path for path, _ in ingest.find(pictures, [])]
+        found = [path for path, _ in sources.find(pictures, [])]
         before = peak()
         with Gallery.create(folder, place / "model", encoder=PixelEncoder(), segment_rows=SEGMENT) as gallery:  # type: ignore[arg-type]
             done = gallery.add(found, threads=4)
@@ -533,7 +533,7 @@ def main() -> None:
         report["largest_GB"] = round(largest / 1e9, 2)
         print(f"the largest took {largest / 1e9:.2f} GB", flush=True)
     # Commits, packs and segments of a few pictures, so that there are many moments to be killed at.
-    ingest.COMMIT_ROWS, galleries.TAIL_ROWS = 16, 20
+    ingest.COMMIT_ROWS, snapshot.TAIL_ROWS = 16, 20
     began, runs = time.monotonic(), 0
     for kind in args.kinds:
         for number in range(args.repeats + args.full_disk):

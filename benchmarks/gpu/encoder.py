@@ -41,8 +41,8 @@ def training(job: Job) -> None:
     import torch
 
     from splip import ops
-    from splip.objective import Objective
-    from splip.splits import find_split, prompt_name
+    from splip.data.splits import find_split, prompt_name
+    from splip.train.objective import Objective
 
     torch.manual_seed(0)
     classes = [prompt_name(name) for name in find_split("sketchy", "sketchy-2").seen]

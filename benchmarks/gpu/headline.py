@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from splip import _C, ops
+from splip.ops import quantized, topk
 
 from .galleries import CHECKED, POOL, Peers, exact_topk, make_gallery, recall, time_peers
 from .timing import attempt, row_of, scan_floor, time_ms
@@ -72,11 +73,11 @@ def measure(
     dtype = "int8" if eight else series.dtype
     batches = batches_of(pool, Q, series.N)
     scan = way(job, Q)
-    times = {"splip": time_ms([functools.partial(ops._cuda_topk, q, searched, K, None, scan) for q in batches])}
+    times = {"splip": time_ms([functools.partial(topk._cuda_topk, q, searched, K, None, scan) for q in batches])}
     if not eight and _C.cuda_stream_queries < Q:
-        calls = [functools.partial(ops._cuda_topk, q, gallery, K, None, scan) for q in batches]
+        calls = [functools.partial(topk._cuda_topk, q, gallery, K, None, scan) for q in batches]
         times["splip, not prepared"] = time_ms(calls, 0.05)
-    scores, ids = ops._cuda_topk(batches[0], searched, K, None, scan)
+    scores, ids = topk._cuda_topk(batches[0], searched, K, None, scan)
     want_scores, want_ids = (t[:Q] for t in want)
     found = recall(ids, want_ids)
     error = float((scores[:CHECKED] - want_scores).abs().max())
@@ -98,7 +99,7 @@ def measure(
 def run_series(job: Job, series: Series) -> None:
     gallery, pool = make_gallery(series.N, series.D, getattr(torch, series.dtype))
     want = exact_topk(pool[:CHECKED], gallery, K)
-    prepared = ops._prepare_gallery(gallery)
+    prepared = quantized._prepare_gallery(gallery)
     eight_bits = ops.eight_bit_gallery(gallery) if series.eight else None
     for Q in series.queries:
         if job.left() < 6:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from splip import ops, reference
+from splip.ops import reference
+from splip.ops.layernorm import _prompt_layernorm_backward_native, _prompt_layernorm_native
 
 from .timing import attempt, copies_beyond_cache, floor_of, row_of, time_ms
 from .worker import Job
@@ -50,7 +51,7 @@ def bench_layernorm(job: Job, case: tuple[int, int, int, int, str], peers: dict[
     low = gamma.to(dtype), beta.to(dtype)
     functions = {peer: wrap(naive_of(D)) for peer, wrap in peers.items()}
 
-    one = ops._prompt_layernorm_native
+    one = _prompt_layernorm_native
     times = {"splip": time_ms([functools.partial(one, x, prompts, gamma, beta, 1e-5, 0) for x, _, _ in sets])}
     for peer, function in functions.items():
         times[peer] = attempt([functools.partial(function, x, prompts, *low) for x, _, _ in sets])
@@ -64,7 +65,7 @@ def bench_layernorm(job: Job, case: tuple[int, int, int, int, str], peers: dict[
 
     def both(x: Any, d_tokens: Any, d_normed: Any) -> Any:
         tokens, _, mean, rstd = one(x, prompts, gamma, beta, 1e-5, 0)
-        return ops._prompt_layernorm_backward_native(d_tokens, d_normed, tokens, gamma, mean, rstd, 1, L, 0)
+        return _prompt_layernorm_backward_native(d_tokens, d_normed, tokens, gamma, mean, rstd, 1, L, 0)
 
     times = {"splip": time_ms([functools.partial(both, *s) for s in sets])}
     for peer, function in functions.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from splip import ops, reference
+from splip.ops import patches, reference
 
 from .small_cases import MEAN, STD
 from .timing import attempt, copies_beyond_cache, floor_of, row_of, time_ms
@@ -40,7 +40,7 @@ def bench_patchify(job: Job, case: tuple[int, int, int, str], peers: dict[str, C
     functions = {peer: wrap(naive) for peer, wrap in peers.items()}
     for kind, tiles in (("shuffled", permutation), ("plain", None)):
         grid = 3 if tiles is not None else 1
-        native = [functools.partial(ops._patchify_native, p, tiles, S, MEAN, STD, grid, dtype) for p in pictures]
+        native = [functools.partial(patches._patchify_native, p, tiles, S, MEAN, STD, grid, dtype) for p in pictures]
         sizes = f"B={B} side={side} S={S} {name}, {kind}"
         if not torch.equal(native[0](), naive(pictures[0], tiles)):
             job.wrong(f"patchify {sizes}: not what the reference gives, bit for bit")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from splip import ops
+from splip.ops import quantized, topk
 
 from .galleries import make_gallery
 from .worker import Job
@@ -47,16 +48,16 @@ def kernel_times(call: Callable[[], Any]) -> dict[str, float]:
 def searches(leave_out: set[str], cases: tuple[tuple[int, str, str], ...]) -> dict[str, Callable[[], Any]]:
     """Calls by their names, all in the same rows."""
     gallery, pool = make_gallery(N, D, torch.float16)
-    forms: dict[str, Any] = {"float16": ops._prepare_gallery(gallery), "float16, not prepared": gallery}
+    forms: dict[str, Any] = {"float16": quantized._prepare_gallery(gallery), "float16, not prepared": gallery}
     if any(form == "int8" for _, _, form in cases):
         forms["int8"] = ops.eight_bit_gallery(gallery)
     if any(form == "float32" for _, _, form in cases):
-        forms["float32"] = ops._prepare_gallery(gallery.float())
+        forms["float32"] = quantized._prepare_gallery(gallery.float())
     found: dict[str, Callable[[], Any]] = {}
     for Q, scan, form in cases:
         if scan not in leave_out:
             queries = pool[:Q].float() if form == "float32" else pool[:Q]
-            call = functools.partial(ops._cuda_topk, queries, forms[form], K, None, scan)
+            call = functools.partial(topk._cuda_topk, queries, forms[form], K, None, scan)
             found[f"Q={Q} N={N:,} D={D} K={K} {form}, {scan}"] = call
     return found
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from splip import _C, ops
+from splip import _C
+from splip.ops import dispatch, quantized, topk
 
 from .galleries import make_gallery
 from .worker import Job
@@ -49,8 +50,8 @@ def pass_scores(scan: str, stored: bool) -> Callable[[Tensor, Tensor], Tensor]:
         keys = torch.zeros(Q, N, dtype=torch.int64, device=queries.device)
         counts = torch.zeros(Q, dtype=torch.int32, device=queries.device)
         thresholds = torch.full((Q,), -math.inf, device=queries.device)
-        prepared = ops._prepare_gallery(gallery)
-        where = ops._where(queries)
+        prepared = quantized._prepare_gallery(gallery)
+        where = dispatch._where(queries)
         _C.cosine_topk_keys(
             queries=queries.data_ptr(),
             gallery=gallery.data_ptr(),
@@ -61,8 +62,8 @@ def pass_scores(scan: str, stored: bool) -> Callable[[Tensor, Tensor], Tensor]:
             Q=Q,
             N=N,
             D=D,
-            dtype=ops._DTYPES[queries.dtype],
-            scan=ops.SCANS[scan],
+            dtype=dispatch._DTYPES[queries.dtype],
+            scan=topk.SCANS[scan],
             device=where["device"],
             stream=where["stream"],
         )
@@ -84,7 +85,7 @@ def rounding(job: Job) -> None:
     ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"torch.matmul": matmul_scores}
     if not hasattr(_C, "cosine_topk_keys"):
         job.found(ours="not in this build")
-    for scan in ops.SCANS if hasattr(_C, "cosine_topk_keys") else ():
+    for scan in topk.SCANS if hasattr(_C, "cosine_topk_keys") else ():
         if scan not in job.leave_out | {"automatic"}:
             ways |= {scan: pass_scores(scan, False), f"{scan}, norms stored": pass_scores(scan, True)}
     for dtype in DTYPES:

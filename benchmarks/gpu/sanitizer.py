@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from splip import ops
+from splip.ops import topk
 
 from .small_cases import OTHER
 from .smoke import run_small_cases
@@ -42,7 +42,7 @@ def memcheck(job: Job) -> None:
     prefix = tuple(command("memcheck", output))
     print("$", *prefix, flush=True)
     os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # or a tensor's end is no end of memory
-    names = [OTHER, *(scan for scan in ops.SCANS if scan not in job.leave_out)]
+    names = [OTHER, *(scan for scan in topk.SCANS if scan not in job.leave_out)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for name, what in zip(names, pool.map(lambda name: run_small_cases(job, name, prefix), names), strict=True):
             job.found(**{name: what or "no error"})

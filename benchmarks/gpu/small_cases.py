@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from splip import ops, reference
+from splip import ops
+from splip.ops import quantized, reference, topk
 
 DEVICE = "cuda"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -104,16 +105,16 @@ def searches(scan: str) -> list[str]:
             alone = eight_bits._replace(rows=None)
             forms: dict[str, tuple[Any, Any]] = {
                 "": (case.gallery, want),
-                ", prepared": (ops._prepare_gallery(case.gallery), want),
+                ", prepared": (quantized._prepare_gallery(case.gallery), want),
                 ", 8 bits": (eight_bits, want),
             }
             if case.name.startswith("Q="):
                 on_cpu = ops.EightBitGallery(None, *(t.cpu() for t in eight_bits[1:] if t is not None))
-                forms[", 8 bits alone"] = (alone, ops._approximate_topk(case.queries.cpu(), on_cpu, case.k, None))
+                forms[", 8 bits alone"] = (alone, topk._approximate_topk(case.queries.cpu(), on_cpu, case.k, None))
             for form, (searched, right) in forms.items():
                 name = f"{scan}, {str(dtype).removeprefix('torch.')}{form}: {case.name}"
                 try:
-                    got = ops._cuda_topk(case.queries, searched, case.k, case.allowed, scan)
+                    got = topk._cuda_topk(case.queries, searched, case.k, case.allowed, scan)
                     torch.cuda.synchronize()
                 except Exception:
                     print(f"   {name}: this call failed", flush=True)

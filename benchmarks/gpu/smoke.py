@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from splip import _C, ops
+from splip.ops import quantized, topk
 
 from . import small_cases
 from .worker import Job
@@ -27,7 +28,7 @@ def run_small_cases(job: Job, name: str, prefix: tuple[str, ...] = (), seconds: 
 
 
 def smoke(job: Job) -> None:
-    names = [*(scan for scan in ops.SCANS if scan not in job.leave_out), small_cases.OTHER]
+    names = [*(scan for scan in topk.SCANS if scan not in job.leave_out), small_cases.OTHER]
     failed = set()
     with ThreadPoolExecutor(len(names)) as pool:
         for name, what in zip(names, pool.map(lambda name: run_small_cases(job, name), names), strict=True):
@@ -51,10 +52,10 @@ def wgmma(job: Job) -> None:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for Q, N, D in TRIALS:
             queries, gallery = (torch.randn(n, D, device="cuda").to(dtype) for n in (Q, N))
-            for searched in (gallery, ops._prepare_gallery(gallery), ops.eight_bit_gallery(gallery)):
-                want = ops._cuda_topk(queries, searched, 10, None, "tiles128")
+            for searched in (gallery, quantized._prepare_gallery(gallery), ops.eight_bit_gallery(gallery)):
+                want = topk._cuda_topk(queries, searched, 10, None, "tiles128")
                 for _ in range(REPEATS):
-                    got = ops._cuda_topk(queries, searched, 10, None, "wgmma")
+                    got = topk._cuda_topk(queries, searched, 10, None, "wgmma")
                     if not (torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])):
                         kind = type(searched).__name__ if searched is not gallery else str(dtype)
                         job.wrong(f"wgmma Q={Q} N={N} D={D} {kind}: not what tiles128 gives")

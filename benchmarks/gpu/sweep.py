@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from splip import _C, ops
+from splip.ops import quantized, topk
 
 from .galleries import make_gallery
 from .timing import scan_floor, time_ms
@@ -23,12 +24,12 @@ def last_of_each(rows: dict[int, dict[str, Any]]) -> dict[str, int]:
 
 
 def ways(leave_out: set[str]) -> list[str]:
-    return [s for s in ops.SCANS if s not in leave_out | {"automatic"}]
+    return [s for s in topk.SCANS if s not in leave_out | {"automatic"}]
 
 
 def sweep_dtype(job: Job, dtype: str) -> dict[int, dict[str, Any]]:
     gallery, pool = make_gallery(N, D, torch.float16 if dtype == "int8" else getattr(torch, dtype))
-    searched = ops.eight_bit_gallery(gallery) if dtype == "int8" else ops._prepare_gallery(gallery)
+    searched = ops.eight_bit_gallery(gallery) if dtype == "int8" else quantized._prepare_gallery(gallery)
     rows: dict[int, dict[str, Any]] = {}
     for Q in SWEEP:
         if job.left() < 4:
@@ -37,7 +38,7 @@ def sweep_dtype(job: Job, dtype: str) -> dict[int, dict[str, Any]]:
         for way in ways(job.leave_out):
             if SWEEP_MOST.get(way, Q) < Q:
                 continue
-            call = functools.partial(ops._cuda_topk, queries, searched, K, None, way)
+            call = functools.partial(topk._cuda_topk, queries, searched, K, None, way)
             _, ids = call()
             want = ids if want is None else want
             if not torch.equal(ids, want):

@@ -2,6 +2,6 @@
 
 import sys
 
-from splip.cli import main
+from splip.cli.main import main
 
 sys.exit(main())

@@ -1,0 +1,262 @@
+"""``splip index add|remove|list|check|compact|export|push`` and ``splip search``: the command line of galleries."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from splip import images
+from splip.cli.progress import _Interrupt, _Progress
+from splip.cluster import embedding
+from splip.cluster import ray as clusters
+from splip.cluster.ray import Cluster
+from splip.errors import UserError, shown
+from splip.gallery import ingest
+from splip.gallery.catalog import Filter, Item
+from splip.gallery.config import (
+    IndexAddConfig,
+    IndexCheckConfig,
+    IndexCompactConfig,
+    IndexExportConfig,
+    IndexListConfig,
+    IndexPushConfig,
+    IndexRemoveConfig,
+    SearchConfig,
+)
+from splip.gallery.gallery import Gallery
+from splip.gallery.ingest import Added, Picture
+from splip.gallery.maintenance import check as check_gallery
+from splip.gallery.sources import _find
+from splip.images import archive, decode
+from splip.milvus import push as milvus_push
+from splip.milvus.address import parse
+
+STOPPED = 130  # exit code after Ctrl-C
+
+
+def _tags(given: tuple[str, ...]) -> dict[str, str]:
+    tags = {}
+    for one in given:
+        key, sign, value = one.partition("=")
+        if not key or not sign:
+            raise UserError(f"--tag must be KEY=VALUE, got '{one}'")
+        tags[key] = value
+    return tags
+
+
+def _filter(config: SearchConfig | IndexListConfig | IndexExportConfig | IndexRemoveConfig) -> Filter:
+    return Filter(labels=config.label, tags=_tags(config.tag), under=config.under)
+
+
+def add(config: IndexAddConfig) -> int:
+    """``splip index add``."""
+    if not config.folders and not config.list:
+        raise UserError("no folder of pictures given")
+    if config.batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {config.batch_size}")
+    if not config.memory_gb > 0:
+        raise UserError(f"memory_gb must be above 0, got {config.memory_gb}")
+    # The shares that both have by default.
+    decode.decoding_memory.total = int(config.memory_gb * 0.8e9)
+    ingest.files_memory.total = int(config.memory_gb * 0.2e9)
+    tags = _tags(config.tag)
+    found, refused = _find(config)
+    with clusters.if_asked(config) as cluster:
+        # A cluster is for more pictures than a list of them should hold: how many there are shows at the end.
+        pictures = found if cluster else list(found)
+        with _open_or_create(config) as gallery:
+            progress = _Progress(None if isinstance(pictures, Iterator) else len(pictures))
+            with _Interrupt() as asked, progress.bars:
+                done = _embed(config, gallery, pictures, tags, cluster, progress, asked)
+            skipped = [*refused, *done.skipped]
+            images.write_skipped(gallery.folder / "skipped.txt", skipped)
+            gallery.refresh()
+            print(f"{gallery.folder}: {_count(len(gallery), 'picture')} ({_summary(done)})")
+            if done.encoded:
+                print(_rate(done))
+            if skipped:
+                where = gallery.folder / "skipped.txt"
+                what = _count(len(skipped), "unreadable picture") + (
+                    " or folder" if len(skipped) == 1 else " or folders"
+                )
+                print(f"left out {what}, listed in {where}")
+            if done.stopped:
+                of = "" if progress.total is None else f" of {progress.total}"
+                print(f"stopped after {done.committed}{of} pictures; the same command goes on")
+                return STOPPED
+            if skipped and not len(gallery):
+                raise UserError(f"none of {_count(len(skipped), 'picture')} can be read; the first: {skipped[0]}")
+    return 0
+
+
+def _embed(
+    config: IndexAddConfig,
+    gallery: Gallery,
+    pictures: Iterable[Picture],
+    tags: dict[str, str],
+    cluster: Cluster | None,
+    progress: _Progress,
+    stop: Callable[[], bool],
+) -> Added:
+    """Here, or on a cluster."""
+    how: dict[str, Any] = {"tags": tags, "batch_size": config.batch_size, "threads": config.threads, "stop": stop}
+    if cluster is None:
+        return gallery.add(pictures, notify=progress, **how)
+
+    def tell(line: str) -> None:
+        print(f"splip: {line}", file=sys.stderr, flush=True)
+
+    where: dict[str, Any] = {"workers": config.workers, "encoder": config.encoder, "device": config.device}
+    return embedding.add(gallery, pictures, cluster, notify=progress, tell=tell, **where, **how)
+
+
+def _rate(done: Added) -> str:
+    """How quick it was, and what that depended on."""
+    if not isinstance(done, embedding.Embedded):
+        share = f"the encoder was busy {100 * done.encode_seconds / done.seconds:.0f}% of the time"
+        return f"{done.encoded / done.seconds:,.1f} pictures/s embedded; {share}"
+    words = [_count(done.workers, "worker")]
+    words += [f"{_count(done.recovered, 'picture')} of an earlier run"] * bool(done.recovered)
+    words += [f"{done.died} died"] * bool(done.died)
+    rate = done.encoded / (done.seconds - done.start_seconds)
+    return f"{rate:,.1f} pictures/s embedded after a start of {done.start_seconds:.0f} s; {', '.join(words)}"
+
+
+def _open_or_create(config: IndexAddConfig) -> Gallery:
+    engine = config.encoder if config.engine == "ray" else config.engine
+    if (config.gallery / "gallery.db").exists() or (config.gallery / "gallery.json").exists():
+        device, model = config.device, config.model
+        gallery = Gallery.open(config.gallery, engine=engine, device=device, model=model, write=True)
+        if model is not None:
+            _ = gallery.encoder  # another model is refused even if there is nothing to encode
+        return gallery
+    if config.model is None:
+        raise UserError(f"{config.gallery}: no such gallery; to make it, name a model: --model best.pt")
+    return Gallery.create(config.gallery, config.model, engine=engine, device=config.device)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _summary(done: Added) -> str:
+    words = {
+        "new": done.new,
+        "changed": done.changed,
+        "moved": done.moved,
+        "duplicates": done.duplicates,
+        "relabelled": done.relabelled,
+        "unchanged": done.unchanged,
+    }
+    return ", ".join(f"{count} {word}" for word, count in words.items() if count) or "nothing new"
+
+
+def remove(config: IndexRemoveConfig) -> int:
+    """``splip index remove``."""
+    chosen = _filter(config)
+    if not config.paths and not chosen and not config.missing:
+        raise UserError("nothing to remove: give pictures, folders, --label, --tag, --under or --missing")
+    with Gallery.open(config.gallery, write=not config.dry_run) as gallery:
+        found: dict[int, Item] = {}
+        conditions = chosen or config.missing
+        if config.paths:
+            for path in config.paths:
+                item = gallery.find(path)
+                some = [item] if item else list(gallery.items(Filter(under=path)))
+                if not some:
+                    raise UserError(f"{shown(path)}: not in the gallery {config.gallery}")
+                found |= {item.id: item for item in some}
+            if conditions:
+                passing = {item.id for item in gallery.items(chosen)}
+                found = {id: item for id, item in found.items() if id in passing}
+        else:
+            found = {item.id: item for item in gallery.items(chosen)}
+        if config.missing:
+            found = {id: item for id, item in found.items() if not archive.exists(item.path)}
+        if config.dry_run:
+            for item in found.values():
+                print(shown(item.path))
+            print(f"{_count(len(found), 'picture')} would be removed")
+            return 0
+        gone = gallery.remove(found)
+        gallery.refresh()
+        print(f"{gallery.folder}: {_count(len(gone), 'picture')} removed, {len(gallery)} left")
+    return 0
+
+
+def show(config: IndexListConfig) -> int:
+    """``splip index list``."""
+    with Gallery.open(config.gallery) as gallery:
+        if config.labels:
+            labels = gallery.labels()
+            for label, count in labels.items():
+                print(json.dumps({"label": label, "count": count}) if config.json else f"{count:8d}  {shown(label)}")
+            return 0
+        for item in gallery.items(_filter(config)):
+            if config.json:
+                print(json.dumps(_described(item)))
+            else:
+                tags = "".join(f"  {shown(key)}={shown(value)}" for key, value in sorted(item.tags.items()))
+                print(f"{item.id:8d}  {shown(item.label or '-'):16}  {shown(item.path)}{tags}")
+    return 0
+
+
+def _described(item: Item) -> dict[str, Any]:
+    facts = dataclasses.asdict(item)
+    keep = ("id", "path", "label", "tags", "size", "mtime_ns", "hash")
+    return {key: facts[key] for key in keep} | {"path": str(item.path), "hash": item.hash.hex()}
+
+
+def check(config: IndexCheckConfig) -> int:
+    """``splip index check``; 1 if anything is damaged."""
+    with Gallery.open(config.gallery) as gallery:
+        found = check_gallery(gallery, config.pictures)
+        if config.json:
+            print(json.dumps(dataclasses.asdict(found) | {"missing": [str(path) for path in found.missing]}, indent=1))
+        else:
+            for line in found.damage:
+                print(line)
+            for path in found.missing:
+                print(f"missing: {shown(path)}")
+            state = "damaged" if found.damage else "in order"
+            print(
+                f"{gallery.folder}: {state}; {_count(found.items, 'picture')}, {len(found.missing)} of their files are"
+                f" missing, {_count(found.deleted, 'row')} to compact, model {gallery.model}"
+            )
+    return 1 if found.damage else 0
+
+
+def compact(config: IndexCompactConfig) -> int:
+    """``splip index compact``."""
+    with Gallery.open(config.gallery, write=True) as gallery:
+        done = gallery.compact()
+        print(
+            f"{gallery.folder}: {_count(done.rows, 'vector')}, {done.dropped} dropped, {done.freed / 1e6:.1f} MB given back"
+        )
+    return 0
+
+
+def export(config: IndexExportConfig) -> int:
+    """``splip index export``."""
+    with Gallery.open(config.gallery) as gallery:
+        count = gallery.export(config.out, config.format, _filter(config))
+        print(f"{config.out}: {_count(count, 'picture')}, vectors.npy and items.{config.format}")
+    return 0
+
+
+def push(config: IndexPushConfig) -> int:
+    """``splip index push``."""
+    address = parse(config.to)
+    with Gallery.open(config.gallery) as gallery:
+        gallery.refresh()
+        progress = _Progress(len(gallery), "Pushing")
+        with _Interrupt() as asked, progress.bars:
+            done = milvus_push.push(gallery, address, replace=config.replace, notify=progress, stop=asked)
+    counts = {"new": done.new, "changed": done.changed, "removed": done.removed, "unchanged": done.unchanged}
+    summary = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "the gallery is empty"
+    print(f"{address}: {_count(done.seen, 'picture')} ({summary})")
+    if done.stopped:
+        print(f"stopped after {done.seen} of {_count(done.total, 'picture')}; the same command goes on")
+        return STOPPED
+    return 0

@@ -1,0 +1,291 @@
+"""The ``splip`` command: one word per verb, heavy imports only inside the verb."""
+
+import contextlib
+import errno
+import importlib
+import io
+import logging
+import sys
+import warnings
+from typing import Any
+
+from splip import __version__
+from splip.errors import UserError, one_line
+
+# verb: (configuration, function, summary, examples)
+VERBS: dict[str, tuple[str, str, str, str]] = {
+    "train": (
+        "splip.models.config:TrainConfig",
+        "splip.train.loop:train",
+        "train SpLIP, or a baseline, on sketches and photos",
+        "splip train --config sample --data.root sample --out runs/sample\n"
+        "  splip train --backbone.name ViT-B-32 --backbone.pretrained openai --data.root my-tree --out runs/mine\n"
+        "  splip train --config sketchy-2 --config clip-at --data.root Sketchy --out runs/clip-at\n"
+        "  torchrun --nproc-per-node 4 -m splip.train --config sketchy-2 --data.root Sketchy --out runs/four\n"
+        "  splip train --config runs/mine/config.yaml --resume",
+    ),
+    "pretrain": (
+        "splip.train.config:PretrainConfig",
+        "splip.train.pretrain:pretrain",
+        "train a small CLIP from pictures and their names",
+        "python tools/build_pictures.py --out pictures\n"
+        "  splip pretrain --pictures pictures --sample sample --compile --out runs/splip-tiny\n"
+        "  splip pretrain --pictures pictures --sample sample --compile --out runs/splip-tiny --resume\n"
+        "  splip train --config sample --data.root sample --backbone.pretrained runs/splip-tiny/weights.safetensors",
+    ),
+    "eval": (
+        "splip.evaluation.config:EvalConfig",
+        "splip.evaluation.evaluate:evaluate",
+        "measure zero-shot retrieval on the unseen classes",
+        "splip eval --checkpoint runs/sample/best.pt --baselines --out results\n"
+        "  splip eval --checkpoint runs/sample/best.pt --protocol gzs --gallery sempcyc all --k 10 100 --metrics all\n"
+        "  splip eval --checkpoint runs/sample/best.pt --protocol fg --json fine-grained.json\n"
+        "  splip eval --checkpoint runs/sketchy/best.pt --dataset tuberlin --root TUBerlin --out elsewhere",
+    ),
+    "sweep": (
+        "splip.cli.config:SweepConfig",
+        "splip.cli.sweep:sweep",
+        "train and measure a row of configurations over seeds",
+        "splip sweep --config sketchy-2 --rows 'ablations/*' --set data.root=Sketchy --out runs/ablation\n"
+        "  splip sweep --config sketchy-2 --rows zero-shot clip-ln clip-at maple --set data.root=Sketchy --seeds 0",
+    ),
+    "index add": (
+        "splip.gallery.config:IndexAddConfig",
+        "splip.cli.index:add",
+        "embed the pictures of folders into a gallery",
+        "splip index add ~/Pictures --gallery my-gallery --model runs/sample/best.pt\n"
+        "  splip index add ~/Pictures --gallery my-gallery\n"
+        "  splip index add holiday --gallery my-gallery --label-from none --tag year=2025 --tag place=sea\n"
+        "  splip index add @more.txt --gallery my-gallery --engine openvino --model exported\n"
+        "  splip index add shards/*.tar --gallery my-gallery --engine ray --address head:6379",
+    ),
+    "index remove": (
+        "splip.gallery.config:IndexRemoveConfig",
+        "splip.cli.index:remove",
+        "take pictures out of a gallery",
+        "splip index remove ~/Pictures/old --gallery my-gallery\n"
+        "  splip index remove --gallery my-gallery --label horse --tag year=2025 --dry-run\n"
+        "  splip index remove --gallery my-gallery --missing",
+    ),
+    "index list": (
+        "splip.gallery.config:IndexListConfig",
+        "splip.cli.index:show",
+        "print what a gallery holds",
+        "splip index list --gallery my-gallery --label horse\n"
+        "  splip index list --gallery my-gallery --labels\n"
+        "  splip index list --gallery my-gallery --json",
+    ),
+    "index check": (
+        "splip.gallery.config:IndexCheckConfig",
+        "splip.cli.index:check",
+        "compare a gallery with its checksums",
+        "splip index check --gallery my-gallery",
+    ),
+    "index compact": (
+        "splip.gallery.config:IndexCompactConfig",
+        "splip.cli.index:compact",
+        "give back the room of removed pictures",
+        "splip index compact --gallery my-gallery",
+    ),
+    "index export": (
+        "splip.gallery.config:IndexExportConfig",
+        "splip.cli.index:export",
+        "write a gallery's vectors and metadata",
+        "splip index export --gallery my-gallery --out vectors --format parquet",
+    ),
+    "index push": (
+        "splip.gallery.config:IndexPushConfig",
+        "splip.cli.index:push",
+        "bring a Milvus collection up to date with a gallery",
+        "splip index push --gallery my-gallery --to milvus://localhost:19530/photos\n"
+        "  splip index push --gallery my-gallery --to milvus:photos.db/photos\n"
+        "  splip index push --gallery my-gallery --to 'milvus://db.lan/photos?tls=on&database=family'",
+    ),
+    "search": (
+        "splip.gallery.config:SearchConfig",
+        "splip.cli.search:search",
+        "find the pictures that match a drawing or words",
+        "splip search --gallery my-gallery --sketch my.png -k 10 --grid out.png\n"
+        "  splip search --gallery my-gallery --sketch my.png --text 'red car' --text-weight 0.3\n"
+        "  splip search --gallery my-gallery --text horse --label animals --tag year=2025 --json\n"
+        "  splip search --gallery my-gallery --photo one.jpg --under ~/Pictures/2025\n"
+        "  splip search --gallery milvus://localhost:19530/photos --model runs/sample/best.pt --sketch my.png",
+    ),
+    "serve": (
+        "splip.serve.config:ServeConfig",
+        "splip.serve.process:serve",
+        "serve a gallery over HTTP, with a page to draw on",
+        "splip serve --gallery my-gallery\n"
+        "  splip serve --gallery my-gallery --host 0.0.0.0 --token-file token --protect all --log json\n"
+        "  splip serve --gallery my-gallery --token-file token --allow-root ~/Pictures\n"
+        "  splip serve --gallery my-gallery --engine ray --shards 8 --replicas 2",
+    ),
+    "data sample": (
+        "splip.data.config:SampleConfig",
+        "splip.data.sample:unpack",
+        "unpack the sample data set",
+        "splip data sample --out sample",
+    ),
+    "data check": (
+        "splip.data.config:CheckConfig",
+        "splip.data.trees:check",
+        "say what a data set holds, and what is missing",
+        "splip data check --root sample --decode\n"
+        "  splip data check --root data --dataset sketchy --split 2\n"
+        "  splip data check --root data/TUBerlin --dataset tuberlin --decode",
+    ),
+    "demo": (
+        "splip.cli.config:DemoConfig",
+        "splip.cli.demo:demo",
+        "the whole way on the sample data, with a page to look at",
+        "splip demo --out demo",
+    ),
+    "export": (
+        "splip.export.config:ExportConfig",
+        "splip.export.command:export",
+        "write the encoders for ONNX, OpenVINO and TensorRT",
+        "splip export runs/sample/best.pt --onnx --openvino --text --fuse-preprocess --out exported\n"
+        "  splip export runs/sample/best.pt --trt --precision fp16 --batch 1:8:64 --out engines\n"
+        "  splip export runs/sample/best.pt --trt --compute-capability 8.6 8.9 12.0 --precision fp16 --out engines\n"
+        "  splip export runs/sample/best.pt --openvino --precision int8 --calibration my-pictures --out small",
+    ),
+    "info": (
+        "splip.cli.config:InfoConfig",
+        "splip.cli.info:info",
+        "print versions, instruction sets, GPUs",
+        "splip info",
+    ),
+}
+
+
+def usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:{width}}  {entry[2]}" for verb, entry in VERBS.items()]
+    return "\n".join(
+        [
+            f"splip {__version__}: find photos from a drawing",
+            "",
+            "usage: splip VERB [OPTIONS]      splip VERB --help shows the options of a verb",
+            "",
+            *lines,
+            "",
+            "examples:",
+            "  splip data sample --out sample",
+            "  splip train --config sample --data.root sample --out runs/sample",
+            "  splip index add sample/photo --gallery gallery --model runs/sample/best.pt",
+            "  splip search --gallery gallery --sketch sample/sketch/horse/1f40e-1.png -k 10 --grid out.png",
+        ]
+    )
+
+
+def _named(name: str) -> Any:
+    """What ``module:name`` stands for."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def parse(verb: str, args: list[str]) -> Any:
+    """The configuration of a verb: defaults < ``--config`` file < flags."""
+    import tyro
+
+    from splip import config
+
+    name, _, summary, examples = VERBS[verb]
+    cls: type[Any] = _named(name)
+    aliases = {"-k": "--k"}
+    args = [aliases.get(a, a) for a in args]
+    defaults: dict[str, Any] = {}
+    if verb == "train":
+        files, args = _take_options(args, "--config")
+        defaults = {"default": config.load(cls, *files)} if files else {}
+    description = f"{(cls.__doc__ or summary).strip()}\n\nexamples:\n  {examples}"
+    if verb == "train":
+        names = ", ".join(name for name in config.shipped() if "/" not in name)
+        description += (
+            f"\n\n--config FILE.yaml (or a shipped one: {names}, ablations/*) sets the defaults of all options; "
+            "given several times, the later win."
+        )
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            # Booleans as --flag / --no-flag, hyphens and underscores alike.
+            parsed = tyro.cli(cls, args=args, prog=f"splip {verb}", description=description, **defaults)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_one_line(messages.getvalue()) + f" (see splip {verb} --help)") from None
+    return parsed
+
+
+def _take_options(args: list[str], name: str) -> tuple[list[str], list[str]]:
+    """The values of an option that may be given several times, and the other arguments."""
+    values, rest = [], []
+    waiting = iter(args)
+    for arg in waiting:
+        if arg == name:
+            value = next(waiting, None)
+            if value is None:
+                raise UserError(f"{name} needs a value")
+            values.append(value)
+        elif arg.startswith(name + "="):
+            values.append(arg.split("=", 1)[1])
+        else:
+            rest.append(arg)
+    return values, rest
+
+
+def _one_line(box: str) -> str:
+    """tyro prints a framed message; keep its words up to the first rule."""
+    words = []
+    for line in box.splitlines():
+        if line.startswith("╭"):
+            continue
+        text = line.strip("│╰╯─ ")
+        if not text and "─" in line:
+            break
+        words.append(text)
+    return " ".join(" ".join(words).split())
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if args else 2
+    if args[0] in ("-V", "--version"):
+        print(f"splip {__version__}")
+        return 0
+    # Pillow's remarks on damaged files do not name them; what cannot be read is listed with its reason.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    try:
+        verb = " ".join(args[:2]) if " ".join(args[:2]) in VERBS else args[0]
+        if verb not in VERBS:
+            choices = [v for v in VERBS if v.startswith(args[0] + " ")] or list(VERBS)
+            if args[1:] and args[1] in ("-h", "--help") and choices != list(VERBS):
+                print("\n".join(f"splip {v}: {VERBS[v][2]}" for v in choices))
+                return 0
+            raise UserError(f"unknown verb '{' '.join(args[:2])}'; choose one of: {', '.join(choices)}")
+        config = parse(verb, args[len(verb.split()) :])
+        code = _named(VERBS[verb][1])(config)
+        return code if isinstance(code, int) else 0
+    except UserError as error:
+        print(f"splip: error: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("splip: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except OSError as error:  # no permission, a full disk, a file where a folder is expected
+        text = str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = f"{'' if error.filename is None else f'{error.filename}: '}the disk is full"
+        print(f"splip: error: {' '.join(text.split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

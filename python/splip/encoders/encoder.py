@@ -1,0 +1,270 @@
+"""Encoders behind one class: a checkpoint through torch, or an export folder through the engine that fits this machine.
+
+Importing this module imports numpy and Pillow only; torch or an engine is imported when an encoder asks for it.
+
+``engine="auto"``: a checkpoint runs in torch. Of an export folder the first of these that is there is taken: on a GPU
+``tensorrt``, then ``onnxruntime`` with CUDA; on the CPU ``openvino``, then ``onnxruntime``.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from splip import images
+from splip.encoders import cuda, manifest, tensorrt_runtime
+from splip.encoders.base import BATCH, Runner, _flag, _import, installed
+from splip.encoders.manifest import MODALITIES, Manifest
+from splip.encoders.onnxruntime import CUDA_PROVIDER, _OnnxRuntime
+from splip.encoders.openvino import _OpenVino
+from splip.encoders.tensorrt import _TensorRt
+from splip.encoders.text import TextTower
+from splip.encoders.torch import _Torch
+from splip.errors import UserError
+
+ENGINES = ("torch", "compile", "onnxruntime", "onnxruntime-tensorrt", "openvino", "tensorrt")
+FILES = {"onnxruntime": "onnx", "onnxruntime-tensorrt": "onnx", "openvino": "openvino", "tensorrt": "tensorrt"}
+
+
+class Encoder:
+    """Sketches, photos (and texts) to unit-length vectors, by whichever engine.
+
+    Made by :meth:`load`. Threads may share it.
+
+    Example::
+
+        encoder = Encoder.load("runs/sample/best.pt")  # or a folder that `splip export` wrote
+        pixels = encoder.prepare(images.read(Path("my.png")), "sketch")
+        vector = encoder.encode(pixels[None], "sketch")[0]
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        engine: str,
+        runner: Runner,
+        about: Manifest,
+        low: int = 1,
+        high: int = BATCH,
+        text: "TextTower | None" = None,
+    ) -> None:
+        self.path, self.engine, self.precision = path, engine, runner.precision
+        self.image_size, self.embed_dim = about.image_size, about.embed_dim
+        self.fit, self.crop_sketches = about.fit, about.crop_sketches
+        self.identity, self.name = about.identity, about.name
+        self._runner: Runner | None = runner
+        self._low, self._high = low, high
+        self._text = runner if isinstance(runner, _Torch) else text
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        engine: str = "auto",
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        precision: str | None = None,
+        cache: Path | None = None,
+    ) -> "Encoder":
+        """An encoder that is ready to run.
+
+        Args:
+            path: a checkpoint (best.pt), or a folder that ``splip export`` wrote.
+            engine: one of :data:`ENGINES`, or auto: see the top of this module.
+            device: cpu, cuda, cuda:1; auto takes a GPU if the engine has one.
+            threads: CPU threads; None: one for each processor. torch has one number for the whole process.
+            precision: torch, compile: fp32 (default), bf16 or fp16 blocks with a float32 head. openvino: fp32 or
+                bf16; default: bf16 if its export was verified so and this CPU has AMX. Others: as exported.
+            cache: folder where openvino and onnxruntime-tensorrt keep what they compiled.
+
+        Raises:
+            UserError: no such model, damaged, an engine that is not installed or cannot run it here.
+        """
+        path = Path(path)
+        if engine not in ("auto", *ENGINES):
+            raise UserError(f"unknown engine {engine}: choose auto, {', '.join(ENGINES)}")
+        if threads is not None and threads < 1:
+            raise UserError(f"threads must be at least 1, got {threads}")
+        index = _gpu_index(device)
+        if manifest.is_export(path):
+            return cls._load_export(path, engine, device, index, threads, precision, cache)
+        if path.is_dir():
+            raise UserError(f"{path}: not an export (no {manifest.FILE}), and a checkpoint is a file such as best.pt")
+        if engine not in ("auto", "torch", "compile"):
+            raise UserError(f"engine {engine} runs exports, {path} is a checkpoint: `splip export {path}` first")
+        runner = _Torch(path, device, threads, precision or "fp32", engine == "compile")
+        return cls(path, "torch" if engine == "auto" else engine, runner, runner.about)
+
+    @classmethod
+    def _load_export(
+        cls,
+        path: Path,
+        engine: str,
+        device: str,
+        index: int | None,
+        threads: int | None,
+        precision: str | None,
+        cache: Path | None,
+    ) -> "Encoder":
+        about = manifest.read(path)
+        if engine in ("torch", "compile"):
+            raise UserError(
+                f"engine {engine} runs checkpoints, {path} is an export: give the checkpoint it was made of"
+            )
+        if engine == "openvino" and device.startswith("cuda"):
+            raise UserError(f"engine openvino runs on the CPU here, not on {device}")
+        if engine.endswith("tensorrt") and device == "cpu":
+            raise UserError(f"engine {engine} runs on a GPU, not on the CPU")
+        choices = _candidates(about, device) if engine == "auto" else [(engine, _gpu_for(engine, device, index))]
+        for position, (name, gpu) in enumerate(choices):
+            try:
+                runner = _make_runner(path, about, name, gpu, threads, precision, cache)
+            except UserError as error:
+                if position == len(choices) - 1:
+                    raise
+                warnings.warn(f"{error}; trying {choices[position + 1][0]}", RuntimeWarning, stacklevel=3)
+                continue
+            low, _, high = about.batch
+            text = None
+            if about.text is not None:  # onnxruntime takes texts of changing lengths better
+                which = "onnxruntime" if installed("onnxruntime") else "openvino"
+                text = TextTower(path, about, about.text, which, threads)
+            return cls(path, name, runner, about, low if name.endswith("tensorrt") else 1, high, text)
+        raise UserError(_nothing_runs(path, about, device))
+
+    def encode(self, pixels: np.ndarray, modality: str) -> np.ndarray:
+        """Unit-length features float32 ``[B, D]`` of prepared images, any B.
+
+        Args:
+            pixels: uint8 ``[B, S, S, 3]``.
+            modality: sketch or photo.
+
+        Raises:
+            ValueError: another shape, dtype or modality.
+        """
+        if self._runner is None:
+            raise RuntimeError("this encoder was closed")
+        S = self.image_size
+        if modality not in MODALITIES:
+            raise ValueError(f"modality must be sketch or photo, got {modality!r}")
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (S, S, 3):
+            raise ValueError(f"images must be uint8 [B, {S}, {S}, 3], got {pixels.dtype} {list(pixels.shape)}")
+        out = np.empty((len(pixels), self.embed_dim), dtype=np.float32)
+        for start in range(0, len(pixels), self._high):
+            part = np.ascontiguousarray(pixels[start : start + self._high])
+            count = len(part)
+            if count < self._low:  # an engine built for larger batches: the last image fills it up
+                part = np.concatenate([part, np.repeat(part[-1:], self._low - count, axis=0)])
+            out[start : start + count] = self._runner(part, modality)[:count]
+        return out
+
+    def encode_text(self, texts: Sequence[str], modality: str = "photo") -> np.ndarray:
+        """Unit-length features float32 ``[C, D]`` of class names or short descriptions.
+
+        Args:
+            texts: "a horse" is read as "horse".
+            modality: what they are prompted as, sketch or photo.
+
+        Raises:
+            UserError: this model has no text tower here, or a text is too long for it.
+        """
+        if self._runner is None:
+            raise RuntimeError("this encoder was closed")
+        if self._text is None:
+            raise UserError(
+                f"{self.path}: this export holds no text tower: export the checkpoint again, with --text, or search "
+                "with the checkpoint itself"
+            )
+        if modality not in MODALITIES:
+            raise ValueError(f"modality must be sketch or photo, got {modality!r}")
+        out = np.empty((len(texts), self.embed_dim), dtype=np.float32)
+        for start in range(0, len(texts), BATCH):
+            out[start : start + BATCH] = self._text.encode_text(texts[start : start + BATCH], modality)
+        return out
+
+    def prepare(self, image: Image.Image, modality: str) -> np.ndarray:
+        """A picture as this model takes it: uint8 ``[S, S, 3]``."""
+        crop = self.crop_sketches and modality == "sketch"
+        return images.square(image, self.image_size, self.fit, crop)
+
+    def close(self) -> None:
+        """Give back memory and the GPU; the encoder cannot be used any more."""
+        runner, self._runner = self._runner, None
+        self._text = None
+        if runner is not None:
+            runner.close()
+
+
+def _gpu_index(device: str) -> int | None:
+    """The GPU that a device names: cuda is 0, auto is 0 if there is one, cpu is None."""
+    if device == "cpu":
+        return None
+    if device == "auto":
+        return 0 if cuda.gpus() else None
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number.isdigit() or (not number and device == "cuda")):
+        raise UserError(f"no device {device}: choose auto, cpu, cuda, cuda:0, ...")
+    return int(number or 0)
+
+
+def _gpu_for(engine: str, device: str, index: int | None) -> int | None:
+    """The GPU that an engine is to use; onnxruntime takes one that it was not told to only if it can."""
+    if engine == "onnxruntime" and device == "auto" and index is not None:
+        return index if CUDA_PROVIDER in _import("onnxruntime").get_available_providers() else None
+    return index
+
+
+def _candidates(about: Manifest, device: str) -> list[tuple[str, int | None]]:
+    """The engines that may run an export here and their GPUs, the fastest first."""
+    found: list[tuple[str, int | None]] = []
+    index, onnx = _gpu_index(device), "onnx" in about.engines and installed("onnxruntime")
+    if index is not None:
+        if "tensorrt" in about.engines and any(map(installed, tensorrt_runtime.MODULES.values())):
+            found.append(("tensorrt", index))
+        if onnx and _gpu_for("onnxruntime", device, index) is not None:
+            found.append(("onnxruntime", index))
+    if not device.startswith("cuda"):
+        if ("openvino" in about.engines or "onnx" in about.engines) and installed("openvino"):
+            found.append(("openvino", None))
+        if onnx and about.precision != "bf16":  # onnxruntime multiplies no bfloat16 on a CPU
+            found.append(("onnxruntime", None))
+    return found
+
+
+def _nothing_runs(path: Path, about: Manifest, device: str) -> str:
+    if not about.engines:
+        return f"{path}: holds no engine that passed its verification"
+    held = ", ".join(about.engines)
+    return (
+        f"{path}: holds {held}, and nothing here runs that on {device}: "
+        "pip install 'splip[openvino]' or 'splip[onnx]', or for engines " + tensorrt_runtime.INSTALL
+    )
+
+
+def _make_runner(
+    path: Path,
+    about: Manifest,
+    engine: str,
+    index: int | None,
+    threads: int | None,
+    precision: str | None,
+    cache: Path | None,
+) -> Runner:
+    kind = FILES[engine]
+    if engine == "openvino" and kind not in about.engines:
+        kind = "onnx"  # it reads those too
+    if kind not in about.engines:
+        held = ", ".join(about.engines) or "nothing that passed its verification"
+        raise UserError(f"{path}: holds {held}; engine {engine} needs `splip export --{_flag(kind)}`")
+    built, fixed = about.engines[kind], engine != "openvino"
+    if fixed and precision is not None and precision != about.precision:
+        raise UserError(f"{path}: was exported in {about.precision}, engine {engine} cannot run it in {precision}")
+    about.check(path, kind)
+    if engine == "openvino":
+        return _OpenVino(path, about, built, threads, precision, cache)
+    if engine == "tensorrt":
+        return _TensorRt(path, about, built, index)
+    return _OnnxRuntime(path, about, built, engine, index, threads, cache)

@@ -1,0 +1,41 @@
+"""Settings of `splip eval`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass
+class EvalConfig:
+    """Measure retrieval on classes that training never saw; print a table, write results and pictures."""
+
+    checkpoint: Path
+    """best.pt of a run."""
+    root: Path | None = None
+    """Folder of the data set; default: the one the checkpoint was trained on."""
+    dataset: Literal["tree", "sketchy", "tuberlin", "quickdraw"] | None = None
+    """Test on another data set, with its own split; default: the kind the checkpoint was trained on."""
+    split: str | None = None
+    """Named split of the data set; default: the checkpoint's, or the usual one of another data set."""
+    classes: Literal["unseen", "validation"] = "unseen"
+    """Which of the held-out classes to measure."""
+    protocol: Literal["zs", "gzs", "fg"] = "zs"
+    """zs: photos of the same classes; gzs: photos of seen classes among them; fg: find the very photo."""
+    gallery: tuple[Literal["sempcyc", "per-class-20", "all", "per-class"], ...] = ()
+    """gzs: sempcyc (default), per-class-20, all; fg: per-class, all (default: both). See the README."""
+    k: tuple[int, ...] = ()
+    """Ranks of mAP@k and P@k (fg: Acc@k). Default: P@10 for a tree, 100 200 for the benchmarks; fg: 1 5 10."""
+    metrics: Literal["standard", "all"] = "standard"
+    """all: mAP@k with each denominator and interpolated, P@k with both."""
+    seed: int = 0
+    """Seed of the seen photos of gzs, and of ties in the choice of queries for pictures."""
+    baselines: bool = False
+    """Also measure chance, raw pixels, HOG (needs scikit-image) and the plain backbone."""
+    out: Path | None = None
+    """Folder for results.json, per_class.csv, gallery.txt, confusion.png and best, median and worst.png."""
+    json: Path | None = None
+    """Write the results to this file."""
+    grid: Path | None = None
+    """Write a picture of some queries and what they find to this file."""
+    device: str = "auto"
+    """cpu, cuda, ...; auto takes a GPU if there is one."""

@@ -1,0 +1,257 @@
+"""``splip eval``: retrieval on held-out classes under a named protocol, beside baselines that learn nothing."""
+
+import csv
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import splip
+from splip import disk
+from splip.data.config import DataConfig
+from splip.data.trees import Tree, load_tree
+from splip.errors import UserError
+from splip.evaluation import metrics, plots, protocols
+from splip.evaluation.baselines import _backbone_words, chance, hog, mean, need_hog, plain_backbone, raw_pixels
+from splip.evaluation.config import EvalConfig
+from splip.evaluation.protocols import Protocol
+from splip.evaluation.test_set import Features, TestSet, View
+from splip.images import grid
+from splip.models.checkpoint import file_hash, pick_device
+from splip.models.retriever import SpLIP, load_model
+
+
+def evaluate(config: EvalConfig) -> dict[str, Any]:
+    """``splip eval``; returns what it writes as results.json."""
+    if config.baselines:
+        need_hog()
+    if config.out is not None:
+        plots.need()
+        if config.out.exists() and not config.out.is_dir():
+            raise UserError(f"{config.out}: exists and is not a folder")
+    if any(k < 1 for k in config.k):
+        raise UserError(f"--k must be at least 1, got {min(config.k)}")
+    device = pick_device(config.device)
+    model = load_model(config.checkpoint, device)
+    data = _test_data(config, model.config.data)
+    tree = load_tree(data.root, data)
+    names = list(getattr(tree, config.classes))
+    if not names:
+        raise UserError(f"{tree.root}: no {config.classes} classes")
+    chosen = protocols.build(config.protocol, config.gallery, tree, names, config.seed)
+    leaked = _leaked(config, model, data, tree, names)
+    if leaked:
+        chosen += [protocols.without(p, tree, leaked) for p in chosen]
+
+    everything = np.unique(np.concatenate([p.gallery for p in chosen]))
+    test = TestSet(tree, names, data, model.backbone.image_size, everything)
+    if test.skipped:
+        print(f"left out {len(test.skipped)} unreadable pictures: " + ", ".join(str(s.path) for s in test.skipped))
+    views = [View(test, p, device) for p in chosen]
+    features: dict[str, list[Features]] = {}
+    if config.baselines:
+        features["chance"] = list(chance(test))
+        features["raw pixels"] = [raw_pixels(test)]
+        features["HOG"] = [hog(test)]
+        features[f"plain {_backbone_words(model)}"] = [plain_backbone(test, model, device)]
+    method = model.config.method
+    ours = "SpLIP" if method == "splip" else method
+    features[ours] = [test.embed_model(model, device, bars=True)]
+
+    measured = []
+    for view in views:
+        columns = _columns(config, data, view.protocol)
+        rows = {n: mean([view.measure(f, columns) for f in fs], view.sketches.labels) for n, fs in features.items()}
+        print_table(_title(view), rows)
+        if view.unpaired:
+            print(f"left out {view.unpaired} sketches whose own photo cannot be read")
+        measured.append((view, rows))
+    sets = [_facts(view, rows, ours) for view, rows in measured]
+    asked = {c.name: c.meaning for view, _ in measured for c in _columns(config, data, view.protocol)}
+    report = {
+        "protocol": sets[0]["protocol"],
+        "dataset": tree.dataset,
+        "split": tree.split,
+        "classes": sets[0]["classes"],
+        "queries": sets[0]["queries"],
+        "gallery": sets[0]["gallery"],
+        "skipped": [str(s.path) for s in test.skipped],
+        "leaked": leaked,
+        "columns": {name: text for name, text in asked.items() if any(name in s["query_mean"][ours] for s in sets)},
+        "order": "cosine in float32, falling; ties by gallery index",
+        "seed": config.seed,
+        "method": method,
+        "checkpoint": {"file": str(config.checkpoint), "sha256": file_hash(config.checkpoint)},
+        "backbone": model.backbone_identity,
+        "splip": splip.__version__,
+        "query_mean": sets[0]["query_mean"],
+        "class_mean": sets[0]["class_mean"],
+        "results": sets,
+    }
+    if config.json is not None:
+        write_json(config.json, report)
+    if config.grid is not None:
+        view, own = views[0], features[ours][0]
+        grid.save(config.grid, view.grid_rows(view.spread(), own), _title(view))
+    if config.out is not None:
+        write_json(config.out / "results.json", report)
+        for view, rows in measured:
+            # One protocol writes into the folder itself, several into one each.
+            folder = config.out if len(measured) == 1 else config.out / view.protocol.name.replace(":", "-")
+            _write_set(folder, view, rows, ours, features[ours][0], config.seed)
+        print(f"{config.out}: results.json, tables and pictures")
+    return report
+
+
+def _test_data(config: EvalConfig, trained: DataConfig) -> DataConfig:
+    """The data settings of the checkpoint, changed to the data set to be tested on."""
+    # Decoded pictures may be used again, but an evaluation elsewhere makes no folder it was not told of.
+    cache = trained.cache if trained.cache is not None and trained.cache.is_dir() else None
+    data = replace(trained, root=config.root or trained.root, cache=cache)
+    if config.protocol == "fg":
+        data = replace(data, extended=False)  # Sketchy's other photos were not drawn by anyone
+    if config.dataset is None and config.split is None:
+        return data
+    dataset = config.dataset or trained.dataset
+    if config.root is None and dataset != trained.dataset:
+        raise UserError(f"--dataset {dataset}: --root must name its folder")
+    # Lists of classes belong to the data set that training was given.
+    split = config.split or (trained.split if dataset == trained.dataset else None)
+    return replace(data, dataset=dataset, split=split, unseen=(), validation=())
+
+
+def _same_data_set(data: DataConfig, trained: DataConfig) -> bool:
+    if data.dataset != trained.dataset:
+        return False
+    # A benchmark is the same wherever it lies; of a tree only the folder is known.
+    return data.dataset != "tree" or (
+        data.root is not None and trained.root is not None and data.root.resolve() == trained.root.resolve()
+    )
+
+
+def _leaked(config: EvalConfig, model: SpLIP, data: DataConfig, tree: Tree, names: list[str]) -> list[str]:
+    """Classes to be measured that the checkpoint knows.
+
+    Raises:
+        UserError: it knows any of the data set that it was trained on, or all of another one.
+    """
+    same = _same_data_set(data, model.config.data)
+    found = protocols.leaks(tree, names, model.data, validation=not (same and config.classes == "validation"))
+    leaked = [n for n in names if any(n in classes for classes in found.values())]
+    if leaked and (same or len(leaked) == len(names)):
+        how, classes = next(iter(found.items()))
+        words = sorted(tree.texts[tree.classes.index(n)] for n in classes)
+        raise UserError(f"{config.checkpoint} {how} classes to be measured: {', '.join(words)}")
+    if leaked:
+        print(
+            f"note: {config.checkpoint} knows {len(leaked)} of the {len(names)} classes from its own data set: "
+            f"{', '.join(leaked)}; results follow with and without them"
+        )
+    return leaked
+
+
+def _columns(config: EvalConfig, data: DataConfig, protocol: Protocol) -> list[metrics.Column]:
+    if protocol.instances:
+        return [metrics.accuracy_column(k, protocol.in_class) for k in config.k or (1, 5, 10)]
+    instances = [c for c in metrics.DEFAULT if c.relevance != "class"]
+    variants = config.metrics == "all"
+    if not config.k and data.dataset == "tree" and not variants:
+        return list(metrics.DEFAULT)
+    ks = config.k or ((10,) if data.dataset == "tree" else (100, 200))
+    return metrics.category_columns(ks, variants) + instances
+
+
+def _title(view: View) -> str:
+    p = view.protocol
+    return f"{p.name}, {len(p.classes)} classes: {len(view.sketches)} sketches in {len(view.photos)} photos"
+
+
+def _gallery_lines(view: View) -> list[str]:
+    root = view.test.tree.root
+    return [os.path.relpath(path, root) for path in view.photos.paths]
+
+
+def _facts(view: View, rows: dict[str, metrics.Result], ours: str) -> dict[str, Any]:
+    """One protocol's part of results.json."""
+    listed = hashlib.sha256("".join(line + "\n" for line in _gallery_lines(view)).encode("utf-8", "surrogateescape"))
+    return {
+        "protocol": view.protocol.name,
+        "meaning": view.protocol.meaning,
+        "classes": view.protocol.classes,
+        "queries": len(view.sketches),
+        "gallery": len(view.photos),
+        "gallery_sha256": listed.hexdigest(),
+        "unpaired": view.unpaired,
+        "query_mean": {name: r.query_mean for name, r in rows.items()},
+        "class_mean": {name: r.class_mean for name, r in rows.items()},
+        "per_class": {view.test.tree.classes[label]: values for label, values in rows[ours].per_class.items()},
+    }
+
+
+def _write_set(
+    folder: Path, view: View, rows: dict[str, metrics.Result], ours: str, features: Features, seed: int
+) -> None:
+    """The files of one protocol: per_class.csv, gallery.txt and the pictures."""
+    result, tree = rows[ours], view.test.tree
+    sketches, photos = np.bincount(view.sketches.labels), np.bincount(view.photos.labels, minlength=len(tree.classes))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = {"encoding": "utf-8", "errors": "surrogateescape"}
+        with disk.replacing(folder / "per_class.csv", "w", newline="", **text) as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["method", "class", "sketches", "photos", *result.query_mean])
+            for name, r in rows.items():
+                for label, values in r.per_class.items():
+                    counts = [sketches[label], photos[label]]
+                    writer.writerow([name, tree.classes[label], *counts, *(f"{v:.6f}" for v in values.values())])
+        lines = "".join(line + "\n" for line in _gallery_lines(view))
+        disk.write_text(folder / "gallery.txt", lines, "surrogateescape")
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error}") from None
+    if not view.protocol.in_class:  # else every photo is of the right class
+        share, names, columns = view.confusion(result)
+        plots.confusion(
+            folder / "confusion.png", share, names, columns, f"Classes of the ten best photos\n{_title(view)}"
+        )
+    for which, chosen in view.by_precision(result, seed).items():
+        title = f"The {len(chosen)} sketches of {which} average precision ({view.protocol.name}, {ours})"
+        grid.save(folder / f"{which}.png", view.grid_rows(chosen, features, result.ap), title)
+
+
+def write_json(path: Path, report: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.write_text(path, json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from None
+
+
+def print_table(title: str, rows: dict[str, metrics.Result]) -> None:
+    """Means over queries, and below them means over classes; many columns stand upright."""
+    names = list(next(iter(rows.values())).query_mean)
+    table = Table()
+    if len(names) > 7:
+        caption = "percent: mean over queries / mean over classes"
+        for head in ("", *rows):
+            table.add_column(head, justify="right" if head else "left")
+        for name in names:
+            cells = (f"{100 * r.query_mean[name]:.1f} / {100 * r.class_mean[name]:.1f}" for r in rows.values())
+            table.add_row(name, *cells)
+    else:
+        caption = "percent: means over queries, below the line over classes"
+        for head in ("", *names):
+            table.add_column(head, justify="right" if head else "left")
+        for which in ("query_mean", "class_mean"):
+            for name, result in rows.items():
+                table.add_row(name, *(f"{100 * v:.1f}" for v in getattr(result, which).values()))
+            table.add_section()
+    console = Console()
+    console.print(title, style="italic", highlight=False)
+    console.print(table)
+    console.print(caption, style="dim", highlight=False)

@@ -1,0 +1,175 @@
+"""Settings of the `splip index` verbs and of `splip search`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass
+class IndexAddConfig:
+    """Embed the pictures of folders and keep them in a gallery; pictures that it holds unchanged are passed over."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of pictures, searched through all levels but for hidden ones, single pictures, tar files of pictures
+    (WebDataset), or @FILE as --list FILE."""
+    gallery: Path
+    """Folder of the gallery; made if it is not there."""
+    model: Path | None = None
+    """Checkpoint (best.pt; a copy goes into a new gallery) or export folder. Default: the gallery's own."""
+    list: tuple[Path, ...] = ()
+    """Files with one path a line, or ended by zero bytes as `find -print0` does; relative ones from the list's folder."""
+    label_from: Literal["folder", "top", "none"] = "folder"
+    """The label of a picture: its folder's name, the name of the first folder below the one given, or none."""
+    label: str | None = None
+    """One label for all instead."""
+    tag: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """KEY=VALUE for all of these pictures."""
+    batch_size: int = 64
+    """Pictures per pass of the encoder."""
+    threads: int | None = None
+    """Threads that read and decode; none: one for each processor."""
+    memory_gb: float = 1.5
+    """For all pictures that are being read, files and pixels; one that needs more is read alone."""
+    engine: str = "auto"
+    """What encodes: auto, torch, compile, onnxruntime, openvino, tensorrt; or ray: the machines of a Ray cluster."""
+    device: str = "auto"
+    """cpu, cuda, ...; auto takes a GPU if there is one."""
+    encoder: str = "auto"
+    """With --engine ray, what encodes on the machines: auto, torch, compile, onnxruntime, openvino, tensorrt."""
+    address: str = "auto"
+    """With --engine ray: HOST:PORT of the cluster's head; auto: the cluster that this machine belongs to; local: one made
+    of this machine for as long as the command runs."""
+    workers: int | None = None
+    """With --engine ray: processes that encode; none: one for each GPU, without GPUs one for each machine."""
+
+
+@dataclass
+class IndexRemoveConfig:
+    """Take pictures out of a gallery; their files stay. Conditions beside each other must all hold."""
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Pictures, or folders of them."""
+    gallery: Path
+    """Folder of the gallery."""
+    label: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Those with this label."""
+    tag: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Those with this tag, KEY=VALUE."""
+    under: Path | None = None
+    """Those in this folder, at any depth."""
+    missing: bool = False
+    """Those whose files are gone."""
+    dry_run: bool = False
+    """Only print what would be taken out."""
+
+
+@dataclass
+class IndexListConfig:
+    """Print what a gallery holds: id, label, path and tags of each picture."""
+
+    gallery: Path
+    """Folder of the gallery."""
+    label: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Only pictures with this label."""
+    tag: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Only pictures with this tag, KEY=VALUE."""
+    under: Path | None = None
+    """Only pictures in this folder, at any depth."""
+    labels: bool = False
+    """Print the labels and how many pictures have each instead."""
+    json: bool = False
+    """Print JSON, one object a line."""
+
+
+@dataclass
+class IndexCheckConfig:
+    """Compare a gallery with its checksums; exit code 1 if anything is damaged."""
+
+    gallery: Path
+    """Folder of the gallery."""
+    pictures: bool = True
+    """Also look whether the files of its pictures are still there."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass
+class IndexCompactConfig:
+    """Give back the room of removed pictures."""
+
+    gallery: Path
+    """Folder of the gallery."""
+
+
+@dataclass
+class IndexExportConfig:
+    """Write the vectors (vectors.npy) and what is known of the pictures (items.csv or items.parquet) to a folder."""
+
+    gallery: Path
+    """Folder of the gallery."""
+    out: Path
+    """Folder to make."""
+    format: Literal["csv", "parquet"] = "csv"
+    """parquet needs pyarrow."""
+    label: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Only pictures with this label."""
+    tag: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Only pictures with this tag, KEY=VALUE."""
+    under: Path | None = None
+    """Only pictures in this folder, at any depth."""
+
+
+@dataclass
+class IndexPushConfig:
+    """Make a Milvus collection hold what a gallery holds; what is there unchanged is passed over."""
+
+    gallery: Path
+    """Folder of the gallery."""
+    to: str
+    """milvus://HOST:PORT/COLLECTION, or milvus:FILE.db/COLLECTION for Milvus Lite; made if it is not there. Options behind
+    a ?: database=NAME, tls=on, consistency=bounded. The environment's MILVUS_TOKEN is user:password or a key."""
+    replace: bool = False
+    """Drop a collection that another gallery or another model filled."""
+
+
+@dataclass
+class SearchConfig:
+    """Find the pictures of a gallery that match a drawing, a picture, words, or a drawing and words together."""
+
+    gallery: str
+    """Folder of the gallery, see `splip index add`, or the milvus: address of a collection, see `splip index push`."""
+    sketch: tuple[Path, ...] = ()
+    """One or more drawings, dark on white or on transparency."""
+    photo: tuple[Path, ...] = ()
+    """One or more pictures to find similar ones of."""
+    text: tuple[str, ...] = ()
+    """What is to be seen, e.g. 'red car': the model reads it as `photo of a red car`. Beside drawings or pictures: one for
+    all, or one for each."""
+    text_weight: float = 0.5
+    """Share of the words in a query of both: 0 is the drawing alone, 1 the words alone."""
+    k: int = 10
+    """Pictures to find per query."""
+    label: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Only pictures with this label; given several times, with one of them."""
+    tag: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Only pictures with this tag, KEY=VALUE; given several times, with all of them."""
+    under: Path | None = None
+    """Only pictures in this folder, at any depth."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    grid: Path | None = None
+    """Write the queries and what they find as a picture to this file."""
+    model: Path | None = None
+    """Checkpoint or export folder to use in place of the gallery's own; must be of the same model. Milvus has none."""
+    engine: str = "auto"
+    """What encodes the queries: auto, torch, compile, onnxruntime, openvino, tensorrt; or ray: see `splip serve`."""
+    device: str = "auto"
+    """cpu, cuda, ...; auto takes a GPU if there is one."""
+    encoder: str = "auto"
+    """With --engine ray, what encodes the queries."""
+    address: str = "auto"
+    """With --engine ray: HOST:PORT of the cluster's head, auto or local."""
+    shards: int | None = None
+    """With --engine ray: parts of the gallery; none: one for each machine."""

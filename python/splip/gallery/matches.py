@@ -1,0 +1,34 @@
+"""What a query found."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    pass
+
+Source = Path | str | bytes | Image.Image
+Key = tuple[object, ...]  # of a filter
+
+
+@dataclass
+class Match:
+    """One picture that a query found."""
+
+    id: int
+    score: float  # cosine similarity
+    path: Path
+    label: str | None
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+class Matches(list[Match]):
+    """What a query found, best first."""
+
+    def __init__(self, matches: Iterable[Match] = (), partial: bool = False) -> None:
+        super().__init__(matches)
+        self.partial = partial
+        """Some of the gallery could not be searched: only where a gallery is searched by several machines."""

@@ -1,0 +1,91 @@
+"""Checkpoint files: reading, checking, hashing."""
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splip.errors import UserError, short
+from splip.images import archive
+
+FORMAT = 2
+
+
+def _name(identity: dict[str, Any]) -> str:
+    source = identity.get("pretrained")
+    weights = f"random weights of seed {identity.get('seed')}" if source in (None, "random") else source
+    return f"{identity['name']} ({weights}, sha256 {identity['sha256'][:12]})"
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read and check a checkpoint file, without building its model."""
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}")
+    archive.check_zip(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about files that it then refuses
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}: not a splip checkpoint, or damaged ({type(error).__name__}: {reason})") from None
+    if not isinstance(state, dict) or "trainable" not in state or type(state.get("format")) is not int:
+        raise UserError(f"{path}: not a splip checkpoint")
+    if state["format"] != FORMAT:
+        raise UserError(f"{path}: checkpoint format {state['format']}, this version reads {FORMAT}")
+    damage = _damage(state)
+    if damage is not None:
+        raise UserError(f"{path}: not a splip checkpoint, or damaged ({damage})")
+    return state
+
+
+def _damage(state: dict[str, Any]) -> str | None:
+    """What cannot be in a checkpoint, or None. Whether it fits its own configuration, :meth:`SpLIP.restore` sees."""
+
+    def words(value: object) -> bool:
+        return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+    for part in ("config", "data", "backbone", "trainable", "buffers"):
+        if not isinstance(state.get(part), dict) or not all(isinstance(key, str) for key in state[part]):
+            return f"{part} is {short(state.get(part))}"
+    if not words(state.get("classes")) or not state["classes"]:
+        return f"classes are {short(state.get('classes'))}"
+    for kind in ("seen", "validation", "unseen"):
+        if not words(state["data"].get(kind)):
+            return f"data.{kind} is {short(state['data'].get(kind))}"
+    for key in ("name", "sha256"):
+        if not isinstance(state["backbone"].get(key), str):
+            return f"backbone.{key} is {short(state['backbone'].get(key))}"
+    for part in ("trainable", "buffers"):
+        for name, value in state[part].items():
+            if type(value) is not Tensor or value.layout != torch.strided or value.is_quantized or value.is_meta:
+                return f"{name} is no plain tensor"
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                return f"{name} holds numbers that are not finite"
+    return None
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto``, or any device that torch knows and this machine has."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("only cpu and cuda can be used")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"no device {name}: {str(error).splitlines()[0]}") from None
+    return device

@@ -1,0 +1,129 @@
+"""Settings of a model and its training: a checkpoint keeps them, and is built again from them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from splip.data.config import DataConfig
+
+
+@dataclass
+class BackboneConfig:
+    """The CLIP model that SpLIP adapts."""
+
+    name: str = "ViT-B-32"
+    """open_clip architecture (ViT-*), or splip-tiny."""
+    pretrained: str | None = None
+    """open_clip tag (openai, laion2b_s34b_b79k, ...), a weights file, or random; none: the weights in the package for
+    splip-tiny, random ones for others."""
+    seed: int = 0
+    """Seed of random weights."""
+
+
+@dataclass
+class PromptConfig:
+    """Prompt tokens of both towers (paper, section 3)."""
+
+    text_tokens: int = 4
+    """m: tokens that B_t makes of the patch embeddings, for every text layer; 0 turns B_t off. MaPLe: its tokens."""
+    words: bool = True
+    """B_v: the template's words as visual prompt tokens, the same in every layer."""
+    layer_tokens: int = 2
+    """n: tokens that B_vt makes of each text layer's states; 0 turns B_vt off."""
+    visual_tokens: int = 3
+    """CLIP-AT: learned tokens of each modality at the visual input."""
+    depth: int | None = None
+    """Layers that get prompts, counted from the input; none: all."""
+    template: str = "{modality} of a"
+    """Words before the class name; {modality} is sketch or photo."""
+    conditioning: Literal["modality", "instance"] = "modality"
+    """What B_t sees: the mean patch embedding of a modality (constants after training), or each image's own (slow)."""
+    ema: float = 0.99
+    """Decay of the average patch embedding that stands for a modality after training."""
+
+
+@dataclass
+class LossConfig:
+    """L = triplet * L_triplet + classification * L_class + jigsaw * L_cjs (+ divergence * L_delta)."""
+
+    triplet: float = 1.0
+    """Weight of the triplet loss."""
+    classification: float = 1.0
+    """Weight of the cross-entropy against the prompted class texts (alpha)."""
+    jigsaw: float = 0.1
+    """Weight of the jigsaw loss (beta)."""
+    divergence: float = 0.0
+    """Weight of CLIP-AT's f-divergence between the classes' relative distances; needs per_class of 2 or more."""
+    logit_scale: float | None = None
+    """Inverse temperature of the cross-entropy; none: the backbone's own."""
+    margin: Literal["adaptive", "fixed"] = "adaptive"
+    """adaptive: cosine of the two classes' frozen texts (1 for the same class); fixed: fixed_margin."""
+    fixed_margin: float = 0.2
+    """Margin of the triplet loss when it is fixed, and of the permuted triplet."""
+    negatives: Literal["random", "semi-hard"] = "random"
+    """The negative photo: the one drawn, or the nearest of the batch (of its part, if it is computed in parts)
+    that is further away than the positive."""
+    jigsaw_form: Literal["conditional", "permuted-triplet"] = "conditional"
+    """SpLIP's conditional cross-modal jigsaw, or CLIP-AT's triplet of shuffled pictures."""
+    permutations: int = 100
+    """|Y|: tile permutations in the bank, chosen to differ in as many places as possible."""
+    tiles: Literal[2, 3] = 3
+    """Tiles per side of the jigsaw."""
+    jigsaw_width: int = 256
+    """Width of F_js; 32 a head."""
+
+
+@dataclass
+class TrainConfig:
+    """Train SpLIP, or a baseline, on the seen classes of a data set."""
+
+    out: Path = Path("runs/splip")
+    """Folder of the run: config.yaml, best.pt, last.pt, log.csv, skipped.txt."""
+    resume: bool = False
+    """Continue the run in --out from last.pt."""
+    method: Literal["splip", "zero-shot", "clip-ln", "clip-at", "maple"] = "splip"
+    """zero-shot trains nothing, clip-ln LayerNorms only; `--config clip-at` and `--config maple` set their recipes."""
+    setting: Literal["category", "fine-grained"] = "category"
+    """What a sketch is to find: photos of its class, or the photo it was drawn from."""
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train_layernorm: bool = True
+    """Train the LayerNorms of the visual tower."""
+    train_text_layernorm: bool = True
+    """Train the LayerNorms of the text tower."""
+    train_backbone: bool = False
+    """Train all weights but the word embeddings, and a BatchNorm after each tower: for random weights."""
+    positives: Literal["class", "instance"] = "class"
+    """The positive photo: any of the sketch's class, or one of the same instance (always so when fine-grained)."""
+    sampling: Literal["uniform", "class", "instance"] = "uniform"
+    """Every sketch once an epoch (but for the last partial batch), or classes or instances drawn with equal chances."""
+    per_class: int = 1
+    """Sketches of a class in a batch come in groups of this size; above 1, they are drawn anew for each batch."""
+    epochs: int = 60
+    """Passes over the sketches."""
+    steps: int | None = None
+    """Optimiser steps; overrides epochs."""
+    batch_size: int = 64
+    """Sketches per step, over all processes; each brings one positive and one negative photo."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other, to save memory; BatchNorms see parts."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: matrix products in bfloat16 (autocast), weights and losses in float32."""
+    lr: float = 1e-3
+    """Peak learning rate of Adam."""
+    layernorm_lr: float | None = None
+    """Peak learning rate of the backbone's LayerNorms; none: lr."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW) of the matrices."""
+    warmup: int = 50
+    """Steps of linear warm-up, then the rate follows a cosine down to a hundredth."""
+    eval_every: int = 100
+    """Steps between measurements on the validation classes; the best checkpoint is kept."""
+    tensorboard: bool = False
+    """Also log to TensorBoard in --out."""
+    seed: int = 0
+    """Seed of the new weights, the batches and the augmentation."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""

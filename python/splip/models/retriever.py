@@ -1,0 +1,516 @@
+"""SpLIP: CLIP with prompts that each tower writes for the other (ECCV 2024, arXiv 2407.04207).
+
+Sizes: B images, C training classes, P patches, M text context, m and n prompt tokens, w template
+words with [SOS], d_v and d_t widths, D joint embedding, G groups of images that share their texts.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from splip import distributed
+from splip.config import from_dict, to_dict
+from splip.data.trees import MODALITIES
+from splip.errors import UserError, short
+from splip.models.checkpoint import FORMAT, _name, read_checkpoint
+from splip.models.clip import PromptedCLIP, in_slots
+from splip.models.config import TrainConfig
+from splip.models.jigsaw import JigsawHead, permutation_bank
+from splip.models.prompts import CoupledPrompts, LayersToVision, ModalityTokens, VisionToText, WordsToVision
+from splip.models.stem import ConvStem, as_affine
+from splip.models.words import bare
+
+LIMITS = {"text_tokens": 0, "layer_tokens": 0, "visual_tokens": 1}
+MOST_TOKENS, MOST_WIDTH = 1000, 8192  # beyond any use: sizes that a damaged file could ask for fill the memory
+
+
+class Pooled(NamedTuple):
+    """A text layer's states over all classes: mean at [EOS] and mean over the words, both ``[G, d_t]``."""
+
+    at_eos: Tensor
+    over_words: Tensor
+
+
+class Conditions(NamedTuple):
+    """What the text tower says to G groups of images: a modality, or one image each."""
+
+    texts: Tensor  # [G, C, D] class texts, unit length
+    prompts: list[Tensor] | None  # for each of the first visual layers [G, n, d_v]
+
+
+class SpLIP(nn.Module):
+    """The prompted model, its trainable parts, and the classes it was trained on.
+
+    With ``conditioning: modality`` prompts depend on the modality, not on the image: the patch
+    embeddings are averaged over the images of a modality in the batch, and over training
+    (``patch_mean``) for inference. Then both towers' prompts are constants. With ``instance`` every
+    image has its own texts and prompts.
+
+    The baselines (``method``) are the same model with other prompts, or none.
+
+    Args:
+        config: see :class:`splip.models.config.TrainConfig`.
+        classes: names of the C training classes, as words.
+    """
+
+    patch_mean: Tensor
+    batches_seen: Tensor
+    class_similarity: Tensor
+    tokens: Tensor
+    word_ids: Tensor
+    permutations: Tensor | None
+
+    def __init__(self, config: TrainConfig, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.config, self.classes = config, list(classes)
+        # What the trainer used, as words: seen, validation and unseen classes, and a hash of the pictures' names.
+        self.data: dict[str, Any] = {"seen": self.classes, "validation": [], "unseen": [], "pictures": ""}
+        self.backbone = PromptedCLIP(config.backbone)
+        self.backbone_identity = self.backbone.identity()
+        clip, p = self.backbone, config.prompts
+        _check(config, max(clip.visual_layers, clip.text_layers))
+        d_v, d_t = clip.visual_width, clip.text_width
+        splip = config.method == "splip" and p.depth != 0
+        self.per_image = config.method == "splip" and p.conditioning == "instance"
+        self.b_t = self.b_v = self.b_vt = self.modality_tokens = self.coupled = self.jigsaw = None
+        with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
+            torch.manual_seed(config.seed)
+            if splip and p.text_tokens:
+                self.b_t = VisionToText(clip.patches, d_v, d_t, p.text_tokens)
+            if splip and p.words:
+                self.b_v = WordsToVision(d_t, d_v)
+            if splip and p.layer_tokens:
+                self.b_vt = LayersToVision(d_t, d_v, p.layer_tokens)
+            if config.method == "clip-at":
+                self.modality_tokens = ModalityTokens(len(MODALITIES), d_v, p.visual_tokens)
+            if config.method == "maple" and p.text_tokens and p.depth != 0:
+                depth = min(self._depth(clip.visual_layers), self._depth(clip.text_layers))
+                self.coupled = CoupledPrompts(depth, p.text_tokens, d_t, d_v, self._first_words(p.text_tokens))
+            self.text_tokens = p.text_tokens if self.b_t is not None or self.coupled is not None else 0
+            if config.loss.jigsaw and config.loss.jigsaw_form == "conditional" and config.method != "zero-shot":
+                self.jigsaw = JigsawHead(clip.patches, d_v, config.loss.permutations, config.loss.jigsaw_width)
+        # The bank is part of what was learned: it is saved with the model.
+        bank = (
+            permutation_bank(config.loss.permutations, config.loss.tiles, config.seed) if config.loss.jigsaw else None
+        )
+        self.register_buffer("permutations", bank)
+        # From random weights a loss on cosines collapses: every input soon gets the same feature. A
+        # BatchNorm after the last LayerNorm of each tower keeps the features apart. In inference it is
+        # a constant affine map. Pre-trained towers need none.
+        self.visual_norm = distributed.BatchNorm(d_v) if config.train_backbone else nn.Identity()
+        # The texts of a modality are the same in all processes, those of an image are not.
+        text_norm = distributed.BatchNorm if self.per_image else nn.BatchNorm1d
+        self.text_norm = text_norm(d_t) if config.train_backbone else nn.Identity()
+        self.register_buffer("patch_mean", torch.zeros(len(MODALITIES), clip.patches, d_v))
+        self.register_buffer("batches_seen", torch.zeros(()))
+        self.register_buffer("tokens", self._tokens(self.classes), persistent=False)
+        self.shared = _shared(self.tokens)
+        words = [clip.tokenize([self._template(m)])[0, :-1] for m in range(len(MODALITIES))]  # without [EOS]
+        if len(words[0]) != len(words[1]):
+            raise UserError(
+                f"prompts.template '{p.template}' has {len(words[0])} tokens for sketches and {len(words[1])} for "
+                "photos: both need the same number"
+            )
+        self.register_buffer("word_ids", torch.stack(words), persistent=False)
+        # How alike two classes are to the frozen text tower: the adaptive margin.
+        with torch.no_grad():
+            plain, _ = clip.encode_text(clip.tokenize([f"a photo of a {name}" for name in self.classes]))
+        plain = F.normalize(plain, dim=-1)
+        self.register_buffer("class_similarity", plain @ plain.T, persistent=False)
+        self._constants: Conditions | None = None
+        self._constant_texts: tuple[Tensor, list[Pooled]] | None = None
+        self._set_trainable()
+
+    # ---- what is trained ----
+
+    def _set_trainable(self) -> None:
+        """LayerNorms and the maps; with ``train_backbone`` everything but logit scale and word embeddings."""
+        c = self.config
+        for parameter in self.parameters():
+            parameter.requires_grad = False
+        if c.method == "zero-shot":
+            return
+        for module in (self.b_t, self.b_v, self.b_vt, self.modality_tokens, self.coupled, self.jigsaw):
+            for parameter in module.parameters() if module is not None else ():
+                parameter.requires_grad = True
+        clip = self.backbone
+        visual_norms = [m for m in clip.visual.modules() if isinstance(m, nn.LayerNorm)]
+        text_norms = [m for m in (*clip.text.transformer.modules(), clip.text.ln_final) if isinstance(m, nn.LayerNorm)]
+        wanted = [p for m in visual_norms for p in m.parameters()] * c.train_layernorm
+        if isinstance(clip.visual.conv1, ConvStem):  # what its BatchNorms left
+            wanted += clip.visual.conv1.affine() * c.train_layernorm
+        wanted += [p for m in text_norms for p in m.parameters()] * c.train_text_layernorm
+        for parameter in wanted:
+            parameter.requires_grad = True
+        if c.train_backbone:
+            for parameter in self.parameters():
+                parameter.requires_grad = True
+            clip.clip.logit_scale.requires_grad = False
+            # Three quarters of a tiny model: random vectors tell words apart as well as trained ones.
+            clip.text.token_embedding.weight.requires_grad = False
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def _texts_are_constant(self) -> bool:
+        """Nothing that training changes reaches the text tower: it runs once."""
+        text = [*self.backbone.text.transformer.parameters(), *self.backbone.text.ln_final.parameters()]
+        return self.text_tokens == 0 and not any(p.requires_grad for p in text)
+
+    # ---- texts ----
+
+    def _tokens(self, classes: Sequence[str]) -> Tensor:
+        """Ids ``[2, C, M]`` for sketch and photo: [SOS], m placeholders, template, class, [EOS]."""
+        placeholders = "X " * self.text_tokens
+        room = int(self.backbone.text.context_length)
+        texts = [
+            f"{placeholders}{self._template(m)} {name}".strip() for m in range(len(MODALITIES)) for name in classes
+        ]
+        for text, name in zip(texts, list(classes) * len(MODALITIES), strict=True):
+            if len(self.backbone.tokenizer.encode(text)) + 2 > room:  # [SOS] and [EOS]
+                raise UserError(
+                    f"the prompt for {short(name)} is longer than the backbone's {room} tokens: "
+                    "shorten the name, prompts.template or prompts.text_tokens"
+                )
+        return self.backbone.tokenize(texts).unflatten(0, (len(MODALITIES), -1))
+
+    def _template(self, modality: int) -> str:
+        return self.config.prompts.template.replace("{modality}", MODALITIES[modality])
+
+    def _first_words(self, tokens: int) -> Tensor:
+        """Where MaPLe's tokens start: the words of "a photo of a", as many as there are tokens."""
+        ids = self.backbone.tokenize([" ".join(["a photo of a"] * (1 + tokens // 4))])[0, 1 : 1 + tokens]
+        words: Tensor = self.backbone.text.token_embedding.weight[ids].detach()
+        return words
+
+    def _depth(self, layers: int) -> int:
+        depth = self.config.prompts.depth
+        return layers if depth is None else min(depth, layers)
+
+    def _text_prompts(self, groups: int, patches: Tensor | None) -> list[Tensor] | None:
+        """For every prompted text layer ``[G, m, d_t]``, of average patch embeddings ``[G, P, d_v]``."""
+        if self.b_t is not None:
+            return [self.b_t(patches)] * self._depth(self.backbone.text_layers)
+        if self.coupled is not None:
+            return [text.expand(groups, -1, -1) for text in self.coupled.text]
+        return None
+
+    @torch.no_grad()
+    def text_prefix(self) -> list[Tensor]:
+        """What each text layer gets of the tokens that all texts begin with ([SOS], prompts, template): ``[2, a, d_t]``.
+
+        The tower is causal: they do not depend on the words that follow. Sketches first, then photos.
+        """
+        tokens = self._tokens(["x", "y"])
+        shared, text = _shared(tokens), self.backbone.text
+        tokens = tokens[:, :1].to(self.tokens.device)
+        prompts = self._text_prompts(len(MODALITIES), self.patch_mean) or []
+        _, hidden = self.backbone.encode_groups(tokens, shared, prompts)
+        position = text.positional_embedding[:shared]
+        states = [text.token_embedding(tokens[:, 0, :shared]) + position, *(start for start, _ in hidden[:-1])]
+        for layer, prompt in enumerate(prompts):
+            start, rest = states[layer][:, :1], states[layer][:, 1 + prompt.shape[1] :]
+            states[layer] = torch.cat([start, in_slots(prompt, position, layer), rest], dim=1)
+        return states
+
+    def _encode_classes(self, tokens: Tensor, shared: int, patches: Tensor | None) -> tuple[Tensor, list[Pooled]]:
+        """Prompted texts of G groups: features ``[G, C, D]``, normalised, and every layer's pooled states.
+
+        Args:
+            tokens: ``[G, C, M]``.
+            shared: tokens that the texts of a group begin with.
+            patches: ``[G, P, d_v]`` what B_t makes its prompts of; other methods ignore it.
+        """
+        prompts = self._text_prompts(len(tokens), patches)
+        features, hidden = self.backbone.encode_groups(tokens, shared, prompts, self.text_norm)
+        pooled: list[Pooled] = []
+        if self.b_vt is not None:
+            (_, C, M), dtype = tokens.shape, hidden[0][0].dtype
+            eos = tokens.argmax(dim=2, keepdim=True)
+            position = torch.arange(M, device=tokens.device)
+            # The words proper: after [SOS] and the m slots, before [EOS].
+            is_word = (position > self.text_tokens) & (position < eos)
+            words = (is_word / is_word.sum(dim=2, keepdim=True) / C).to(dtype)
+            ends = ((position == eos)[:, :, shared:] / C).to(dtype)
+            first, own = words[:, :, :shared].sum(dim=1), words[:, :, shared:]
+            for start, rest in hidden:
+                over = torch.einsum("ga,gad->gd", first, start) + torch.einsum("gcs,gcsd->gd", own, rest)
+                pooled.append(Pooled(torch.einsum("gcs,gcsd->gd", ends, rest), over))
+        return F.normalize(features.float(), dim=-1), pooled
+
+    # ---- visual prompts ----
+
+    def _visual_prompts(self, modality: Tensor, pooled: list[Pooled]) -> list[Tensor] | None:
+        """For every prompted visual layer ``[G, n, d_v]``; ``modality`` ``[G]`` says whose words a group takes.
+
+        SpLIP: the template's words, then the text layer's summary.
+        """
+        choice = F.one_hot(modality, len(MODALITIES))
+        if self.modality_tokens is not None:
+            tokens = self.modality_tokens.tokens
+            return [torch.einsum("gm,mnd->gnd", choice.to(tokens.dtype), tokens)]
+        if self.coupled is not None:
+            return [prompt.expand(len(modality), -1, -1) for prompt in self.coupled.visual()]
+        parts: list[list[Tensor]] = [[] for _ in range(self._depth(self.backbone.visual_layers))]
+        if self.b_v is not None:
+            words = self.b_v(self.backbone.text.token_embedding(self.word_ids))
+            words = torch.einsum("gm,mnd->gnd", choice.to(words.dtype), words)
+            for layer in parts:
+                layer.append(words)
+        if self.b_vt is not None and parts:
+            summaries = [self.b_vt(*layer) for layer in pooled]
+            for number, part in enumerate(parts):
+                # Towers of different depth: visual layer l takes text layer floor(l * L_t / L_v).
+                part.append(summaries[number * len(pooled) // self.backbone.visual_layers])
+        prompts = [torch.cat(part, dim=1) for part in parts if part]
+        return prompts or None
+
+    def condition_modalities(self, mean: Tensor) -> Conditions:
+        """Texts and visual prompts of both modalities.
+
+        Args:
+            mean: ``[2, P, d_v]`` average patch embeddings.
+        """
+        modality = torch.arange(len(MODALITIES), device=self.tokens.device)
+        if not self._texts_are_constant():
+            return self._conditions(modality, mean)
+        if self._constant_texts is None:
+            with torch.no_grad():
+                self._constant_texts = self._encode_classes(self.tokens, self.shared, mean)
+        texts, pooled = self._constant_texts
+        return Conditions(texts, self._visual_prompts(modality, pooled))
+
+    def condition_images(self, patches: Tensor, modality: Tensor) -> Conditions:
+        """Texts and visual prompts of each image, from itself.
+
+        Args:
+            patches: ``[B, P, d_v]`` patch embeddings.
+            modality: ``[B]`` int64, 0 sketch, 1 photo.
+        """
+        return self._conditions(modality, patches)
+
+    def _conditions(self, modality: Tensor, patches: Tensor) -> Conditions:
+        texts, pooled = self._encode_classes(self.tokens[modality], self.shared, patches)
+        return Conditions(texts, self._visual_prompts(modality, pooled))
+
+    # ---- training ----
+
+    def average(self, patches: Tensor, modality: Tensor) -> Tensor:
+        """Mean patch embeddings of the two modalities over the batch, of all processes: ``[2, P, d_v]``.
+
+        Args:
+            patches: ``[B, P, d_v]``.
+            modality: ``[B]`` int64; both must occur.
+        """
+        choice = F.one_hot(modality, len(MODALITIES)).to(patches.dtype)
+        mean = torch.einsum("bm,bpd->mpd", choice / choice.sum(dim=0), patches)
+        return distributed.mean(mean)
+
+    @torch.no_grad()
+    def remember(self, mean: Tensor) -> None:
+        """Move the average that inference uses towards a batch's: a plain mean until the decay is the slower."""
+        decay = torch.clamp(self.batches_seen / (self.batches_seen + 1), max=self.config.prompts.ema)
+        self.patch_mean.lerp_(mean.detach().float(), 1 - decay)
+        self.batches_seen += 1
+
+    def encode(self, patches: Tensor, modality: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        """One pass of the visual tower; each image takes its modality's prompts, or its own.
+
+        Args:
+            patches: ``[B, P, d_v]``.
+            modality: ``[B]`` int64.
+
+        Returns:
+            ``(features [B, D] of unit length, tokens [B, 1 + P, d_v])``.
+        """
+        prompts = conditions.prompts
+        if prompts is not None and not self.per_image:
+            # A product with a one-hot matrix, not an index: the gradient of an index into few rows is
+            # summed by several threads in no fixed order, and a run could not be repeated.
+            choice = F.one_hot(modality, len(MODALITIES))
+            prompts = [torch.einsum("bg,gnd->bnd", choice.to(prompt.dtype), prompt) for prompt in prompts]
+        features, tokens = self.backbone.encode_visual_tokens(patches, prompts, self.visual_norm)
+        return F.normalize(features.float(), dim=-1), tokens
+
+    def forward(self, images: Tensor, modality: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of a batch as training sees them.
+
+        Args:
+            images: ``[B, 3, S, S]`` uint8.
+            modality: ``[B]`` int64, 0 sketch, 1 photo; both must occur.
+
+        Returns:
+            ``(image features [B, D], text features [G, C, D])``, all of unit length.
+        """
+        patches = self.backbone.embed_patches(images)
+        mean = self.average(patches, modality)
+        self.remember(mean)
+        conditions = self.condition_images(patches, modality) if self.per_image else self.condition_modalities(mean)
+        return self.encode(patches, modality, conditions)[0], conditions.texts
+
+    # ---- inference ----
+
+    def train(self, mode: bool = True) -> "SpLIP":
+        self._forget()
+        super().train(mode)
+        return self
+
+    def _apply(self, *args: Any, **options: Any) -> "SpLIP":  # another device or dtype
+        self._forget()
+        super()._apply(*args, **options)
+        return self
+
+    def _forget(self) -> None:
+        self._constants = self._constant_texts = None
+
+    @torch.no_grad()
+    def constants(self) -> Conditions:
+        """Texts and prompts of both modalities; computed once, until training goes on.
+
+        With ``conditioning: instance``, those of the average image.
+        """
+        if self._constants is None:
+            self._constants = self.condition_modalities(self.patch_mean)
+        return self._constants
+
+    def visual_prompts(self) -> list[list[Tensor] | None]:
+        """The constant visual prompts of each modality, ``[n, d_v]`` a layer."""
+        prompts = self.constants().prompts
+        return [None if prompts is None else [p[m] for p in prompts] for m in range(len(MODALITIES))]
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor, modality: int) -> Tensor:
+        """Unit-length features ``[B, D]`` of uint8 images ``[B, 3, S, S]`` of one modality."""
+        if self.training:
+            raise RuntimeError("call eval() before encode_image")
+        patches = self.backbone.embed_patches(images)
+        prompts: list[Tensor] | None
+        if self.per_image:
+            prompts = self.condition_images(patches, torch.full((len(images),), modality, device=images.device)).prompts
+        else:
+            prompts = self.visual_prompts()[modality]
+        features = self.backbone.encode_visual(patches, prompts, self.visual_norm)
+        return F.normalize(features.float(), dim=-1)
+
+    def encode_sketch(self, images: Tensor) -> Tensor:
+        """Unit-length features ``[B, D]`` of sketches, uint8 ``[B, 3, S, S]``."""
+        return self.encode_image(images, 0)
+
+    def encode_photo(self, images: Tensor) -> Tensor:
+        """Unit-length features ``[B, D]`` of photos, uint8 ``[B, 3, S, S]``."""
+        return self.encode_image(images, 1)
+
+    @torch.no_grad()
+    def encode_text(self, names: Sequence[str], modality: int = 1) -> Tensor:
+        """Unit-length features ``[C, D]`` of class names, prompted as sketches or photos; "a horse" is read as "horse"."""
+        tokens = self._tokens([bare(name) for name in names]).to(self.tokens.device)[modality : modality + 1]
+        return self._encode_classes(tokens, _shared(tokens), self.patch_mean[modality : modality + 1])[0][0]
+
+    # ---- checkpoints ----
+
+    def plain_backbone(self) -> dict[str, Tensor]:
+        """The backbone as open_clip knows it, to start from as ``--backbone.pretrained FILE``.
+
+        The BatchNorms of ``train_backbone`` are folded into the LayerNorms before them: in inference both
+        are a scale and a shift of each channel.
+        """
+        state = {name: value.detach().cpu().clone() for name, value in self.backbone.clip.state_dict().items()}
+        prefix = "text." if self.backbone.text is not self.backbone.clip else ""
+        for norm, name in ((self.visual_norm, "visual.ln_post"), (self.text_norm, f"{prefix}ln_final")):
+            if isinstance(norm, nn.BatchNorm1d):
+                scale, shift = (part.cpu() for part in as_affine(norm))
+                state[f"{name}.weight"] *= scale
+                state[f"{name}.bias"] = state[f"{name}.bias"] * scale + shift
+        return state
+
+    def _kept_buffers(self) -> dict[str, Tensor]:
+        """What a model has learned besides parameters: average patch embeddings, BatchNorm statistics, permutations."""
+        kept = set(self.state_dict(keep_vars=True))
+        return {name: b for name, b in self.named_buffers() if name in kept and not name.startswith("backbone.")}
+
+    def checkpoint(self) -> dict[str, Any]:
+        """What training changed, and what is needed to build the rest again."""
+        return {
+            "format": FORMAT,
+            "config": to_dict(self.config),
+            "classes": self.classes,
+            "data": self.data,
+            "backbone": self.backbone_identity,
+            "trainable": {name: p.detach().cpu().clone() for name, p in self.trainable().items()},
+            "buffers": {name: b.cpu().clone() for name, b in self._kept_buffers().items()},
+        }
+
+    def restore(self, state: dict[str, Any], source: object) -> None:
+        """Load what :meth:`checkpoint` returned."""
+        if state["backbone"]["sha256"] != self.backbone_identity["sha256"]:
+            ours, theirs = self.backbone_identity, state["backbone"]
+            raise UserError(
+                f"{source}: was trained on another backbone: {_name(theirs)}, but this one is {_name(ours)}"
+            )
+        own, buffers = self.trainable(), self._kept_buffers()
+        if set(own) != set(state["trainable"]):
+            odd = sorted(set(own) ^ set(state["trainable"]))
+            raise UserError(f"{source}: holds other parameters than this configuration, e.g. {odd[0]}")
+        lacking = sorted(set(buffers) - set(state["buffers"]))
+        if lacking:
+            raise UserError(f"{source}: lacks {lacking[0]}")
+        with torch.no_grad():
+            for part, targets in (("trainable", own), ("buffers", buffers)):
+                for name, target in targets.items():
+                    value = state[part][name]
+                    if value.shape != target.shape:
+                        shapes = f"{list(value.shape)}, expected {list(target.shape)}"
+                        raise UserError(f"{source}: {name} has shape {shapes}")
+                    if value.is_floating_point() != target.is_floating_point() or value.is_complex():
+                        raise UserError(f"{source}: {name} holds {value.dtype}, expected {target.dtype}")
+                    target.copy_(value)
+            self.data = state["data"]
+        self._forget()
+
+
+def _check(config: TrainConfig, layers: int) -> None:
+    p = config.prompts
+    if config.method == "splip" and "{modality}" not in p.template:
+        raise UserError(f"prompts.template must contain {{modality}}, got '{p.template}'")
+    # MaPLe's recipe names a depth that smaller towers do not have: there it means all layers.
+    if p.depth is not None and not 0 <= p.depth <= (layers if config.method != "maple" else math.inf):
+        raise UserError(f"prompts.depth must be between 0 and {layers} for {config.backbone.name}, got {p.depth}")
+    if not 0 <= p.ema <= 1:
+        raise UserError(f"prompts.ema must be between 0 and 1, got {p.ema}")
+    for name, least in LIMITS.items():
+        if getattr(p, name) < least:
+            raise UserError(f"prompts.{name} must be at least {least}, got {getattr(p, name)}")
+        if getattr(p, name) > MOST_TOKENS:
+            raise UserError(f"prompts.{name} must be at most {MOST_TOKENS}, got {getattr(p, name)}")
+    if not 32 <= config.loss.jigsaw_width <= MOST_WIDTH or config.loss.jigsaw_width % 32:
+        raise UserError(
+            f"loss.jigsaw_width must be a multiple of 32 and at most {MOST_WIDTH}, got {config.loss.jigsaw_width}"
+        )
+    most = 23 if config.loss.tiles == 2 else 10_000
+    if config.loss.jigsaw and not 2 <= config.loss.permutations <= most:
+        raise UserError(f"loss.permutations must be between 2 and {most}, got {config.loss.permutations}")
+
+
+def _shared(tokens: Tensor) -> int:
+    """How many first tokens all texts of every group have in common, none of them an [EOS]."""
+    same = (tokens == tokens[:, :1]).all(dim=1).all(dim=0).long().cumprod(dim=0).sum()
+    return min(int(same), int(tokens.argmax(dim=2).min()))
+
+
+def load_model(path: Path, device: torch.device | str = "cpu") -> SpLIP:
+    """The model of a checkpoint, ready for inference.
+
+    Raises:
+        UserError: no checkpoint, damaged, or its backbone cannot be built again with the same weights.
+    """
+    state = read_checkpoint(path)
+    config = from_dict(TrainConfig, state["config"], str(path))
+    model = SpLIP(config, state["classes"])
+    model.restore(state, path)
+    return model.to(device).eval()

@@ -1,0 +1,509 @@
+"""What stands between the network and the service: slow and large requests, foreign hosts and pages, tokens.
+
+``Guard`` is ASGI middleware around the whole application; ``Connection`` is uvicorn's HTTP/1.1 protocol with a
+deadline for the head of a request, a limit for connections without one, and stricter rules.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import ipaddress
+import json
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Sequence
+from http.cookies import CookieError, SimpleCookie
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import anyio
+import h11
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from splip.serve.metrics import Telemetry, log
+
+HEAD_SECONDS = 10.0  # for the request line and the headers
+LINGER_SECONDS = 2.0  # that a client has to read an answer that came before its request was complete
+LINGER_BYTES = 64_000_000  # of such a request that are read and dropped
+MAX_SILENT = 512  # connections without a request
+SEND_SECONDS = 60.0  # that a client may leave an answer unread
+COOKIE = "splip_session"
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>\w([\w.-]*\w)?))(:(?P<port>[0-9]{1,5}))?", re.ASCII)
+BARE = re.compile(rb"(?<!\r)\n")
+LENGTH = re.compile(rb"[0-9]{1,18}")
+API_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+class Refusal(HTTPException):
+    """An answer that is an error: its status, a word for programs and a sentence for people."""
+
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status, message, headers)
+        self.code = code
+
+    def response(self) -> JSONResponse:
+        return JSONResponse({"error": self.code, "message": self.detail}, self.status_code, self.headers)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to bind to can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Access:
+    """Who may do what: an API token, and the cookie that the page gets in exchange for it.
+
+    Args:
+        token: None: there is none, and nothing can be written.
+        protect_reads: ask for the token in searches too, not only in writes.
+    """
+
+    def __init__(self, token: str | None, protect_reads: bool) -> None:
+        self.token, self.protect_reads = token, protect_reads
+        # The cookie cannot be turned back into the token, and ends with this process.
+        secret = secrets.token_bytes(32)
+        self.cookie = hmac.new(secret, (token or "").encode(), hashlib.sha256).hexdigest() if token else None
+
+    def has_token(self, headers: Headers) -> bool:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and self.token is not None and _same(given.strip(), self.token)
+
+    def has_cookie(self, headers: Headers) -> bool:
+        try:
+            cookies = SimpleCookie(headers.get("cookie", ""))
+        except CookieError:
+            return False
+        return COOKIE in cookies and self.cookie is not None and _same(cookies[COOKIE].value, self.cookie)
+
+    def knows_token(self, headers: Headers) -> bool:
+        return self.has_token(headers) or self.has_cookie(headers)
+
+    def check(self, scope: Scope, headers: Headers) -> None:
+        """Refuse what this request may not do."""
+        path = scope["path"]
+        if scope["method"] == "OPTIONS":  # a browser asks first, and shows no token then
+            return
+        if path.startswith("/v1/items"):
+            if self.token is None:
+                raise Refusal(403, "writes_off", "adding and removing are off: the service has no token")
+            # The token itself, not the cookie: another site's page can make a browser send cookies.
+            if not self.has_token(headers):
+                raise Refusal(401, "token", "this needs the header Authorization: Bearer TOKEN", BEARER)
+        elif self.protect_reads and path.startswith(PROTECTED) and not self.knows_token(headers):
+            raise Refusal(401, "token", "this needs the header Authorization: Bearer TOKEN", BEARER)
+
+
+BEARER = {"WWW-Authenticate": "Bearer"}
+PROTECTED = ("/v1/", "/metrics", "/openapi.json")
+
+
+def _same(a: str, b: str) -> bool:
+    return hmac.compare_digest(a.encode(), b.encode())
+
+
+class Guard:
+    """ASGI middleware: limits, checks and headers of every request, and its line in the log.
+
+    Args:
+        app: the application.
+        access: tokens.
+        telemetry: sees every request.
+        max_body: bytes of a request's body.
+        body_seconds: time for a client to send it.
+        hosts: names that the Host header may have, without ports; empty: any.
+        origins: origins of other sites whose pages may ask.
+        behind_proxy: believe what a proxy in front says of clients: their address, and whether they came by TLS.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        telemetry: Telemetry,
+        max_body: int,
+        body_seconds: float,
+        hosts: Sequence[str],
+        origins: Sequence[str],
+        behind_proxy: bool = False,
+    ) -> None:
+        self.app, self.access, self.telemetry = app, access, telemetry
+        self.max_body, self.body_seconds, self.behind_proxy = max_body, body_seconds, behind_proxy
+        self.hosts, self.origins = frozenset(h.lower() for h in hosts), frozenset(origins)
+        self.budget = 32 * max_body  # bytes of all bodies that are being received or used at once
+        self.share = self.budget // 2  # of one client
+        self.used: Counter[str] = Counter()  # bytes by client
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        method = scope["method"]
+        if self.behind_proxy:
+            scope = forwarded(scope)
+        if method == "HEAD":  # answered like GET; the server leaves the body out
+            scope = {**scope, "method": "GET"}
+        exchange = Exchange(self, scope, receive, send, method)
+        try:
+            try:
+                self._check(scope, Headers(scope=scope))
+            except Refusal as refusal:
+                self.telemetry.refused.labels(refusal.code).inc()
+                await refusal.response()(scope, receive, exchange.send)
+                return
+            await self.app(scope, exchange.receive, exchange.send)
+        except ClientGone:
+            pass
+        except Exception:
+            log.exception("a request failed")
+            if not exchange.answered:
+                raise
+        finally:
+            self.budget += exchange.received
+            self.used[exchange.client] -= exchange.received
+            if not self.used[exchange.client]:
+                del self.used[exchange.client]
+            exchange.finish()
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        hosts, origins = headers.getlist("host"), headers.getlist("origin")
+        host = hosts[0] if hosts else ""
+        if len(hosts) > 1 or (host and not _name(host)) or (self.hosts and _name(host) not in self.hosts):
+            # A page whose name was made to point at this machine (DNS rebinding) sends its own name.
+            raise Refusal(421, "host", "the Host header does not name this service (see --allow-host)")
+        if len(origins) > 1 or not all(self._welcome(origin, scope, host) for origin in origins):
+            raise Refusal(403, "origin", "pages of other sites may not use this service (see --cors)")
+        self.access.check(scope, headers)
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > self.max_body:
+            raise self.too_large()
+
+    def _welcome(self, origin: str, scope: Scope, host: str) -> bool:
+        if self.origins & {origin, "*"}:
+            return True
+        scheme, _, rest = origin.partition("://")
+        # Which scheme a browser used is known only when a proxy says so.
+        schemes = (scope["scheme"],) if self.behind_proxy else ("http", "https")
+        return bool(host) and scheme in schemes and rest.lower() == host.lower()
+
+    def too_large(self) -> Refusal:
+        close = {"Connection": "close"}
+        return Refusal(413, "too_large", f"the body is larger than {self.max_body / 1e6:g} MB", close)
+
+
+def _name(host: str) -> str:
+    """A Host header without its port; empty when it is anything but a name or an address, and perhaps a port."""
+    match = HOST.fullmatch(host)
+    if match is None or not 0 < int(match["port"] or 80) < 2**16:
+        return ""
+    return (match["address"] or match["name"]).lower()
+
+
+def forwarded(scope: Scope) -> Scope:
+    """A request as the proxy in front of the service says that it came: the last entries are that proxy's own."""
+    headers = Headers(scope=scope)
+    changed: dict[str, Any] = {}
+    with contextlib.suppress(ValueError):
+        address = ",".join(headers.getlist("x-forwarded-for")).rpartition(",")[2].strip()
+        changed["client"] = (str(ipaddress.ip_address(address)), 0)
+    scheme = ",".join(headers.getlist("x-forwarded-proto")).rpartition(",")[2].strip().lower()
+    if scheme in ("http", "https"):
+        changed["scheme"] = scheme
+    return {**scope, **changed}
+
+
+class ClientGone(Exception):
+    """The client left, or does not read its answer."""
+
+
+class Exchange:
+    """One request and its answer, as they pass the guard."""
+
+    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send, method: str) -> None:
+        self.guard, self.scope, self.method = guard, scope, method
+        self.client = (scope.get("client") or ("?",))[0]
+        self._receive, self._send = receive, send
+        self.began = time.perf_counter()
+        self.deadline = time.monotonic() + guard.body_seconds
+        self.received = 0
+        headers = Headers(scope=scope)
+        self.complete = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+        self.status = 499  # nothing was sent: the client left
+        self.sent = 0
+        self.answered = False
+        self.request_id = secrets.token_hex(6)
+
+    async def receive(self) -> Message:
+        """The next part of the body.
+
+        Raises:
+            Refusal: too large, too slow, or too much from everybody together.
+        """
+        if self.complete:
+            return await self._receive()  # nothing more than that there is no body, or that the client leaves
+        try:
+            with anyio.fail_after(max(0.0, self.deadline - time.monotonic())):
+                message = await self._receive()
+        except TimeoutError:
+            raise Refusal(408, "slow", "the body did not come in time", {"Connection": "close"}) from None
+        if message["type"] == "http.request":
+            size = len(message.get("body", b""))
+            self.received += size
+            self.guard.budget -= size
+            self.guard.used[self.client] += size
+            self.complete = not message.get("more_body", False)
+            if self.received > self.guard.max_body:
+                raise self.guard.too_large()
+            if self.guard.budget < 0 or self.guard.used[self.client] > self.guard.share:
+                headers = {"Retry-After": "1", "Connection": "close"}
+                raise Refusal(429, "busy", "too many uploads at once; try again in a moment", headers)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers[name] = value
+            headers.setdefault("Content-Security-Policy", API_POLICY)
+            headers.setdefault("Cache-Control", "no-store")
+            headers["Cross-Origin-Resource-Policy"] = "cross-origin" if self.guard.origins else "same-origin"
+            headers["X-Request-ID"] = self.request_id
+            if not self.complete:
+                headers["Connection"] = "close"  # the rest of the body is not wanted
+        elif message["type"] == "http.response.body":
+            self.sent += len(message.get("body", b""))
+        try:
+            with anyio.fail_after(SEND_SECONDS):
+                await self._send(message)
+        except TimeoutError:
+            raise ClientGone from None
+        self.answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+    def finish(self) -> None:
+        seconds = time.perf_counter() - self.began
+        route = getattr(self.scope.get("route"), "path", "other")
+        # Clients can make up methods; each would become a series of its own.
+        method = self.method if self.method in METHODS else "other"
+        self.guard.telemetry.request(route, method, self.status, seconds)
+        fields: dict[str, Any] = {
+            "id": self.request_id,
+            "client": self.client,
+            "method": method,
+            "route": route,
+            "status": self.status,
+            "ms": round(1000 * seconds, 1),
+            "received": self.received,
+            "sent": self.sent,
+        }
+        log.info("request", extra={"fields": fields})
+
+
+def wrong_head(data: bytes) -> str | None:
+    """What is wrong with a request's head, of what h11 lets pass; ``data`` begins with it and may end within it.
+
+    A proxy in front may see another end of such a request than h11 does, and take a part of its body for the
+    next one.
+    """
+    end = data.find(b"\r\n\r\n")
+    head = data if end < 0 else data[: end + 2]
+    if BARE.search(head):
+        return "lines end with CR LF"
+    if end < 0:
+        return None
+    lines = [line.partition(b":") for line in head.split(b"\r\n")[1:-1]]
+    if any(name[:1] in (b" ", b"\t") for name, _, _ in lines):
+        return "a header goes on in the next line"
+    lengths = [value.strip() for name, _, value in lines if name.lower() == b"content-length"]
+    if len(lengths) > 1 or not all(LENGTH.fullmatch(length) for length in lengths):
+        return "Content-Length is one number"
+    if lengths and any(name.lower() == b"transfer-encoding" for name, _, _ in lines):
+        return "Content-Length and Transfer-Encoding exclude each other"
+    return None
+
+
+class Transport:
+    """A connection's transport, which closes so that the client can still read its answer.
+
+    Closing a socket with unread data resets it, and the answer is lost on its way. So what still comes is read
+    and dropped for a moment.
+    """
+
+    def __init__(self, transport: asyncio.Transport, connection: "Connection") -> None:
+        self._transport, self._connection = transport, connection
+        self.lingering: asyncio.TimerHandle | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self.lingering is not None or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.is_closing():
+            return
+        if self._connection.is_sending() and self._transport.can_write_eof():
+            self._transport.write_eof()
+            self._transport.resume_reading()
+            self.lingering = self._connection.loop.call_later(LINGER_SECONDS, self._transport.abort)
+        else:
+            self._transport.close()
+
+    def end(self) -> None:
+        """Close at once."""
+        if self.lingering is not None:
+            self.lingering.cancel()
+        self._transport.close()
+
+
+class Silent:
+    """Connections without a request, the longest waiting first, by address."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, dict[Connection, None]] = {}
+        self._count = 0
+
+    def add(self, connection: "Connection") -> None:
+        """One more; if there are too many, one of the address that has most of them is closed."""
+        own = self._of.setdefault(connection.address, {})
+        self._count += connection not in own
+        own[connection] = None
+        if self._count > MAX_SILENT:
+            most = max(self._of, key=lambda address: len(self._of[address]))
+            longest = next(iter(self._of[most]))
+            self.discard(longest)
+            longest.transport.close()
+
+    def discard(self, connection: "Connection") -> None:
+        own = self._of.get(connection.address, {})
+        if connection in own:
+            del own[connection]
+            self._count -= 1
+            if not own:
+                del self._of[connection.address]
+
+
+_silent: "WeakKeyDictionary[Any, Silent]" = WeakKeyDictionary()  # by the state that the connections of a server share
+
+
+class Connection(H11Protocol):
+    """uvicorn's HTTP/1.1, with what it lacks on a network that is not friendly.
+
+    Closed when the head of a request takes longer than ``HEAD_SECONDS``, or when too many others wait silently;
+    stricter with heads; and closed gently while a body is still coming.
+    """
+
+    _head_timer: asyncio.TimerHandle | None = None
+    _refused = False
+    _dropped = 0  # bytes after the last answer
+
+    @property
+    def address(self) -> str:
+        return self.client[0] if self.client else "?"
+
+    @property
+    def _others(self) -> Silent:
+        return _silent.setdefault(self.server_state, Silent())
+
+    def is_sending(self) -> bool:
+        """Whether the client may be sending what nobody reads any more."""
+        return self._refused or self.conn.their_state is h11.SEND_BODY
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(cast(asyncio.Transport, Transport(transport, self)))
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            self._dropped += len(data)
+            if self._dropped > LINGER_BYTES:
+                self.transport.abort()
+            return
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+        elif self._head_timer is None and not self.transport.is_closing():
+            self._wait_for_head()  # part of the next one, or of a body that nobody reads
+
+    def handle_events(self) -> None:
+        if self.conn.their_state is h11.IDLE and (reason := wrong_head(self.conn.trailing_data[0])):
+            self.send_400_response(reason)
+            return
+        super().handle_events()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refused = True
+        self._stop_waiting()
+        if self.cycle is not None and not self.cycle.response_complete:
+            # What comes is not the body that was announced: for the application the client is gone.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:
+                self.transport.close()
+                return
+        body = json.dumps({"error": "invalid", "message": msg}).encode()
+        fields = {
+            **HEADERS,
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+        }
+        answer = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        self.transport.write(f"HTTP/1.1 400 Bad Request\r\n{answer}\r\n".encode() + body)
+        log.info("request", extra={"fields": {"client": self.address, "status": 400}})
+        self.transport.close()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.transport.is_closing() and self.cycle.response_complete:
+            self._others.add(self)
+
+    def eof_received(self) -> None:
+        if isinstance(self.transport, Transport) and self.transport.lingering is not None:
+            self.transport.end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        if isinstance(self.transport, Transport) and self.transport.lingering is not None:
+            self.transport.lingering.cancel()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        if self.transport.is_closing():
+            cast(Transport, self.transport).end()
+        else:
+            super().shutdown()
+
+    def _wait_for_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+        self._others.add(self)
+
+    def _stop_waiting(self) -> None:
+        self._others.discard(self)
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        self._head_timer = None
+        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
+            self.transport.close()

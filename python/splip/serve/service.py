@@ -1,0 +1,395 @@
+"""What stands behind the HTTP service: a gallery, threads for each kind of work, and the way of a search.
+
+The event loop only moves bytes and waits. Pictures are decoded and squared in threads, SVG in a process of its
+own, and the batches' worker (``splip.serve.batching``) encodes and searches.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import queue
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from splip.errors import Skipped, Unavailable, UnreadablePicture, UserError
+from splip.gallery.sources import find
+from splip.images import archive
+from splip.images.svg import Renderer
+from splip.serve import queries
+from splip.serve.batching import DAMAGED, Admission, Batcher, Search
+from splip.serve.config import ServeConfig
+from splip.serve.metrics import Telemetry, log, timed
+from splip.serve.middleware import Refusal, is_loopback
+from splip.serve.pools import Pool, Room
+from splip.serve.queries import Missing, Query
+from splip.serve.schemas import Add, Added
+from splip.serve.thumbnails import File, Thumbnails
+
+if TYPE_CHECKING:
+    from splip.gallery.gallery import Gallery
+    from splip.gallery.matches import Match
+
+T = TypeVar("T")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ALMOST = 1 << 16  # free bytes; SQLite's words for a full disk are often others
+GALLERY_PIXELS = 4  # a picture of the gallery may have this many times the pixels of an upload
+RETRY = {"Retry-After": "1"}
+DECODE_BYTES = 1_500_000_000  # for all uploads that are decoded at once
+SMALL_BYTES = 64_000_000  # uploads that need no more do not wait for others
+RENDERERS = 2  # processes that draw SVGs; one client has one of them at a time
+
+
+def disk_is_full(error: BaseException, folder: Path | None = None) -> bool:
+    """Whether a full disk is behind an error; ``folder``: of the gallery."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return True
+        if isinstance(cause, (sqlite3.Error, UserError)) and "disk is full" in str(cause):
+            return True
+        if isinstance(cause, sqlite3.OperationalError) and folder is not None:
+            with contextlib.suppress(OSError):
+                facts = os.statvfs(folder)
+                if facts.f_bavail * facts.f_frsize < ALMOST:
+                    return True
+        cause = cause.__cause__ or cause.__context__  # also what "from None" hides from people
+    return False
+
+
+def check_files(gallery: "Gallery") -> None:
+    """Compare the files that a search reads through memory maps with their sizes.
+
+    Reading behind the end of a file that was truncated ends the process, without a line; so look before. A file
+    without a name is left alone: after a compaction the old ones stay mapped.
+
+    Raises:
+        UserError: one of them was truncated.
+    """
+    from splip.ops.quantized import PackedGallery
+
+    for part in getattr(getattr(gallery, "_state", None), "parts", ()):
+        if not isinstance(part.rows, PackedGallery):  # a copy on a GPU
+            continue
+        needed = {gallery.files.rows_path(part.segment): part.stop * gallery.files.dim * 4}
+        if part.stored:
+            needed[gallery.files.pack_path(part.segment)] = sum(array.nbytes for array in part.rows[1:])
+        for path, size in needed.items():
+            try:
+                found = path.stat().st_size
+            except FileNotFoundError:
+                continue
+            if found < size:
+                raise UserError(f"{path}: truncated: {found} bytes, {size} were mapped; restore it")
+
+
+class Service:
+    """A gallery, and all that answers questions about it.
+
+    Args:
+        gallery: open for reading; stays the caller's to close.
+        config: limits and switches.
+        writer: opens the same gallery for writing; None if it cannot be written.
+    """
+
+    def __init__(self, gallery: "Gallery", config: ServeConfig, writer: "Callable[[], Gallery] | None" = None) -> None:
+        self.gallery, self.config, self.writer = gallery, config, writer
+        self.folder: Path | None = getattr(gallery, "folder", None)
+        self.telemetry = Telemetry()
+        self.max_body = int(config.max_body_mb * 1e6)
+        self.max_pixels = int(config.max_megapixels * 1e6)
+        self.show_paths = is_loopback(config.host) if config.show_paths is None else config.show_paths
+        self.roots = [Path(root).resolve() for root in config.allow_root]
+        threads = config.threads or len(os.sched_getaffinity(0))
+        # One at a time: while a document is parsed nothing else runs, and between two of them everybody gets a turn.
+        self.parsing = Pool("requests", 1, 2 * config.max_queue)
+        # Strokes are drawn in a moment, and do not wait for pictures that take seconds.
+        self.drawings = Pool("drawings", threads, 2 * config.max_queue)
+        self.pictures = Pool("pictures", threads + 1, 2 * config.max_queue, share=threads)
+        self.room = Room(DECODE_BYTES, SMALL_BYTES)
+        self.svg = Pool("SVGs", RENDERERS, 16, share=1)
+        self.renderers: queue.SimpleQueue[Renderer] = queue.SimpleQueue()
+        for _ in range(RENDERERS):
+            self.renderers.put(Renderer())
+        self.files = Pool("thumbnails", max(2, threads), 1024)
+        self.writes = Pool("writes", 1, 4)
+        self.thumbnails = Thumbnails(int(config.thumbnails_mb * 1e6), GALLERY_PIXELS * self.max_pixels, self.telemetry)
+        self.batcher = Batcher(
+            gallery, self.telemetry, config.max_batch, config.window_ms / 1000, config.max_queue,
+            config.max_per_client or max(1, config.max_queue // 2), before=lambda: check_files(gallery),
+        )  # fmt: skip
+        Image.init()  # reads Pillow's plugins: before the first request, not in it
+        self.text = False
+        self.ready = False
+        self._labels: dict[str, int] = {}
+
+    # ---- life ----
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _: object) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(self._warm_up()), asyncio.create_task(self._refresh())]
+        try:
+            yield
+        finally:
+            self.ready = False
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Answer what waits, and stop all threads."""
+        self.batcher.close()
+        for pool in (self.parsing, self.drawings, self.pictures, self.svg, self.files, self.writes):
+            pool.close()
+        for _ in range(RENDERERS):
+            self.renderers.get().close()
+
+    async def _warm_up(self) -> None:
+        """Encode and search once, alone and as a full batch; from then on the service is ready."""
+        try:
+            await asyncio.to_thread(self._try_engine)
+            with self.batcher.admit() as admission:
+                search = self._search(Query(k=1), self._grey(), None, time.monotonic() + 600)
+                await admission.answer(search)
+        except Exception:
+            log.exception("the warm-up failed: the service does not become ready")
+            return
+        self.ready = True
+        log.info("ready", extra={"fields": {"items": len(self.gallery), "engine": self.gallery.encoder.engine}})
+
+    def _try_engine(self) -> None:
+        encoder = self.gallery.encoder
+        for count in sorted({1, self.config.max_batch}):
+            encoder.encode(np.stack([self._grey()] * count), "sketch")
+        encoder.encode(self._grey()[None], "photo")
+        with contextlib.suppress(UserError):
+            encoder.encode_text(["a photo"])
+            self.text = True
+        self._look()
+
+    def _grey(self) -> np.ndarray:
+        side = self.gallery.encoder.image_size
+        return np.full((side, side, 3), 128, np.uint8)
+
+    async def _refresh(self) -> None:
+        """Take in what others write to the gallery."""
+        while True:
+            await asyncio.sleep(self.config.refresh_s)
+            try:
+                await asyncio.to_thread(self._look)
+            except Exception:
+                log.exception("the gallery could not be read anew; going on with what is known")
+
+    def _look(self) -> None:
+        self.gallery.refresh()
+        self._labels = self.gallery.labels()
+        self.telemetry.items.set(len(self.gallery))
+
+    # ---- searching ----
+
+    def _search(self, query: Query, image: np.ndarray | None, vector: np.ndarray | None, deadline: float) -> Search:
+        from splip.gallery.catalog import Filter
+
+        restricted = bool(query.labels or query.tags)
+        return Search(
+            image=image,
+            vector=vector,
+            modality=query.modality,
+            text=query.text,
+            text_weight=query.text_weight,
+            k=query.k,
+            filter=Filter(labels=tuple(query.labels), tags=query.tags) if restricted else None,
+            deadline=deadline,
+        )
+
+    def _check(self, query: Query, upload: bytes | None) -> None:
+        sources = query.sources() + (["a file"] if upload is not None else [])
+        if len(sources) > 1:
+            raise UserError(f"one picture a query, not {' and '.join(sources)}")
+        if not sources and query.text is None:
+            raise UserError("an empty query: send a picture, strokes, an id or a text")
+        if query.text is not None and self.ready and not self.text:
+            raise UserError("this gallery's model does not understand text")
+        if query.k > self.config.max_k:
+            raise UserError(f"k: at most {self.config.max_k}, got {query.k}")
+
+    async def answer(
+        self, query: Query, upload: bytes | None, admission: Admission, deadline: float, began: float
+    ) -> dict[str, Any]:
+        """One query's answer, as it is sent.
+
+        Raises:
+            UserError: the query cannot be answered; Missing: no such id.
+            TimeoutError: not in time.
+        """
+        self._check(query, upload)
+        stages: dict[str, float] = {}
+        image = vector = None
+        left = deadline - time.monotonic()
+        if query.id is not None:
+            vector = await asyncio.wait_for(
+                self.drawings.run(self._known, self._vector, query.id, client=admission.client), left
+            )
+        elif query.sources() or upload is not None:
+            image = await asyncio.wait_for(self._picture(query, upload, stages, admission.client), left)
+        search = self._search(query, image, vector, deadline)
+        search.stages = stages
+        await admission.answer(search)
+        end = timed(stages, "lookup")
+        matches = [self._found(match) for match in search.matches]
+        end()
+        for name, seconds in stages.items():
+            self.telemetry.stage(name, seconds)
+        timing = {name: round(1000 * seconds, 3) for name, seconds in stages.items()}
+        timing["total"] = round(1000 * (time.perf_counter() - began), 3)
+        return {"matches": matches, "partial": search.partial, "timing_ms": timing, "batch": search.batch}
+
+    def _found(self, match: "Match") -> dict[str, Any]:
+        return {
+            "id": match.id,
+            "score": round(float(match.score), 6),
+            "label": match.label,
+            "tags": match.tags,
+            "name": match.path.name,
+            "path": str(match.path) if self.show_paths else None,
+        }
+
+    def _vector(self, id: int) -> np.ndarray:
+        check_files(self.gallery)
+        return self.gallery.vector(id)
+
+    async def _picture(
+        self, query: Query, upload: bytes | None, stages: dict[str, float], client: str | None
+    ) -> np.ndarray:
+        """The query's picture as uint8 ``[S, S, 3]``; the time goes to the stages decode and prepare."""
+        if query.strokes is not None:
+            return await self.drawings.run(self._draw, query, stages, client=client)
+        data = upload if query.svg is None else query.svg.encode(errors="replace")
+        began = time.perf_counter()
+        if query.svg is not None and not queries.looks_like_svg(data or b""):
+            raise UserError("svg: not an SVG")
+        if data is not None and queries.looks_like_svg(data):
+            data = await self.svg.run(self._draw_svg, data, client=client)
+        stages["decode"] = time.perf_counter() - began
+        return await self.pictures.run(self._decode, query, data, stages, client=client)
+
+    def _draw_svg(self, data: bytes) -> bytes:
+        renderer = self.renderers.get()
+        try:
+            return renderer.png(data)
+        finally:
+            self.renderers.put(renderer)
+
+    def _draw(self, query: Query, stages: dict[str, float]) -> np.ndarray:
+        end = timed(stages, "decode")
+        image = queries.draw_strokes(query)
+        end()
+        return self._prepare(query, image, stages)
+
+    def _decode(self, query: Query, data: bytes | None, stages: dict[str, float]) -> np.ndarray:
+        end = timed(stages, "decode")
+        if data is None:
+            data = queries.decode_base64(query.image or "")
+        with self.room.take(queries.check_size(data, self.max_pixels)):
+            image = queries.read_picture(data, self.gallery.reading(query.modality))
+        end()
+        return self._prepare(query, image, stages)
+
+    def _prepare(self, query: Query, image: Image.Image, stages: dict[str, float]) -> np.ndarray:
+        end = timed(stages, "prepare")
+        prepared = np.ascontiguousarray(self.gallery.encoder.prepare(image, query.modality))
+        if query.modality == "sketch":
+            queries.check_ink(prepared)
+        end()
+        return prepared
+
+    def open(self, id: int) -> File:
+        """The file of a picture.
+
+        Raises:
+            Missing: no such id.
+            Refusal: the file is gone, or something else by now.
+        """
+        item = self._known(self.gallery.item, id)
+        try:
+            return File(item.path)
+        except UnreadablePicture as error:
+            raise Refusal(404, "gone", str(error)) from None
+
+    @staticmethod
+    def _known(look_up: Callable[[int], T], id: int) -> T:
+        try:
+            return look_up(id)
+        except KeyError:
+            raise Missing("the gallery has no picture with this id") from None
+        except UserError as error:  # its files are damaged, which is no fault of the request
+            log.error("%s", error)
+            raise Unavailable(DAMAGED) from error
+
+    # ---- writing ----
+
+    def add(self, request: Add) -> Added:
+        """Add pictures below the allowed roots.
+
+        Raises:
+            Refusal: a path that is not below one of them, or another process is writing.
+        """
+        found: list[Path] = []
+        skipped: list[Skipped] = []
+        for path, place in find([self._allowed(path) for path in request.paths], skipped):
+            try:  # a folder may hold links to elsewhere
+                found.append(Path(path) if archive.is_tar(place or "") else self._allowed(path))
+            except Refusal as refusal:
+                skipped.append(Skipped(path, str(refusal)))
+        with self._writing() as gallery:
+            done = gallery.add(found, label=request.label, tags=request.tags)
+        self._look()
+        return Added(
+            new=done.new + done.duplicates + done.moved,
+            changed=done.changed + done.relabelled,
+            unchanged=done.unchanged,
+            unreadable=len(done.skipped) + len(skipped),
+            count=len(self.gallery),
+        )
+
+    def remove(self, id: int) -> None:
+        """Remove a picture from the gallery; its file stays.
+
+        Raises:
+            Missing: no such id.
+            Refusal: another process is writing.
+        """
+        with self._writing() as gallery:
+            if not gallery.remove([id]):
+                raise Missing("the gallery has no picture with this id")
+        self._look()
+
+    @contextlib.contextmanager
+    def _writing(self) -> "Iterator[Gallery]":
+        """The gallery open for writing, for as long as it takes: others may write to it between."""
+        assert self.writer is not None
+        try:
+            gallery = self.writer()
+        except UserError as error:
+            if disk_is_full(error, self.folder):
+                raise
+            raise Refusal(409, "locked", str(error), RETRY) from None
+        with contextlib.closing(gallery):
+            yield gallery
+
+    def _allowed(self, given: str | Path) -> Path:
+        try:
+            path = Path(given).resolve(strict=True)
+        except (OSError, ValueError, RuntimeError):
+            path = None
+        # The same answer for what is elsewhere and what does not exist: else one could look for files.
+        if path is None or not any(path.is_relative_to(root) for root in self.roots):
+            raise Refusal(403, "path", "paths must exist below a folder of --allow-root")
+        return path

@@ -1,0 +1,271 @@
+"""``splip eval``: protocols, files and refusals, on a model that has learned nothing."""
+
+import csv
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from evaluation.test_protocols import pair
+from PIL import Image
+
+import splip
+from splip.data.trees import load_tree
+from splip.errors import UserError
+from splip.evaluation import evaluate, metrics, test_set
+from splip.evaluation.config import EvalConfig
+from splip.models.checkpoint import file_hash
+from splip.models.retriever import SpLIP, load_model
+
+SEEN = ["ball", "dash", "red ball", "red box", "slash"]
+
+
+def save(settings, path):
+    model = SpLIP(settings, SEEN)
+    model.data = {"seen": SEEN, "validation": ["pole"], "unseen": ["box", "cone"], "pictures": ""}
+    torch.save(model.checkpoint(), path)
+    return path
+
+
+@pytest.fixture
+def checkpoint(settings, tmp_path):
+    return save(settings, tmp_path / "best.pt")
+
+
+@pytest.fixture
+def run(checkpoint):
+    """``run(protocol="gzs", ...)``: the report."""
+    return lambda **options: evaluate.evaluate(EvalConfig(checkpoint, device="cpu", **options))
+
+
+def lines(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_report_of_a_plain_tree(run, checkpoint, tree):
+    report = run()
+    assert list(report["query_mean"]) == ["SpLIP"]
+    assert list(report["query_mean"]["SpLIP"]) == ["mAP@all", "P@10"]  # no sketch has a photo of its own
+    assert report["protocol"] == "zs" and report["classes"] == ["box", "cone"]
+    assert report["queries"] == 6 and report["gallery"] == 4 and report["leaked"] == []
+    assert report["dataset"] == "tree" and report["method"] == "splip" and report["splip"] == splip.__version__
+    assert report["checkpoint"]["sha256"] == file_hash(checkpoint)
+    assert report["columns"] == {"mAP@all": "mean of S_N / R", "P@10": "mean of h / 10"}
+    assert json.loads(json.dumps(report)) == report
+    (one,) = report["results"]
+    assert one["query_mean"] == report["query_mean"] and set(one["per_class"]) == {"box", "cone"}
+
+
+def test_columns_of_instances(run, tree):
+    pair(tree)
+    assert list(run()["query_mean"]["SpLIP"]) == ["mAP@all", "P@10", "Acc@1", "Acc@5", "Acc@1 in class"]
+
+
+def test_columns_of_instances_stay_if_a_photo_is_missing(run, tree):
+    """Its sketches count as not found, the others as ever."""
+    pair(tree)
+    whole = run()["query_mean"]["SpLIP"]
+    (tree / "photo" / "box" / "0.jpg").write_bytes(b"")
+    broken = run()["query_mean"]["SpLIP"]
+    assert list(broken) == list(whole) == ["mAP@all", "P@10", "Acc@1", "Acc@5", "Acc@1 in class"]
+    assert broken["Acc@5"] == pytest.approx(4 / 6) and whole["Acc@5"] == 1.0  # two of six sketches show that photo
+
+
+def test_columns_that_are_asked_for(run, cli, checkpoint):
+    assert list(run(k=(1, 3))["query_mean"]["SpLIP"]) == ["mAP@all", "mAP@1", "P@1", "mAP@3", "P@3"]
+    code, out, err = cli("eval", "--checkpoint", checkpoint, "--metrics", "all", "-k", "3")
+    assert code == 0, err
+    for name in ("mAP@all VOC", "mAP@3 /h", "mAP@3 /k", "mAP@3 VOC", "P@3 /min(k,R)"):
+        assert name in out
+    with pytest.raises(UserError, match="--k must be at least 1, got 0"):
+        run(k=(5, 0))
+
+
+def test_generalised(run, tree):
+    report = run(protocol="gzs", gallery=("all", "per-class-20"))
+    assert [r["protocol"] for r in report["results"]] == ["gzs:all", "gzs:per-class-20"]
+    assert [r["gallery"] for r in report["results"]] == [16, 10]
+    # More photos that are wrong cannot help.
+    whole, zs = report["results"][0]["query_mean"]["SpLIP"]["mAP@all"], run()["query_mean"]["SpLIP"]["mAP@all"]
+    assert whole <= zs
+
+
+def test_fine_grained(run, tree):
+    pair(tree)
+    per_class, everything = run(protocol="fg")["results"]
+    assert list(per_class["query_mean"]["SpLIP"]) == ["Acc@1 in class", "Acc@5 in class", "Acc@10 in class"]
+    assert list(everything["query_mean"]["SpLIP"]) == ["Acc@1", "Acc@5", "Acc@10"]
+    assert per_class["query_mean"]["SpLIP"]["Acc@5 in class"] == 1.0  # two photos a class
+    assert per_class["query_mean"]["SpLIP"]["Acc@1 in class"] >= everything["query_mean"]["SpLIP"]["Acc@1"]
+
+
+def test_fine_grained_leaves_out_broken_pairs(run, tree, capsys):
+    pair(tree)
+    (tree / "photo" / "box" / "0.jpg").write_bytes(b"")
+    report = run(protocol="fg", gallery=("all",))
+    assert report["queries"] == 4 and report["gallery"] == 3 and report["results"][0]["unpaired"] == 2
+    assert report["skipped"] == [str(tree / "photo" / "box" / "0.jpg")]
+    out = capsys.readouterr().out
+    assert "left out 2 sketches whose own photo cannot be read" in out and "left out 1 unreadable pictures" in out
+    run(protocol="zs")  # which does not ask for it
+
+
+def test_fine_grained_refuses_a_tree_without_pairs(refused, checkpoint):
+    message = refused("eval", "--checkpoint", checkpoint, "--protocol", "fg")
+    assert "6 of 6 sketches have none, e.g." in message
+
+
+def test_folder_of_results(run, tree, tmp_path):
+    out = tmp_path / "out"
+    report = run(out=out, baselines=True)
+    assert json.loads((out / "results.json").read_text()) == report
+    gallery = (out / "gallery.txt").read_text()
+    assert gallery.splitlines() == [f"photo/{name}/{i}.jpg" for name in ("box", "cone") for i in (0, 1)]
+    assert hashlib.sha256(gallery.encode()).hexdigest() == report["results"][0]["gallery_sha256"]
+    table = lines(out / "per_class.csv")
+    assert [row["class"] for row in table if row["method"] == "SpLIP"] == ["box", "cone"]
+    assert {row["method"] for row in table} == set(report["query_mean"]) and table[0]["sketches"] == "3"
+    for row in table[-2:]:
+        assert float(row["mAP@all"]) == pytest.approx(
+            report["results"][0]["per_class"][row["class"]]["mAP@all"], abs=1e-6
+        )
+    for name in ("confusion", "best", "median", "worst"):
+        with Image.open(out / f"{name}.png") as image:
+            assert min(image.size) > 300
+    assert report["query_mean"]["raw pixels"]["mAP@all"] > report["query_mean"]["chance"]["mAP@all"]
+
+
+def test_several_galleries_have_a_folder_each(run, tmp_path):
+    run(out=tmp_path / "out", protocol="gzs", gallery=("sempcyc", "all"))
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"results.json", "gzs-sempcyc", "gzs-all"}
+    assert len((tmp_path / "out" / "gzs-all" / "gallery.txt").read_text().splitlines()) == 16
+    assert (tmp_path / "out" / "gzs-all" / "confusion.png").is_file()
+
+
+def test_another_data_set_with_leaked_classes(run, tree, tmp_path, capsys):
+    """Measured with and without the classes that the checkpoint knows from its own data."""
+    other = tmp_path / "other"
+    shutil.copytree(tree, other)
+    (other / "dataset.json").write_text('{"unseen": ["cone", "slash", "red-box"], "validation": ["ball"]}')
+    report = run(dataset="tree", root=other, out=tmp_path / "out")
+    assert report["leaked"] == ["red-box", "slash"]
+    assert [(r["protocol"], r["classes"]) for r in report["results"]] == [
+        ("zs", ["cone", "red-box", "slash"]),
+        ("zs:without-leaked", ["cone"]),
+    ]
+    assert [(r["queries"], r["gallery"]) for r in report["results"]] == [(9, 6), (3, 2)]
+    assert "knows 2 of the 3 classes from its own data set: red-box, slash" in capsys.readouterr().out
+    assert (tmp_path / "out" / "zs-without-leaked" / "gallery.txt").is_file()
+
+
+def test_leaks_of_the_same_data_set_are_refused(settings, tmp_path):
+    data = dataclasses.replace(settings.data, unseen=("box", "slash"), validation=("pole",))
+    path = save(dataclasses.replace(settings, data=data), tmp_path / "best.pt")
+    with pytest.raises(UserError, match="was trained on classes to be measured: slash"):
+        evaluate.evaluate(EvalConfig(path, device="cpu"))
+
+
+def test_nothing_but_leaked_classes(run, tree, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tree, other)
+    (other / "dataset.json").write_text('{"unseen": ["slash", "red-box"], "validation": ["ball"]}')
+    with pytest.raises(UserError, match="was trained on classes to be measured: red box, slash"):
+        run(dataset="tree", root=other)
+
+
+def test_validation_classes(run):
+    assert run(classes="validation")["classes"] == ["pole"]
+
+
+def test_another_kind_of_data_set_needs_its_folder(refused, checkpoint):
+    assert "--dataset tuberlin: --root must name its folder" in refused(
+        "eval", "--checkpoint", checkpoint, "--dataset", "tuberlin"
+    )
+
+
+def test_gallery_of_another_protocol(refused, checkpoint):
+    assert "not a gallery of the protocol zs" in refused("eval", "--checkpoint", checkpoint, "--gallery", "all")
+
+
+def test_results_folder_that_is_a_file(refused, checkpoint, tmp_path):
+    (tmp_path / "file").touch()
+    args = ("eval", "--checkpoint", checkpoint, "--out", tmp_path / "file")
+    assert "exists and is not a folder" in refused(*args)
+
+
+def test_missing_matplotlib_is_said_first(tmp_path):
+    """Before even the checkpoint is looked for."""
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; from splip.cli.main import main; "
+        f"sys.exit(main(['eval', '--checkpoint', 'none.pt', '--out', {str(tmp_path / 'out')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert 'pip install "splip[plot]"' in done.stderr and not (tmp_path / "out").exists()
+
+
+# ---- parts ----
+
+
+def test_test_set_measures_as_the_report_does(run, settings, checkpoint, tree):
+    """What training asks for is what `splip eval` prints."""
+    model = load_model(checkpoint)
+    loaded = load_tree(tree, settings.data)
+    test = test_set.TestSet(loaded, loaded.unseen, settings.data, model.backbone.image_size)
+    result = test.measure_model(model, torch.device("cpu"))
+    assert result.query_mean == run()["query_mean"]["SpLIP"]
+
+
+@pytest.fixture
+def view(settings, tree):
+    from splip.evaluation import protocols
+
+    loaded = load_tree(tree, settings.data)
+    (protocol,) = protocols.build("gzs", ("all",), loaded, loaded.unseen)
+    test = test_set.TestSet(loaded, loaded.unseen, settings.data, 64, protocol.gallery)
+    return test_set.View(test, protocol, torch.device("cpu"))
+
+
+def test_best_median_worst(view):
+    ap = np.array([0.2, 0.9, 0.9, 0.0, 0.5, 0.4])
+    result = metrics.Result.of({"mAP@all": ap}, np.asarray(view.sketches.labels), 16, ap, np.zeros((6, 1), int))
+    chosen = view.by_precision(result, seed=0, count=2)
+    assert set(chosen["best"]) == {1, 2} and chosen["median"] == [4, 5] and chosen["worst"] == [3, 0]
+    assert sorted(view.by_precision(result, seed=0)["best"]) == [0, 1, 2, 3, 4, 5]  # fewer than ten
+
+
+def test_confusion(view):
+    """Two photos of each sketch: its own class, and one of a seen class."""
+    labels = np.asarray(view.photos.labels)
+    seen = int(np.flatnonzero(labels == view.test.tree.classes.index("ball"))[0])
+    own = [int(np.flatnonzero(labels == label)[0]) for label in view.sketches.labels]
+    top = np.array([[i, seen] for i in own])
+    ap = np.zeros(6)
+    result = metrics.Result.of({"mAP@all": ap}, np.asarray(view.sketches.labels), 16, ap, top)
+    share, rows, columns = view.confusion(result)
+    assert rows == ["box", "cone"] and columns == ["box", "cone", "(seen classes)"]
+    assert share.tolist() == [[0.5, 0, 0.5], [0, 0.5, 0.5]]
+
+
+def test_pictures_of_many_classes(tmp_path):
+    """Names are cut, not drawn over each other, and the picture grows with the classes."""
+    if importlib.util.find_spec("matplotlib") is None:
+        pytest.skip("no matplotlib")
+    from splip.evaluation import plots
+
+    sizes = []
+    for n in (1, 30, 60):
+        names = [f"a class whose name is rather long {i}" for i in range(n)]
+        plots.confusion(tmp_path / "c.png", np.eye(n), names, names, "title")
+        with Image.open(tmp_path / "c.png") as image:
+            sizes.append(image.size)
+    assert sizes[0] < sizes[1] and max(sizes[2]) < 2500
+    with pytest.raises(UserError, match="cannot write picture"):
+        plots.confusion(tmp_path / "c.png" / "d.png", np.eye(1), ["a"], ["a"], "title")

@@ -1,0 +1,186 @@
+"""splip pretrain, its stem, and the weights that the package holds."""
+
+import csv
+import math
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image, ImageDraw
+
+from splip.data import augment
+from splip.models.clip import WEIGHTS, PromptedCLIP
+from splip.models.config import BackboneConfig, TrainConfig
+from splip.models.retriever import SpLIP
+from splip.models.stem import ConvStem
+from splip.train.pretrain import SIDE, Batches, Pictures, Prototypes, save_weights
+
+TINY = BackboneConfig("splip-tiny")
+THINGS = {"disc": "round", "ring": "round", "bar": "long", "pole": "long", "box": "square"}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Five things in three classes by two designers, cut out on transparency."""
+    root = tmp_path / "pictures"
+    rows = []
+    for thing, kind in THINGS.items():
+        for number, colour in enumerate(("red", "blue")):
+            image = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
+            pen = ImageDraw.Draw(image)
+            box = {"bar": (5, 40, 90, 56), "pole": (40, 5, 56, 90)}.get(thing, (15, 15, 80, 80))
+            (pen.ellipse if kind == "round" else pen.rectangle)(box, fill=None if thing == "ring" else colour,
+                                                               outline=colour, width=9)  # fmt: skip
+            path = root / f"designer-{number}" / f"{thing}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+            rows.append([path.relative_to(root), thing, thing, kind])
+    with open(root / "pictures.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["path", "thing", "name", "class"], *rows])
+    return root
+
+
+def arguments(pictures, out, steps=6, **more):
+    own = {"pictures": pictures, "out": out, "steps": steps, "text-steps": 20, "batch-size": 4, "eval-every": 3,
+           "device": "cpu"} | more  # fmt: skip
+    return ["pretrain", *(str(part) for key, value in own.items() for part in (f"--{key}", value))]
+
+
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(pictures, tmp_path, cli):
+    code, out, err = cli(*arguments(pictures, tmp_path / "whole"))
+    assert code == 0, err
+    assert "10 pictures of 5 things in 3 classes" in out
+    whole = safetensors.torch.load_file(tmp_path / "whole/weights.safetensors")
+    with open(tmp_path / "whole/log.csv", newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["3", "6"]
+
+    # The same run, cut after three steps: its schedule is that of six.
+    import splip.pretrain
+
+    class Stopped(Exception):
+        pass
+
+    real = splip.pretrain.repaint
+    calls = []
+
+    def repaint(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise Stopped
+        return real(*args)
+
+    splip.pretrain.repaint = repaint
+    try:
+        with pytest.raises(Stopped):
+            cli(*arguments(pictures, tmp_path / "cut"))
+    finally:
+        splip.pretrain.repaint = real
+    code, out, err = cli(*arguments(pictures, tmp_path / "cut"), "--resume")
+    assert code == 0 and "going on after step 3" in out, err
+    cut = safetensors.torch.load_file(tmp_path / "cut/weights.safetensors")
+    assert [name for name in whole if not torch.equal(whole[name], cut[name])] == []
+
+
+def test_weights_are_a_backbone(pictures, tmp_path, cli):
+    assert cli(*arguments(pictures, tmp_path / "run"))[0] == 0
+    path = tmp_path / "run/weights.safetensors"
+    model = PromptedCLIP(BackboneConfig("splip-tiny", str(path))).eval()
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        features = model.encode_visual(model.embed_patches(images))
+    assert features.shape == (3, model.embed_dim) and bool(features.isfinite().all())
+
+
+def test_refusals(pictures, tmp_path, cli, refused):
+    assert "there is no " in refused(*arguments(tmp_path, tmp_path / "a"))
+    assert cli(*arguments(pictures, tmp_path / "run"))[0] == 0
+    assert "holds a run already: add --resume" in refused(*arguments(pictures, tmp_path / "run"))
+    assert "other settings: lr: 0.002 -> 0.1" in refused(*arguments(pictures, tmp_path / "run", lr=0.1), "--resume")
+    assert "--resume: there is no" in refused(*arguments(pictures, tmp_path / "new"), "--resume")
+    (tmp_path / "run/last.pt").write_bytes(b"nothing")
+    assert "last.pt: not a run of splip pretrain" in refused(*arguments(pictures, tmp_path / "run"), "--resume")
+    (pictures / "designer-0/disc.png").write_bytes(b"no picture")
+    assert "disc.png: cannot be read" in refused(*arguments(pictures, tmp_path / "b"))
+    (pictures / "pictures.csv").write_text("path,thing\na,b\n")
+    assert "pictures.csv: no column name" in refused(*arguments(pictures, tmp_path / "b"))
+
+
+def test_batches_hold_different_things_and_every_design(pictures):
+    read = Pictures.read(pictures)
+    assert read.names == list(THINGS) and read.classes == ["long", "round", "square"]
+    batches, seen = Batches(read, 4), set()
+    for seed in range(40):
+        chosen, things = batches.draw(torch.Generator().manual_seed(seed))
+        assert len(set(things.tolist())) == 4
+        assert torch.equal(read.thing[chosen], things)
+        seen |= set(chosen.tolist())
+    assert seen == set(range(10))
+    assert Batches(read, 99).size == 5  # no more than there are things
+
+
+def test_folding_changes_nothing():
+    """BatchNorms of the stem and after the tower become part of the weights."""
+    torch.manual_seed(0)
+    model = Prototypes(PromptedCLIP(BackboneConfig("splip-tiny", "random")), 5, 3)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(3):  # statistics that are not 0 and 1
+        loss = sum(model.losses(model(torch.randn(6, 3, 64, 64) * 2 + 1), torch.arange(6) % 5, torch.arange(6) % 3, 16))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    model.eval()
+    images = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        want = model(images)
+        finished = model.finished()
+        got = torch.nn.functional.normalize(finished.encode_visual(finished.embed_patches(images)), dim=1)
+    assert isinstance(finished.visual.conv1, ConvStem)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_repainting_follows_the_generator_and_keeps_range():
+    images = torch.randint(0, 256, (8, 4, SIDE, SIDE), dtype=torch.uint8)
+    first, again, other = (
+        augment.repaint(images, 64, torch.Generator().manual_seed(seed), 1.0, 0.5) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.shape == (8, 3, 64, 64) and float(first.min()) >= 0 and float(first.max()) <= 1
+    assert images.dtype == torch.uint8  # and the pictures themselves stay
+    edges = augment.repaint(images, 64, torch.Generator().manual_seed(1), 0.0, 1.0)
+    assert torch.equal(edges[:, 0], edges[:, 1]) and torch.equal(edges[:, 0], edges[:, 2])  # grey
+
+
+def test_edges_of_a_flat_picture_are_none():
+    flat = torch.zeros(1, 4, SIDE, SIDE, dtype=torch.uint8)  # nothing on white
+    for seed in range(20):
+        drawn = augment.repaint(flat, 64, torch.Generator().manual_seed(seed), 0.0, 1.0)
+        assert bool((drawn > 0.99).all())
+
+
+def test_the_packages_weights_are_small_and_whole(tmp_path):
+    path = WEIGHTS / "splip-tiny.safetensors"
+    assert path.stat().st_size <= 12 * 2**20
+    model = PromptedCLIP(BackboneConfig("splip-tiny"))
+    save_weights(model, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+    assert math.isclose(model.clip.logit_scale.item(), math.log(16), rel_tol=1e-3)
+
+
+def test_the_stems_scales_and_shifts():
+    """They are trained with LayerNorms, and a deployed stem has them in its weights."""
+    for trained in (True, False):
+        model = SpLIP(TrainConfig(method="clip-ln", backbone=TINY, train_layernorm=trained), ["ball", "box"])
+        names = {n.rsplit(".", 1)[1] for n in model.trainable() if ".conv1." in n}
+        assert names == ({"scale", "shift"} if trained else set())
+    torch.manual_seed(0)
+    stem = model.backbone.visual.conv1
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = stem(images)
+        for parameter in stem.affine():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        changed, merged = stem(images), stem.merged()
+        torch.testing.assert_close(merged(images), changed, rtol=0, atol=1e-4 * float(changed.abs().max()))
+    assert not torch.allclose(before, changed, atol=0.1)
+    assert sorted({n.rsplit(".", 1)[1] for n in merged.state_dict()}) == ["bias", "shift", "weight"]
+    assert len(stem.affine()) == 2 * 8
