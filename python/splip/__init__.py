@@ -33,5 +33,7 @@ if TYPE_CHECKING:
     from splip.models import load_model as load_model
 
 __version__ = "0.1.0"
-__getattr__, __dir__, __all__ = lazy(__name__, encoders="Encoder", gallery="Filter Gallery Match", models="load_model")
-__all__ += ["__version__", "ops"]
+__getattr__, __dir__, __all__ = lazy(
+    __name__, encoders="Encoder", gallery="Filter Gallery Match", models="load_model", ops="ops"
+)
+__all__ += ["__version__"]

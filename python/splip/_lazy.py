@@ -10,14 +10,15 @@ def lazy(package: str, **modules: str) -> tuple[Callable[[str], Any], Callable[[
 
     Args:
         package: its ``__name__``.
-        modules: names by the module of the package that defines them, divided by spaces.
+        modules: names by the module of the package that defines them, divided by spaces; its own name stands for itself.
     """
     where = {name: module for module, names in modules.items() for name in names.split()}
 
     def __getattr__(name: str) -> Any:
         if name not in where:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{package}.{where[name]}"), name)
+        module = importlib.import_module(f"{package}.{where[name]}")
+        value = module if name == where[name] else getattr(module, name)
         setattr(importlib.import_module(package), name, value)
         return value
 

@@ -475,7 +475,7 @@ def test_signal_saves_and_resumes(settings, signal_number):
     settings = dataclasses.replace(settings, steps=5000, eval_every=5000)
     args = ["--data.root", settings.data.root, "--out", settings.out, "--backbone.name", "splip-tiny"]
     args += ["--batch-size", "4", "--steps", "5000", "--eval-every", "5000", "--device", "cpu"]
-    command = [sys.executable, "-m", "splip.train.loop", *map(str, args)]
+    command = [sys.executable, "-m", "splip.train", *map(str, args)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         deadline = time.monotonic() + 120
         log = settings.out / "log.csv"

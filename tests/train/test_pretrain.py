@@ -55,12 +55,12 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(pictures, tmp_path, cl
         assert [row["step"] for row in csv.DictReader(file)] == ["3", "6"]
 
     # The same run, cut after three steps: its schedule is that of six.
-    import splip.pretrain
+    from splip.train import pretrain
 
     class Stopped(Exception):
         pass
 
-    real = splip.pretrain.repaint
+    real = pretrain.repaint
     calls = []
 
     def repaint(*args):
@@ -69,12 +69,12 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(pictures, tmp_path, cl
             raise Stopped
         return real(*args)
 
-    splip.pretrain.repaint = repaint
+    pretrain.repaint = repaint
     try:
         with pytest.raises(Stopped):
             cli(*arguments(pictures, tmp_path / "cut"))
     finally:
-        splip.pretrain.repaint = real
+        pretrain.repaint = real
     code, out, err = cli(*arguments(pictures, tmp_path / "cut"), "--resume")
     assert code == 0 and "going on after step 3" in out, err
     cut = safetensors.torch.load_file(tmp_path / "cut/weights.safetensors")

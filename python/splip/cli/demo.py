@@ -4,7 +4,6 @@ import csv
 import html
 import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -214,9 +213,3 @@ not expect the figures of a full-size CLIP. HOG is a description of edges that l
 see <a href="sample/LICENSES.md">sample/LICENSES.md</a>. Numbers: <a href="results.json">results.json</a>.</p>
 </body></html>
 """
-
-
-if __name__ == "__main__":
-    from splip.cli.main import main
-
-    sys.exit(main(["demo", *sys.argv[1:]]))

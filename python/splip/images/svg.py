@@ -2,7 +2,7 @@
 
 A small SVG can ask for hours of work or for other files. So shapes and their plain attributes are copied into
 a new document and everything else is left behind, and the drawing happens in a helper that has little memory and
-is stopped when it takes too long. ``python -m splip.svg`` is that helper.
+is stopped when it takes too long. ``python -m splip.images.svg`` is that helper.
 """
 
 import contextlib

@@ -486,9 +486,3 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         transient=False,
     )
-
-
-if __name__ == "__main__":
-    from splip.cli.main import main
-
-    sys.exit(main(["train", *sys.argv[1:]]))

@@ -400,9 +400,3 @@ def save_weights(clip: PromptedCLIP, path: Path) -> None:
     halves = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in state.items()}
     with disk.replacing(path) as file:
         file.write(safetensors.torch.save(halves))
-
-
-if __name__ == "__main__":
-    from splip.cli.main import main
-
-    sys.exit(main(["pretrain", *sys.argv[1:]]))
