@@ -87,9 +87,9 @@ def test_gpus_that_a_build_runs_on():
         ("native", [(9, 0)], []),
     ):
         for capability in runs:
-            assert dispatch._runs_on(archs.split(), *capability), (archs, capability)
+            assert dispatch.runs_on(archs.split(), *capability), (archs, capability)
         for capability in not_on:
-            assert not dispatch._runs_on(archs.split(), *capability), (archs, capability)
+            assert not dispatch.runs_on(archs.split(), *capability), (archs, capability)
 
 
 def test_a_build_for_another_gpu_says_so_once(monkeypatch):

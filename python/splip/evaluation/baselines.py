@@ -76,7 +76,7 @@ def plain_backbone(test: TestSet, model: SpLIP, device: torch.device) -> Feature
     return test.embed_alike(encode, device)
 
 
-def _backbone_words(model: SpLIP) -> str:
+def backbone_words(model: SpLIP) -> str:
     """The backbone's name and, unless the package holds them, where its weights come from."""
     source = model.backbone_identity["pretrained"]
     if source == "package":
