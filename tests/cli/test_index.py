@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw
+from drawing import draw
 from PIL import Image
 
 from splip import images

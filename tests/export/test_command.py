@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import draw
+from drawing import draw
 
 import splip.export
 from splip.data.config import DataConfig

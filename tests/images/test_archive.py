@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import draw
+from drawing import draw
 from PIL import Image
 
 from splip import images

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw
+from drawing import draw
 
 from splip.encoders import base, manifest
 from splip.encoders.encoder import Encoder

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import draw
+from drawing import draw
 
 from splip import config
 from splip.errors import UserError
