@@ -449,7 +449,7 @@ def test_two_processes_are_one(settings, tmp_path, train_backbone):
         command = [sys.executable, "-m"]
         if count > 1:
             command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
-        command += ["splip.train.loop", "--data.root", settings.data.root, "--data.unseen", "box", "cone", "--out", out]
+        command += ["splip.train", "--data.root", settings.data.root, "--data.unseen", "box", "cone", "--out", out]
         command += ["--data.validation", "pole", "--backbone.name", "splip-tiny", "--device", "cpu"]
         command += ["--batch-size", "4", "--steps", "6", "--eval-every", "3", "--lr", "1e-3", "--warmup", "0"]
         command += ["--train-backbone"] if train_backbone else []
