@@ -483,21 +483,19 @@ int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t K, TopkScan scan, int6
   return Q * (keys + query_parts(streamed) * pitch + kBytesPerQuery) + 8;
 }
 
-void cosine_topk_keys(const CosineTopk& a, uint64_t* keys, int* counts, float* thresholds,
-                      int device, void* stream) {
+void cosine_topk_keys(const CosineTopkKeys& a, int device, void* stream) {
   SPLIP_CHECK(a.N < INT32_MAX, "too many rows: ", a.N);
   const DeviceGuard guard(device);
   Pass pass{};
   pass.queries = a.queries;
   pass.gallery = a.gallery;
-  pass.allowed = a.allowed;
   pass.row_scale = a.inverse;
-  pass.out = {keys, counts, thresholds, static_cast<int>(a.N)};
+  pass.out = {a.keys, a.counts, a.thresholds, static_cast<int>(a.N)};
   pass.rows = a.N;
   pass.step = topk::kAllRows;
   pass.Q = static_cast<int>(a.Q);
   pass.D = static_cast<int>(a.D);
-  const bool streamed = use_stream(a.Q, a.K, a.scan, false);
+  const bool streamed = use_stream(a.Q, 1, a.scan, false);
   scan_pass(pass, a.dtype, a.scan, streamed, device, static_cast<cudaStream_t>(stream));
 }
 
