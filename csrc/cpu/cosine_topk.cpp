@@ -3,7 +3,6 @@
 // by arithmetic in double (Q * N * D products): many queries are better served by packing first.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "../common.h"
@@ -18,7 +17,6 @@ namespace {
 constexpr int64_t kQueryBlock = 32;  // 64 KB of queries at D = 512: stays in L2
 constexpr int64_t kMinChunk = 4096;  // rows worth a thread of their own
 
-constexpr float kNever = -std::numeric_limits<float>::infinity();
 using Result = Entry<int64_t>;
 
 int64_t chunk_count(int64_t Q, int64_t N, int threads) {

@@ -1,7 +1,12 @@
-// Internal to both CPU searches: a result, and the order of results.
+// Internal to the CPU searches: a result, and the order of results.
 #pragma once
 
+#include <limits>
+
 namespace splip::cpu {
+
+// The score of a row without a norm, and its error in a packed gallery: no bound of it is reached.
+constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 template <typename Index>
 struct Entry {
