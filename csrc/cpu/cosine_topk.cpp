@@ -2,7 +2,6 @@
 // chunk). The score matrix is never written. Bound by memory for one query (4 * N * D bytes), soon
 // by arithmetic in double (Q * N * D products): many queries are better served by packing first.
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "../common.h"

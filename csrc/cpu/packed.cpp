@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cfloat>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <numeric>
