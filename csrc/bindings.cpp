@@ -27,6 +27,18 @@ constexpr void visit_fields(Where& a, Visit&& field) {
   field("threads", a.threads);
 }
 
+// The same of what only GPUs do.
+struct WhichGpu {
+  int64_t device = -1;
+  void* stream = nullptr;
+};
+
+template <typename Visit>
+constexpr void visit_fields(WhichGpu& a, Visit&& field) {
+  field("device", a.device);
+  field("stream", a.stream);
+}
+
 // ---- one Python value to one field ----
 
 template <typename T>
@@ -97,13 +109,19 @@ template <typename... Args>
   throw py::type_error("an argument was given twice");
 }
 
+// The keywords of a call, in two structs, and nothing else.
+template <typename Args, typename Place>
+void fill_both(Args& args, Place& place, const py::kwargs& given) {
+  const Py_ssize_t found = fill(args, given) + fill(place, given);
+  if (found != static_cast<Py_ssize_t>(given.size())) refuse_unknown<Args, Place>(given);
+}
+
 template <typename Args>
 void run(const py::kwargs& given, void (*cpu)(const Args&, int),
          void (*cuda)(const Args&, int, void*)) {
   Args args{};
   Where where;
-  const Py_ssize_t found = fill(args, given) + fill(where, given);
-  if (found != static_cast<Py_ssize_t>(given.size())) refuse_unknown<Args, Where>(given);
+  fill_both(args, where, given);
   const py::gil_scoped_release release;
   if (where.device < 0) {
     cpu(args, static_cast<int>(std::max<int64_t>(1, where.threads)));
@@ -129,10 +147,16 @@ void cpu_only(const Args&, int, void*) {
   throw std::runtime_error("packed galleries are for the CPU");
 }
 
+#ifdef SPLIP_HAS_CUDA
 template <typename Args>
-void cuda_only(const Args&, int) {
-  throw std::runtime_error("one pass alone is for CUDA");
+void run_on_gpu(const py::kwargs& given, void (*cuda)(const Args&, int, void*)) {
+  Args args{};
+  WhichGpu gpu;
+  fill_both(args, gpu, given);
+  const py::gil_scoped_release release;
+  cuda(args, static_cast<int>(gpu.device), gpu.stream);
 }
+#endif
 
 // What the build has, and the limits that splip.ops goes by.
 void add_constants(py::module_& m) {
@@ -196,9 +220,8 @@ void add_ops(py::module_& m) {
   m.def("packed_topk",
         [](const py::kwargs& given) { run<PackedTopk>(given, cpu::packed_topk, cpu_only); });
 #ifdef SPLIP_HAS_CUDA
-  m.def("cosine_topk_keys", [](const py::kwargs& given) {
-    run<CosineTopkKeys>(given, cuda_only, cuda::cosine_topk_keys);
-  });
+  m.def("cosine_topk_keys",
+        [](const py::kwargs& given) { run_on_gpu<CosineTopkKeys>(given, cuda::cosine_topk_keys); });
 #endif
 }
 

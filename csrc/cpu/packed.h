@@ -39,8 +39,8 @@ struct Scan {
   const float* error;       // [pairs, 32]; -infinity: never a result
   const uint32_t* allowed;  // [pairs] one bit a row, or null for all
   int64_t first_row, pairs, steps;
-  const uint8_t* ahead;  // what is scanned next: fetched to L2 by the way
-  int64_t ahead_step;    // bytes of it for each step
+  const uint8_t* ahead;      // what is scanned next: fetched to L2 by the way
+  int64_t ahead_step;        // bytes of it for each step
   const int8_t* queries;     // [Dp / c, G, c]
   const int32_t* start;      // [G] -128 * the sum of the query
   const float* query_scale;  // [G]
