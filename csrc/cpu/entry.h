@@ -5,7 +5,7 @@
 
 namespace splip::cpu {
 
-// The score of a row without a norm, and its error in a packed gallery: no bound of it is reached.
+// The score of a row without a norm. In a packed gallery its error too: it reaches no threshold.
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 template <typename Index>
