@@ -24,16 +24,13 @@ constexpr int kConsumers = 256, kProducers = 128, kThreads = kConsumers + kProdu
 constexpr int kStepBytes = 128;  // of every row, in one stage
 constexpr int kMostStages = 4, kLeastStages = 3;
 constexpr int kQueryStep = kQueries * kStepBytes, kRowStep = kRows * kStepBytes;
-constexpr int kQueue = 12;   // rows that passed, of a warp and a tile: more wait for their slots
-constexpr int kGroup = 128;  // threads of a warpgroup
-constexpr int kGroupQueries = 64;        // of the block's queries, those of one warpgroup
-constexpr int kSteps = kStepBytes / 32;  // products of 32 bytes of k, in one stage
-constexpr int kBarrier = 1;              // of the threads that multiply; then of each warpgroup
+constexpr int kQueue = 12;  // rows that passed, of a warp and a tile: more wait for their slots
 static_assert(kConsumers == kRows, "a thread looks after the norm and the mask of one row");
 
 // Scores of a warp's part of a tile that passed, on their way to memory.
+template <int kRoom>
 struct WarpQueue {
-  uint2 entries[kQueue];  // the score's bits; its query and row in the part
+  uint2 entries[kRoom];  // the score's bits; its query and row in the part
   int count;
 };
 
@@ -43,7 +40,7 @@ struct Fixed {
   uint64_t full[kMostStages], empty[kMostStages];
   // Of a tile's rows: for each warpgroup, or, where norms are summed, for two tiles in turn.
   float factors[2][Element<T>::kFactors ? 2 : 1][kRows];
-  WarpQueue queues[kConsumers / kWarp];
+  WarpQueue<kQueue> queues[kConsumers / kWarp];
 
   __device__ __forceinline__ unsigned full_at(int stage) { return shared_address(&full[stage]); }
   __device__ __forceinline__ unsigned empty_at(int stage) { return shared_address(&empty[stage]); }
@@ -69,14 +66,10 @@ struct Work {
   int query_tile;
   int64_t row_tile, stride, row_tiles;  // the first, the distance to the next, all of the pass
 };
-__device__ __forceinline__ Work work_of(const Pass& p, const Layout& layout) {
-  return {layout.first_tile + static_cast<int>(blockIdx.x % layout.query_tiles),
-          blockIdx.x / layout.query_tiles, gridDim.x / layout.query_tiles,
-          (p.rows + kRows - 1) / kRows};
-}
 
 // The last tile's queue, one entry a lane: a slot of its query's list is asked for, and used when
 // it has come.
+template <int kRoom>
 struct Waiting {
   int slot = -1, query = 0;
   uint64_t key = 0;
@@ -85,10 +78,10 @@ struct Waiting {
     if (slot >= 0 && slot < out.capacity) out.keys[int64_t(query) * out.capacity + slot] = key;
     slot = -1;
   }
-  __device__ __forceinline__ void ask(const Pass& p, WarpQueue& queue, int first_query,
+  __device__ __forceinline__ void ask(const Pass& p, WarpQueue<kRoom>& queue, int first_query,
                                       int64_t tile, int lane) {
     __syncwarp();
-    const int count = queue.count < kQueue ? queue.count : kQueue;
+    const int count = queue.count < kRoom ? queue.count : kRoom;
     if (lane < count) {
       const uint2 entry = queue.entries[lane];
       const int64_t row = tile * kRows + (entry.y & 0xff);
@@ -110,7 +103,7 @@ __device__ __forceinline__ void score_tile(const Pass& p,
                                            const typename Element<T>::Sum (&product)[128],
                                            const float (&scales)[2], const float (&thresholds)[2],
                                            const float (&multiply)[kRows],
-                                           const float (&add)[kRows], WarpQueue& queue,
+                                           const float (&add)[kRows], WarpQueue<kQueue>& queue,
                                            int first_query, int64_t tile, int own) {
 #pragma unroll
   for (int first = 0; first < 128; first += kTogether) {
@@ -211,6 +204,7 @@ __device__ __forceinline__ void multiply_stage(unsigned queries_at, unsigned row
                                                const uint4* rows, bool add,
                                                typename Element<T>::Sum (&product)[128],
                                                float& squares) {
+  constexpr int kSteps = kStepBytes / 32;  // products of 32 bytes of k
   const uint64_t a = mma::descriptor(queries_at);
   const uint64_t b = mma::descriptor(rows_at);
   wgmma_begin();
@@ -231,21 +225,17 @@ __device__ __forceinline__ void multiply_stage(unsigned queries_at, unsigned row
   }
 }
 
-// What a row is multiplied with; NaN if it may not be a result.
-__device__ __forceinline__ RowFactors factors_of(const Pass& p, int64_t row) {
-  const int64_t index = topk::sampled(row, p.step);
-  const bool use = row < p.rows && (p.allowed == nullptr || p.allowed[index] != 0);
-  return use ? row_factors(p, index) : RowFactors{NAN, 0};
-}
-
 // A warpgroup that multiplies: 64 of the block's queries with every row tile of it.
 template <typename T, bool kStored>
 __device__ __forceinline__ void multiply_tiles(const Pass& p, const Layout& layout, unsigned memory,
                                                const uint4* shared_bytes, Fixed<T>& s,
                                                const Work& work) {
+  constexpr int kGroup = 128;        // threads of a warpgroup
+  constexpr int kGroupQueries = 64;  // of the block's queries, those of one warpgroup
+  constexpr int kBarrier = 1;        // of the threads that multiply; then of each warpgroup
   const int thread = threadIdx.x, lane = thread % kWarp;
   const int group = thread / kGroup, own = thread % kGroup;
-  WarpQueue& queue = s.queues[thread / kWarp];
+  WarpQueue<kQueue>& queue = s.queues[thread / kWarp];
   const int first_query = work.query_tile * kQueries + group * kGroupQueries;
   typename Element<T>::Sum product[128];    // accumulators, written by the tensor cores meanwhile
   float thresholds[2], scales[2] = {1, 1};  // of this thread's two queries
@@ -261,7 +251,7 @@ __device__ __forceinline__ void multiply_tiles(const Pass& p, const Layout& layo
     __syncwarp();
     if (lane == 0) barrier_arrive(s.empty_at(stage));
   };
-  Waiting waiting;
+  Waiting<kQueue> waiting;
   int turn = 0;
   for (int64_t tile = work.row_tile; tile < work.row_tiles; tile += work.stride) {
     RowFactors factors[2];
@@ -325,14 +315,16 @@ __device__ __forceinline__ void scan_rows(const Pass& p, const Layout& layout) {
   extern __shared__ __align__(1024) uint4 shared_bytes[];
   const unsigned memory = shared_address(shared_bytes);
   auto& s = *reinterpret_cast<Fixed<T>*>(reinterpret_cast<char*>(shared_bytes) + layout.fixed());
-  const Work work = work_of(p, layout);
+  const Work work = {layout.first_tile + static_cast<int>(blockIdx.x % layout.query_tiles),
+                     blockIdx.x / layout.query_tiles, gridDim.x / layout.query_tiles,
+                     (p.rows + kRows - 1) / kRows};
   if (memory % mma::kEightRows != 0) __trap();  // the swizzle goes by the address
   if (threadIdx.x == 0) {
     for (int i = 0; i < layout.stages; ++i) {
       barrier_init(s.full_at(i), kProducers);
       barrier_init(s.empty_at(i), kConsumers / kWarp);
     }
-    for (WarpQueue& queue : s.queues) queue.count = 0;
+    for (WarpQueue<kQueue>& queue : s.queues) queue.count = 0;
   }
   __syncthreads();
   if (threadIdx.x >= kConsumers) {
