@@ -323,7 +323,7 @@ def test_the_cuda_tests_and_their_report(job, monkeypatch, tmp_path, few_plugins
     assert "hostname" not in (tmp_path / "junit.xml").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_cuda_tests_that_hang_leave_the_report_of_the_others(job, monkeypatch, tmp_path, few_plugins):
     (tmp_path / "test_some.py").write_text(TESTS.format(seconds=1000))
     monkeypatch.setattr(cuda_tests, "TESTS", (tmp_path / "test_some.py",))

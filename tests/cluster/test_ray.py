@@ -257,7 +257,7 @@ def test_a_picture_that_kills_workers_is_left_out(machines, photos, tmp_path):
         assert {str(error.path) for error in done.skipped} == {str(photos[30]), str(photos[-1])}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_command_line(nodes, tmp_path, tree, cli):
     from checkpoints import save_model
 
