@@ -18,6 +18,7 @@ from unittest import mock
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 LINKS = tempfile.TemporaryDirectory(prefix="splip-docs-")
@@ -63,7 +64,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     sections = {title: pages for entry in config.nav for title, pages in entry.items()}
     for entry in sections["Reference"]:
         if "Commands" in entry:
-            entry["Commands"] = ["reference/commands/index.md", *(f"reference/commands/splip-{word}.md" for word in _words())]
+            entry["Commands"] = [
+                "reference/commands/index.md",
+                *(f"reference/commands/splip-{word}.md" for word in _words()),
+            ]
         if "Python" in entry:
             entry["Python"] = ["reference/python/index.md", *(f"reference/python/{name}.md" for name, *_ in _wings())]
     sections["How to"][:] = [
@@ -210,7 +214,9 @@ def _option(action: Any) -> str:
     said = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", action.help or "").split())
     found = re.fullmatch(r"(.*?)\s*\((default: .*|required|repeatable|optional)\)", said)
     said, note = found.groups() if found else (said, "")
-    names = ", ".join(f"`{name.replace('--k', '-k, --k') if name == '--k' else name}`" for name in action.option_strings)
+    names = ", ".join(
+        f"`{name.replace('--k', '-k, --k') if name == '--k' else name}`" for name in action.option_strings
+    )
     value = "" if action.nargs == 0 or not action.metavar else _metavar(str(action.metavar))
     names = f"{names} `{value}`".strip() if value else names
     default = note.removeprefix("default: ")
@@ -222,7 +228,7 @@ def _option(action: Any) -> str:
 def _metavar(text: str) -> str:
     """What tyro calls a value, as people write it: without the braces and the None."""
     text = re.sub(r"\{None\}\|", "", text).replace("{", "").replace("}", "").replace(",", " | ")
-    several = re.fullmatch(r"\[(.+) \[\1 \.\.\.\]\]", text)
+    several = re.fullmatch(r"\[+(.+) \[\1 \.\.\.\]+", text)
     return f"{several[1]} ..." if several else text
 
 
@@ -273,7 +279,11 @@ def _fields(rows: list[tuple[str, dict[str, Any], bool, str]]) -> str:
     """A table of names, types and what they are."""
     lines = ["| | type | default | |", "|---|---|---|---|"]
     for name, schema, required, text in rows:
-        default = "required" if required else (f"`{schema['default']}`" if schema.get("default") not in (None, [], {}) else "")
+        default = (
+            "required"
+            if required
+            else (f"`{schema['default']}`" if schema.get("default") not in (None, [], {}) else "")
+        )
         lines.append(f"| `{name}` | {_kind(schema)} | {default} | {escaped(' '.join(text.split()))} |")
     return "\n".join(lines) + "\n"
 
@@ -310,14 +320,19 @@ def http() -> str:
             form = bodies.get("multipart/form-data", {}).get("schema", {}).get("properties")
             if form:
                 text += "\nFields of a form:\n\n" + _fields(
-                    [(n, s, False, s.get("description", s.get("items", {}).get("description", ""))) for n, s in form.items()]
+                    [
+                        (n, s, False, s.get("description", s.get("items", {}).get("description", "")))
+                        for n, s in form.items()
+                    ]
                 )
             good = [(code, r) for code, r in operation["responses"].items() if code < "300"]
             for code, response in good:
                 content = response.get("content", {})
                 kinds = ", ".join(f"`{kind}`" for kind in content)
                 refs = [_kind(c["schema"]) for c in content.values() if c.get("schema")]
-                answer = " ".join(filter(None, [refs[0] if refs and refs[0] != "any" else "", f"({kinds})" if kinds else ""]))
+                answer = " ".join(
+                    filter(None, [refs[0] if refs and refs[0] != "any" else "", f"({kinds})" if kinds else ""])
+                )
                 text += f"\nAnswers {code}{': ' + answer if answer else ''}.\n"
     text += "\n## Shapes\n"
     for name, shape in sorted(shapes.items()):
@@ -348,47 +363,50 @@ def _wings() -> list[tuple[str, str, list[types.ModuleType]]]:
 
 
 def _public(module: types.ModuleType) -> list[Any]:
-    """The classes and functions that a package offers, in its order; nothing for a plain module without ``__all__``."""
-    names = getattr(module, "__all__", None)
-    if names is None:
-        names = [n for n in vars(module) if not n.startswith("_")] if hasattr(module, "__path__") else []
+    """The documented classes and functions that a package offers, or that a plain module defines, in their order."""
+    names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
     things = [getattr(module, name) for name in names]
-    return [t for t in things if (inspect.isclass(t) or inspect.isroutine(t)) and t.__module__.startswith("splip.")]
+    return [
+        thing
+        for thing in things
+        if (inspect.isclass(thing) or inspect.isroutine(thing))
+        and thing.__doc__
+        and thing.__module__.startswith(module.__name__ if not hasattr(module, "__path__") else "splip.")
+    ]
 
 
 def python() -> dict[str, str]:
-    """A page for each wing: what it offers by name, else its documented classes and functions."""
+    """A page for each wing: what it says of itself, then what it offers."""
     pages = {}
     for name, about, modules in _wings():
-        text = f"# splip.{name}\n\n{about}\n"
-        seen: set[str] = set()
+        text, seen = f"# splip.{name}\n", set()
         for i, module in enumerate(modules):
-            things = _public(module)
-            if i or module.__name__ != f"splip.{name}":
-                text += f"\n## {module.__name__} {{ #{module.__name__}-module }}\n"
-            if module.__doc__:
-                text += "\n" + _prose(inspect.cleandoc(module.__doc__)) + "\n"
-            level = 2 if not i and module.__name__ == f"splip.{name}" else 3
-            for thing in things:
+            own = not i and module.__name__ == f"splip.{name}"
+            if not own:
+                text += f"\n## {module.__name__} {{ #module-{module.__name__} }}\n"
+            text += f"\n{_prose(inspect.cleandoc(module.__doc__)) if module.__doc__ else about}\n"
+            for thing in _public(module):
                 where = f"{thing.__module__}.{thing.__qualname__}"
                 if where not in seen:
                     seen.add(where)
-                    text += f"\n::: {where}\n    options:\n      heading_level: {level}\n"
-            if not things:
-                text += (
-                    f"\n::: {module.__name__}\n    options:\n      heading_level: {level - 1}\n      show_root_heading: false\n"
-                    "      show_root_toc_entry: false\n      show_docstring_description: true\n"
-                )
+                    text += f"\n::: {where}\n    options:\n      heading_level: {2 if own else 3}\n"
         pages[name] = text
     rows = [f"| [`splip.{name}`]({name}.md) | {about} |" for name, about, _ in _wings()]
     pages["index"] = (
         "# Python\n\nWhat is written here are the docstrings. Shapes are capital letters: "
-        "B batch, L tokens, P prompts, D width, Q queries, N gallery, K results.\n\n| | |\n|---|---|\n" + "\n".join(rows) + "\n"
+        "B batch, L tokens, P prompts, D width, Q queries, N gallery, K results.\n\n| | |\n|---|---|\n"
+        + "\n".join(rows)
+        + "\n"
     )
     return pages
 
 
 def _prose(text: str) -> str:
-    """A docstring as Markdown: the roles of Sphinx become code, and so does what stands between two backticks."""
+    """A docstring as Markdown."""
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
     return "\n\n".join(part if part.startswith("* ") else escaped(part) for part in text.split("\n\n"))
+
+
+def on_page_content(text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """The roles of Sphinx, which our docstrings have in places, are code like the rest."""
+    return re.sub(r":\w+:(<code>)~?", r"\1", text) if page.file.src_uri.startswith("reference/python/") else text
