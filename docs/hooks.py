@@ -408,5 +408,8 @@ def _prose(text: str) -> str:
 
 
 def on_page_content(text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The roles of Sphinx, which our docstrings have in places, are code like the rest."""
-    return re.sub(r":\w+:(<code>)~?", r"\1", text) if page.file.src_uri.startswith("reference/python/") else text
+    """Short code stays on one line; the roles of Sphinx, which our docstrings have in places, are code like the rest."""
+    text = re.sub(r"(?<!<pre>)<code>(?=[^<]{1,26}</code>)", '<code class="short">', text)
+    if page.file.src_uri.startswith("reference/python/"):
+        text = re.sub(r":\w+:(<code[^>]*>)~?", r"\1", text)
+    return text

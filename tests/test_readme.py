@@ -130,6 +130,17 @@ def test_scripts_and_targets_exist():
             assert (ROOT / path).exists(), f"{page}: {path}"
 
 
+def test_places_in_the_code_exist():
+    """`module.name` in the table of what the paper leaves open."""
+    where = re.findall(r"\| ([^|]+) \|$", PAGES["docs/paper.md"], re.MULTILINE)
+    places = re.findall(r"`(\w+)\.(\w+)`", " ".join(where))
+    assert len(places) > 5
+    for module, name in places:
+        files = [path for path in (ROOT / "python/splip").rglob(f"{module}.{'py' if name != 'py' else name}")]
+        found = name == "py" or any(re.search(rf"(def|class) {name}\b", path.read_text("utf-8")) for path in files)
+        assert files and found, f"{module}.{name}"
+
+
 # ---- numbers ----
 
 
