@@ -20,6 +20,8 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+import splip
+
 ROOT = Path(__file__).resolve().parent.parent
 LINKS = tempfile.TemporaryDirectory(prefix="splip-docs-")
 
@@ -79,7 +81,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def _whole_package() -> str:
     """A folder with splip in it, splip.export included: of an editable install, that lies elsewhere."""
-    import splip
     import splip.export
 
     here, export = Path(splip.__path__[0]), Path(splip.export.__path__[0])
@@ -366,13 +367,19 @@ def _public(module: types.ModuleType) -> list[Any]:
     """The documented classes and functions that a package offers, or that a plain module defines, in their order."""
     names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
     things = [getattr(module, name) for name in names]
-    return [
+    things = [
         thing
         for thing in things
         if (inspect.isclass(thing) or inspect.isroutine(thing))
         and thing.__doc__
         and thing.__module__.startswith(module.__name__ if not hasattr(module, "__path__") else "splip.")
     ]
+    return sorted(things, key=_is_settings)
+
+
+def _is_settings(thing: Any) -> bool:
+    """Settings come last and in short: the pages of the commands say what each one is."""
+    return thing.__name__.endswith("Config")
 
 
 def python() -> dict[str, str]:
@@ -390,10 +397,12 @@ def python() -> dict[str, str]:
                 if where not in seen:
                     seen.add(where)
                     text += f"\n::: {where}\n    options:\n      heading_level: {2 if own else 3}\n"
+                    text += "      members: false\n" if _is_settings(thing) else ""
         pages[name] = text
     rows = [f"| [`splip.{name}`]({name}.md) | {about} |" for name, about, _ in _wings()]
     pages["index"] = (
-        "# Python\n\nWhat is written here are the docstrings. Shapes are capital letters: "
+        f"# Python\n\n{_prose(inspect.cleandoc(splip.__doc__)) if splip.__doc__ else ''}\n\n"
+        "What is written here are the docstrings. Shapes are capital letters: "
         "B batch, L tokens, P prompts, D width, Q queries, N gallery, K results.\n\n| | |\n|---|---|\n"
         + "\n".join(rows)
         + "\n"
@@ -403,8 +412,8 @@ def python() -> dict[str, str]:
 
 def _prose(text: str) -> str:
     """A docstring as Markdown."""
-    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
-    return "\n\n".join(part if part.startswith("* ") else escaped(part) for part in text.split("\n\n"))
+    parts = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`").split("\n\n")
+    return "\n\n".join(part if part.startswith(("* ", "    ")) else re.sub("::$", ":", escaped(part)) for part in parts)
 
 
 def on_page_content(text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
