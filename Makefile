@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := passive
 unexport PYTHONDONTWRITEBYTECODE
 say = @printf '\nsplip: %s\n'
 
-.PHONY: demo test lint results clean
+.PHONY: demo test lint docs results clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -28,6 +28,11 @@ lint: $(VENV)/.dev
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy" python/splip export
 	"$(BIN)/clang-format" --dry-run --Werror csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*
+
+# What docs/ and the code say, as pages in site/; nothing in them asks another host for anything.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --quiet --strict
+	@echo "site/index.html; with its search: $(BIN)/python -m http.server -d site"
 
 # Everything that docs/results.md says, from the pictures on: hours on two cores. What is finished is used again.
 WORK ?= build/results
@@ -46,12 +51,12 @@ results: $(VENV)/.results
 	"$(BIN)/python" benchmarks/results_page.py --runs "$(WORK)/runs"
 
 clean:
-	rm -rf "$(VENV)" build
+	rm -rf "$(VENV)" build site
 
 SOURCES := $(shell find cmake csrc export python/splip -type f -not -name '*.so' -not -path '*/__pycache__/*' 2>/dev/null)
 
 # The wheel is built once and installed with the extras that a target needs.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.results: $(VENV)/.%: $(VENV)/.wheel
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.docs $(VENV)/.results: $(VENV)/.%: $(VENV)/.wheel
 	$(say) "installing splip[$*] into $(VENV): PyTorch is by far the largest part"
 	for wheel in $(WHEEL)/splip-*.whl; do \
 	  "$(BIN)/python" -m pip install --no-compile "$$wheel[$*]" || exit 1; \
