@@ -21,42 +21,44 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import splip
+from splip.cli import main
+from splip.serve import app
+from splip.serve.config import ServeConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 LINKS = tempfile.TemporaryDirectory(prefix="splip-docs-")
 
-# A page for each wing of the package: its name, what it is for, and its modules, each by the first name that exists.
-# Pages without a module, and entries of the navigation without a page, are left out.
-WINGS: list[tuple[str, str, list[tuple[str, ...]]]] = [
-    ("gallery", "Folders of embedded pictures, searched exactly while they grow.", [("splip.gallery",)]),
-    ("encoders", "Pictures and texts to vectors, through torch or an engine.", [("splip.encoders", "splip.engines")]),
+# A page for each wing of the package: its name, what it is for, and its modules.
+WINGS: list[tuple[str, str, list[str]]] = [
+    ("gallery", "Folders of embedded pictures, searched exactly while they grow.", ["splip.gallery"]),
+    ("encoders", "Pictures and texts to vectors, through torch or an engine.", ["splip.encoders"]),
     (
         "models",
         "CLIP with prompt slots, SpLIP and the baselines.",
         [
-            ("splip.models", "splip.model"),
-            ("splip.models.prompts", "splip.prompts"),
-            ("splip.models.jigsaw", "splip.jigsaw"),
-            ("splip.models.clip", "splip.clip"),
+            "splip.models",
+            "splip.models.prompts",
+            "splip.models.jigsaw",
+            "splip.models.clip",
         ],
     ),
-    ("ops", "The fused ops and their definition.", [("splip.ops",), ("splip.ops.reference", "splip.reference")]),
+    ("ops", "The fused ops and their definition.", ["splip.ops", "splip.ops.reference"]),
     (
         "evaluation",
         "What is measured, and how.",
         [
-            ("splip.evaluation", "splip.evaluate"),
-            ("splip.evaluation.metrics", "splip.metrics"),
-            ("splip.evaluation.protocols", "splip.protocols"),
+            "splip.evaluation",
+            "splip.evaluation.metrics",
+            "splip.evaluation.protocols",
         ],
     ),
-    ("train", "The loop, and the loss of a batch.", [("splip.train",), ("splip.train.losses", "splip.losses")]),
-    ("images", "Picture files to square arrays.", [("splip.images",)]),
-    ("data", "Trees of sketches and photos, and their splits.", [("splip.data",), ("splip.data.datasets", "splip.datasets")]),
-    ("milvus", "A gallery in a Milvus collection.", [("splip.milvus",)]),
-    ("cluster", "Galleries on several machines.", [("splip.cluster",)]),
-    ("serve", "The service.", [("splip.serve",), ("splip.serve.app", "splip.app"), ("splip.serve.schemas", "splip.messages")]),
-    ("export", "Encoders for ONNX, OpenVINO and TensorRT.", [("splip.export",), ("splip.export.command",)]),
+    ("train", "The loop, and the loss of a batch.", ["splip.train", "splip.train.losses"]),
+    ("images", "Picture files to square arrays.", ["splip.images"]),
+    ("data", "Trees of sketches and photos, and their splits.", ["splip.data", "splip.data.datasets"]),
+    ("milvus", "A gallery in a Milvus collection.", ["splip.milvus"]),
+    ("cluster", "Galleries on several machines.", ["splip.cluster"]),
+    ("serve", "The service.", ["splip.serve", "splip.serve.app", "splip.serve.schemas"]),
+    ("export", "Encoders for ONNX, OpenVINO and TensorRT.", ["splip.export", "splip.export.command"]),
 ]  # fmt: skip
 
 
@@ -121,33 +123,12 @@ def escaped(text: str) -> str:
     return "`".join(parts)
 
 
-def _first(*names: str) -> types.ModuleType | None:
-    """The first of these modules that exists."""
-    for name in names:
-        try:
-            if importlib.util.find_spec(name) is not None:
-                return importlib.import_module(name)
-        except ModuleNotFoundError as error:  # of a parent; what others lack is not ours to hide
-            if error.name is None or not error.name.startswith("splip"):
-                raise
-    return None
-
-
 # ---- commands ----
-
-
-def _cli() -> Any:
-    """Where the table of verbs and the parser are."""
-    for name in ("splip.cli", "splip.cli.main"):
-        module = _first(name)
-        if module is not None and hasattr(module, "VERBS"):
-            return module
-    raise RuntimeError("no module has the table of verbs")
 
 
 def _words() -> list[str]:
     """The first words of all verbs, in order."""
-    return list(dict.fromkeys(verb.split()[0] for verb in _cli().VERBS))
+    return list(dict.fromkeys(verb.split()[0] for verb in main.VERBS))
 
 
 def _parser(verb: str) -> Any:
@@ -162,7 +143,7 @@ def _parser(verb: str) -> Any:
 
     with mock.patch.object(tyro, "cli", catch):
         try:
-            _cli().parse(verb, [])
+            main.parse(verb, [])
         except Caught as caught:
             cls, options = caught.args
     with warnings.catch_warnings():
@@ -172,7 +153,7 @@ def _parser(verb: str) -> Any:
 
 def commands() -> dict[str, str]:
     """A page for each first word of a verb, and one that lists them."""
-    verbs = _cli().VERBS
+    verbs = main.VERBS
     pages: dict[str, str] = {}
     for word in _words():
         text = f"# splip {word}\n"
@@ -238,10 +219,7 @@ def _metavar(text: str) -> str:
 
 def _openapi() -> dict[str, Any]:
     """OpenAPI's document of the service with its default settings; no gallery is opened."""
-    app = _first("splip.serve.app", "splip.app")
-    settings = _first("splip.serve.config", "splip.config")
-    assert app is not None and settings is not None
-    service = mock.MagicMock(config=settings.ServeConfig(gallery=Path("gallery")), max_body=1)
+    service = mock.MagicMock(config=ServeConfig(gallery=Path("gallery")), max_body=1)
     inner = app.create(service)
     while not hasattr(inner, "openapi"):
         inner = inner.app
@@ -359,8 +337,7 @@ def _bodies(bodies: dict[str, Any]) -> str:
 
 
 def _wings() -> list[tuple[str, str, list[types.ModuleType]]]:
-    found = [(name, about, [m for names in modules if (m := _first(*names))]) for name, about, modules in WINGS]
-    return [wing for wing in found if wing[2]]
+    return [(name, about, [importlib.import_module(module) for module in modules]) for name, about, modules in WINGS]
 
 
 def _public(module: types.ModuleType) -> list[Any]:

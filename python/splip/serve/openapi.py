@@ -17,17 +17,34 @@ PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {}}, "d
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM: dict[str, Any] = {
     "image": {"type": "string", "format": "binary", "description": "PNG, JPEG, WebP, GIF, BMP, AVIF or SVG."},
-    "text": {"type": "string", "maxLength": queries.MAX_TEXT},
-    "text_weight": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5},
-    "modality": {"type": "string", "enum": ["sketch", "photo"], "default": "sketch"},
-    "id": {"type": "integer", "minimum": 0},
-    "k": {"type": "integer", "minimum": 1, "default": 24},
-    "label": {"type": "array", "items": {"type": "string"}},
-    "tag": {"type": "array", "items": {"type": "string", "description": "name=value"}},
+    "text": {"type": "string", "maxLength": queries.MAX_TEXT, "description": "What is to be seen, e.g. red car."},
+    "text_weight": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "default": 0.5,
+        "description": "0: picture only, 1: text only.",
+    },
+    "modality": {
+        "type": "string",
+        "enum": ["sketch", "photo"],
+        "default": "sketch",
+        "description": "What the picture is.",
+    },
+    "id": {"type": "integer", "minimum": 0, "description": "A picture of the gallery, in place of an upload."},
+    "k": {"type": "integer", "minimum": 1, "default": 24, "description": "Photos to find."},
+    "label": {"type": "array", "items": {"type": "string"}, "description": "Only photos of these labels."},
+    "tag": {"type": "array", "items": {"type": "string"}, "description": "Only photos with this tag: name=value."},
 }
 SEARCH_BODY: dict[str, Any] = {
     "parameters": [
-        {"name": name, "in": "query", "required": False, "schema": schema, "description": "For raw bodies."}
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "schema": schema,
+            "description": f"For raw bodies. {schema['description']}",
+        }
         for name, schema in _FORM.items()
         if name != "image"
     ],
