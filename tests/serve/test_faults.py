@@ -42,7 +42,7 @@ from splip.gallery import segments
 from splip.gallery.gallery import Gallery
 from splip.gallery.scan import cover
 from splip.images import svg
-from splip.serve import batching, bodies, middleware, process, queries, service
+from splip.serve import batching, bodies, connection, process, queries, service
 from splip.serve.batching import Batcher, Search
 from splip.serve.metrics import Telemetry
 from splip.serve.pools import Pool, Room
@@ -647,7 +647,7 @@ def test_a_refusal_arrives_although_the_body_was_not_read(gallery):
 
 
 def test_silent_connections_leave_room_for_others(gallery, monkeypatch):
-    monkeypatch.setattr(middleware, "MAX_SILENT", 40)
+    monkeypatch.setattr(connection, "MAX_SILENT", 40)
     monkeypatch.setattr(process, "CONNECTIONS", 60)
     with running(gallery) as client:
         seen = faults.silent(client.address, 200)

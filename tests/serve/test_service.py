@@ -34,7 +34,7 @@ from serving import (
 
 from splip.errors import UnreadablePicture, UserError
 from splip.images import svg
-from splip.serve import middleware, queries, thumbnails
+from splip.serve import connection, queries, thumbnails
 from splip.serve import process as serve
 from splip.serve.config import ServeConfig
 from splip.serve.metrics import JsonLines, Lines, Telemetry
@@ -323,7 +323,7 @@ def test_too_slow_is_503(gallery):
 
 
 def test_slow_clients_are_closed(gallery, monkeypatch):
-    monkeypatch.setattr(middleware, "HEAD_SECONDS", 0.6)
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.6)
     with running(gallery, body_timeout_s=0.6) as client:
         seen = faults.slow(client.address, 8, clients=9)
         assert seen == {"nothing: closed": 3, "half a head: closed": 3, "half a body: 408": 3}
