@@ -298,7 +298,7 @@ def whole_again(gallery, asked):
 
 def test_shards_find_what_one_machine_finds(sharded, rows):
     with Gallery.open(rows) as local:
-        counts = [sum(piece.stop - piece.first for piece in pieces) for pieces in sharded._layout]
+        counts = sharded.layout.rows()
         assert sum(counts) == ROWS and max(counts) < 2 * min(counts) and sharded.alive == [1, 1, 1]
         assert len(faults.homes(sharded)) == 3  # one on each node
         for count, k in ((1, 1), (5, 30), (70, 256), (3, ROWS)):

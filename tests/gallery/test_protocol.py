@@ -111,7 +111,13 @@ def test_it_finds_the_same(galleries, photos):
     writer, gallery, _ = galleries
     queries = np.random.default_rng(3).standard_normal((4, DIM)).astype(np.float32)
     one = Filter(labels=("class-1",), tags={"even": "yes"})
-    for k, filter in ((1, None), (10, None), (50, None), (10, one), (10, [one, None, Filter(ids=(3, 4)), Filter(ids=())])):
+    for k, filter in (
+        (1, None),
+        (10, None),
+        (50, None),
+        (10, one),
+        (10, [one, None, Filter(ids=(3, 4)), Filter(ids=())]),
+    ):
         found, wanted = gallery.search_vectors(queries, k, filter), writer.search_vectors(queries, k, filter)
         for matches, want in zip(found, wanted, strict=True):
             assert all(type(match) is Match for match in matches)

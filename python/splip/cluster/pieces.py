@@ -39,6 +39,10 @@ def bits(masks: Mapping[int, np.ndarray], pieces: Iterable[Piece]) -> dict[int, 
     return {number: np.packbits(masks[number]) for number in {piece.segment for piece in pieces} if number in masks}
 
 
+def _counted(layout: Iterable[Iterable[Piece]]) -> list[int]:
+    return [sum(piece.stop - piece.first for piece in pieces) for pieces in layout]
+
+
 class Layout:
     """Which shard searches which rows. Pieces stay where they are; new rows go where there are fewest.
 
@@ -52,6 +56,10 @@ class Layout:
         self._lock = threading.Lock()
         self._pieces: list[list[Piece]] = [[] for _ in range(shards)]
         self._told: tuple[Told, ...] = ()
+
+    def rows(self) -> list[int]:
+        """How many rows each shard has."""
+        return _counted(self._pieces)
 
     def tell(self, db: sqlite3.Connection, state: State) -> tuple[Told, ...]:
         """What each shard is to know of a state."""
@@ -72,7 +80,7 @@ class Layout:
         """Give out the rows of a segment that no shard has, ``size`` at a time."""
         ends = {piece.stop: shard for shard, pieces in enumerate(layout) for piece in pieces if piece.segment == number}
         for first in range(max(ends, default=0), count, size):
-            loads = [sum(piece.stop - piece.first for piece in pieces) for pieces in layout]
+            loads = _counted(layout)
             shard = loads.index(min(loads))
             if first in ends and loads[ends[first]] - min(loads) < size:
                 shard = ends[first]  # a few more rows behind those that it has

@@ -72,7 +72,7 @@ class ShardedGallery(QueryEncoder):
             if shards < 1 or replicas < 1:
                 raise UserError(f"shards and replicas must be at least 1, got {shards} and {replicas}")
             files = self._files.files
-            self._layout = Layout(files, shards)
+            self.layout = Layout(files, shards)
             self.replicas = Replicas(cluster, files, shards, replicas, on_gpu=device.startswith("cuda"))
             self.replicas.start(self._tell())
         except BaseException:
@@ -143,7 +143,7 @@ class ShardedGallery(QueryEncoder):
     def _tell(self) -> tuple[Told, ...]:
         """What the shards are to know of the newest state."""
         with self._snapshots.take() as (db, state):
-            return self._layout.tell(db, state)
+            return self.layout.tell(db, state)
 
     def refresh(self) -> bool:
         """Take in what a writer has committed since, look after the shards and tell them; True if there is news."""
@@ -171,7 +171,7 @@ class ShardedGallery(QueryEncoder):
         self, db: sqlite3.Connection, state: State, filters: Filters, queries: Mapping[Key, np.ndarray], k: int
     ) -> tuple[dict[Key, Best], bool]:
         """Ask every shard once, and merge what they answer."""
-        told = self._layout.tell(db, state)
+        told = self.layout.tell(db, state)
         self._processes.tend(told)
         found, whole = _Question(self._ray, self._processes, told, db, state, filters, queries, k).ask()
         empty = [nothing(len(some)) for some in queries.values()]
