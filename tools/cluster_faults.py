@@ -240,7 +240,7 @@ def homes(gallery: ShardedGallery) -> set[str]:
     def home(shard: Any) -> str:
         return str(ray.get_runtime_context().get_node_id())
 
-    return set(ray.get([replica.actor.__ray_call__.remote(home) for replica in gallery._replicas if replica.alive]))
+    return set(ray.get([replica.actor.__ray_call__.remote(home) for replica in gallery.replicas.all if replica.alive]))
 
 
 def kill_searched(gallery: ShardedGallery, local: Gallery, started: Nodes, rng: random.Random) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from PIL import Image
 
 from splip import images
 from splip.errors import Skipped, UserError
-from splip.gallery import catalog, ingest, snapshot, sources
+from splip.gallery import catalog, ingest, sources, writer
 from splip.gallery.gallery import Gallery
 
 SIDE, DIM, PICTURES, SEGMENT = 16, 24, 160, 50
@@ -533,7 +533,7 @@ def main() -> None:
         report["largest_GB"] = round(largest / 1e9, 2)
         print(f"the largest took {largest / 1e9:.2f} GB", flush=True)
     # Commits, packs and segments of a few pictures, so that there are many moments to be killed at.
-    ingest.COMMIT_ROWS, snapshot.TAIL_ROWS = 16, 20
+    ingest.COMMIT_ROWS, writer.TAIL_ROWS = 16, 20
     began, runs = time.monotonic(), 0
     for kind in args.kinds:
         for number in range(args.repeats + args.full_disk):

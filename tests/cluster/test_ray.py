@@ -18,7 +18,9 @@ from PIL import Image
 
 from splip.cluster import embedding, incoming
 from splip.cluster import ray as cluster
-from splip.cluster.shards import _Replica, open_sharded, place
+from splip.cluster.replicas import Replica, place
+from splip.cluster.shards import open_sharded
+from splip.cluster.worker import Task, Worker
 from splip.errors import UserError
 from splip.gallery.catalog import Filter
 from splip.gallery.gallery import Gallery
@@ -184,8 +186,8 @@ def test_what_a_stopped_run_left(photos, tmp_path):
 
         def work(number, some, model=MODEL):
             identity = PixelEncoder(model).identity
-            task = embedding.Task(run, DIM, identity, lambda: PixelEncoder(model), 4, 1, None)
-            worker = embedding.Worker(task, "here")
+            task = Task(run, DIM, identity, lambda: PixelEncoder(model), 4, 1, None)
+            worker = Worker(task, "here")
             assert worker.load() is None
             entries = [(os.fsencode(p), embedding.Picture(p, "left"), None) for p in some]
             assert worker.embed(number, entries)[0] is None
@@ -217,8 +219,8 @@ def test_a_full_disk_is_no_crash(photos, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    task = embedding.Task(tmp_path, DIM, PixelEncoder().identity, PixelEncoder, 4, 1, None)
-    worker = embedding.Worker(task, "node x")
+    task = Task(tmp_path, DIM, PixelEncoder().identity, PixelEncoder, 4, 1, None)
+    worker = Worker(task, "node x")
     assert worker.load() is None
     monkeypatch.setattr(os, "pwrite", full)
     reason, _, _ = worker.embed(1, [(os.fsencode(p), embedding.Picture(p), None) for p in photos[:9]])
@@ -227,13 +229,13 @@ def test_a_full_disk_is_no_crash(photos, tmp_path, monkeypatch):
 
 
 def test_a_node_that_does_not_see_the_folders(photos, tmp_path):
-    task = embedding.Task(tmp_path / "not shared", DIM, "", PixelEncoder, 4, 1, None)
-    assert "node x does not see" in embedding.Worker(task, "node x").load()
+    task = Task(tmp_path / "not shared", DIM, "", PixelEncoder, 4, 1, None)
+    assert "node x does not see" in Worker(task, "node x").load()
     (tmp_path / "not shared").mkdir()
-    task = embedding.Task(tmp_path / "not shared", DIM, "", PixelEncoder, 4, 1, str(photos[0]) + "x")
-    assert "must share such folders" in embedding.Worker(task, "node x").load()
-    task = embedding.Task(tmp_path / "not shared", DIM, "1234" * 16, PixelEncoder, 4, 1, None)
-    assert "node x has another model than the gallery (123412341234)" in embedding.Worker(task, "node x").load()
+    task = Task(tmp_path / "not shared", DIM, "", PixelEncoder, 4, 1, str(photos[0]) + "x")
+    assert "must share such folders" in Worker(task, "node x").load()
+    task = Task(tmp_path / "not shared", DIM, "1234" * 16, PixelEncoder, 4, 1, None)
+    assert "node x has another model than the gallery (123412341234)" in Worker(task, "node x").load()
 
 
 @pytest.mark.slow
@@ -296,7 +298,7 @@ def whole_again(gallery, asked):
 
 def test_shards_find_what_one_machine_finds(sharded, rows):
     with Gallery.open(rows) as local:
-        counts = [sum(piece.stop - piece.first for piece in pieces) for pieces in sharded._layout]
+        counts = sharded.layout.rows()
         assert sum(counts) == ROWS and max(counts) < 2 * min(counts) and sharded.alive == [1, 1, 1]
         assert len(faults.homes(sharded)) == 3  # one on each node
         for count, k in ((1, 1), (5, 30), (70, 256), (3, ROWS)):
@@ -321,7 +323,7 @@ def test_places_of_shards():
     """One for each machine, replicas apart, not where one was lost, and on GPUs no more than there are."""
 
     def places(shards, replicas, nodes, on_gpu=False):
-        made = [_Replica(s, r) for s in range(shards) for r in range(replicas)]
+        made = [Replica(s, r) for s in range(shards) for r in range(replicas)]
         for one in made:
             one.node, one.actor = place(one, made, nodes, on_gpu).id, object()
         return made
@@ -342,7 +344,7 @@ def test_a_dead_shard(sharded, rows):
     """Partial, said so, and ranked as the whole is; then a new process is there."""
     with Gallery.open(rows) as local:
         ranking = faults.pairs(local.search_vectors(queries(), ROWS))
-        ray.kill(sharded._replicas[1].actor)
+        ray.kill(sharded.replicas.all[1].actor)
         found = sharded.search_vectors(queries(), 30)
         assert all(matches.partial for matches in found) and sharded.alive[1] == 0
         for some, every in zip(faults.pairs(found), ranking, strict=True):
@@ -390,7 +392,7 @@ def test_rows_that_do_not_match_their_checksum(machines, tmp_path):
 @pytest.mark.slow
 def test_with_two_replicas_nobody_notices(machines, rows):
     with open_sharded(rows, machines, shards=1, replicas=2) as gallery, Gallery.open(rows) as local:
-        first, second = gallery._replicas
+        first, second = gallery.replicas.all
         wanted = local.search_vectors(queries(), 30)
         ray.kill(first.actor)
         for _ in range(4):
@@ -419,7 +421,7 @@ def test_the_service_runs_on_shards(machines, photos, tmp_path):
                 assert all(one["partial"] is False for one in answer) and max(one["batch"] for one in answer) > 1
                 assert client.get(f"/v1/thumbnails/{answer[0]['matches'][0]['id']}").status_code == 200
                 if served is gallery:
-                    ray.kill(gallery._replicas[0].actor)
+                    ray.kill(gallery.replicas.all[0].actor)
                     one = client.post("/v1/search", json={"id": 1, "k": 3}).json()
                     assert one["partial"] is True and one["matches"] == []
         assert answers[0] == answers[1]

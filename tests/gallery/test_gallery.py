@@ -25,7 +25,7 @@ from PIL import Image
 
 from splip import images, ops
 from splip.errors import Skipped, Unavailable, UnreadablePicture, UserError
-from splip.gallery import catalog, ingest, scan, snapshot
+from splip.gallery import catalog, ingest, scan
 from splip.gallery.catalog import Filter
 from splip.gallery.gallery import Gallery
 from splip.gallery.ingest import Picture
@@ -100,7 +100,7 @@ def assert_exact(gallery, queries, k=10):
 
 @pytest.mark.parametrize("segment_rows", [7, 16, 1000])
 def test_search_is_exact(make, photos, segment_rows, monkeypatch):
-    monkeypatch.setattr(snapshot, "TAIL_ROWS", 10)  # so that some rows have a pack file and others none
+    monkeypatch.setattr("splip.gallery.writer.TAIL_ROWS", 10)  # so that some rows have a pack file and others none
     queries = np.random.default_rng(0).standard_normal((5, DIM)).astype(np.float32)
     with make(segment_rows=segment_rows) as gallery:
         assert gallery.search_vectors(queries) == [[]] * 5 and len(gallery) == 0
@@ -515,7 +515,7 @@ def test_one_writer(filled, photos):
 
 def test_readers_see_one_committed_state(make, tmp_path, monkeypatch):
     """Pairs are added and removed together, changed in two steps, compacted: no search ever sees half of one."""
-    monkeypatch.setattr(snapshot, "TAIL_ROWS", 8)
+    monkeypatch.setattr("splip.gallery.writer.TAIL_ROWS", 8)
     waves = [[tmp_path / "pairs" / f"{n}-{side}.png" for side in "ab"] for n in range(30)]
     for n, pair in enumerate(waves):
         for side, path in enumerate(pair):

@@ -547,7 +547,7 @@ def test_a_truncated_pack_is_seen(tmp_path):
     crc = files.append(1, 0, rows, 0)
     files.write_pack(1, 100, crc)
     parts = cover(files, 1, 0, 100, pack=files.open_pack(1))
-    gallery = SimpleNamespace(files=files, _state=SimpleNamespace(parts=parts))
+    gallery = SimpleNamespace(files=files, parts=parts)
     assert parts[0].stored
     service.check_files(gallery)
     os.truncate(files.pack_path(1), 4096)

@@ -27,7 +27,7 @@ from splip.gallery.config import (
 from splip.gallery.gallery import Gallery
 from splip.gallery.ingest import Added, Picture
 from splip.gallery.maintenance import check as check_gallery
-from splip.gallery.sources import _find
+from splip.gallery.sources import pictures as find_pictures
 from splip.images import archive, decode
 from splip.milvus import push as milvus_push
 from splip.milvus.address import parse
@@ -61,7 +61,7 @@ def add(config: IndexAddConfig) -> int:
     decode.decoding_memory.total = int(config.memory_gb * 0.8e9)
     ingest.files_memory.total = int(config.memory_gb * 0.2e9)
     tags = _tags(config.tag)
-    found, refused = _find(config)
+    found, refused = find_pictures(config.folders, config.list, config.label, config.label_from)
     with clusters.if_asked(config) as cluster:
         # A cluster is for more pictures than a list of them should hold: how many there are shows at the end.
         pictures = found if cluster else list(found)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from splip.errors import Skipped, UserError
-from splip.gallery.ingest import Look, Picture
+from splip.gallery import catalog
+from splip.gallery.ingest import LOOK_UP, Added, Look, Picture, commit, find_content
+from splip.gallery.protocol import Writable
 from splip.gallery.segments import Segments, sync_folder
 
 FOLDER = "incoming"
@@ -83,6 +85,28 @@ class Segment:
                 look.vector = next(vectors)
             looks.append(look)
         return cls(looks, rows)
+
+
+def commit_segment(gallery: Writable, segment: Segment, done: Added, notify: Callable[[Added], None] | None) -> None:
+    """Everything that a worker saw, by what the gallery holds now."""
+    moved: set[int] = set()
+    for first in range(0, len(segment.looks), LOOK_UP):
+        some = segment.looks[first : first + LOOK_UP]
+        with gallery.catalog.reading() as db:
+            known = {os.fsencode(item.path): item for item in catalog.items(db, "path", [look.path for look in some])}
+        for look in some:
+            look.known = known.get(look.path)
+            if look.error is not None or look.hash is None:
+                continue
+            if look.stays:
+                look.vector = None
+            else:
+                find_content(gallery, look, moved)
+                if look.moved:
+                    look.vector = None
+    # What has no vector, for it was known, and is gone from the gallery since, is for another run to find.
+    looks = [look for look in segment.looks if look.error is not None or look.stays or look.vector is not None]
+    commit(gallery, looks, done, notify)
 
 
 def manifest_path(folder: Path, number: int) -> Path:

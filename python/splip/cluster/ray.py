@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import splip
+from splip.cluster.settings import RaySettings
 from splip.errors import UserError
-from splip.gallery.config import IndexAddConfig, SearchConfig
-from splip.serve.config import ServeConfig
 
 CONNECT_SECONDS = 5.0  # for an answer from the address that was given
 PROBE_SECONDS = 120.0  # for every machine to start a process and say its versions
@@ -148,7 +147,7 @@ def last_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def if_asked(config: IndexAddConfig | SearchConfig | ServeConfig) -> Iterator[Cluster | None]:
+def if_asked(config: RaySettings) -> Iterator[Cluster | None]:
     """A connection for a command with ``--engine ray``; None for others.
 
     Raises:

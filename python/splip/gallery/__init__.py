@@ -1,4 +1,8 @@
-"""Galleries: embedded pictures in a folder, searched exactly while a writer adds to it."""
+"""Galleries: embedded pictures in a folder, searched exactly while a writer adds to it; and what any gallery is.
+
+:class:`Gallery` is the one of a folder on this machine. :class:`Searchable` is what it has in common with those that a
+Milvus collection (:mod:`splip.milvus`) and the machines of a cluster (:mod:`splip.cluster`) search.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +16,13 @@ if TYPE_CHECKING:
     from splip.gallery.ingest import Picture as Picture
     from splip.gallery.matches import Match as Match
     from splip.gallery.matches import Matches as Matches
+    from splip.gallery.protocol import Searchable as Searchable
 
 __getattr__, __dir__, __all__ = lazy(
-    __name__, gallery="Gallery", catalog="Filter Item", matches="Match Matches", ingest="Added Picture"
+    __name__,
+    gallery="Gallery",
+    catalog="Filter Item",
+    matches="Match Matches",
+    ingest="Added Picture",
+    protocol="Searchable",
 )

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from splip.errors import UserError
 
@@ -344,8 +345,20 @@ def revision(db: sqlite3.Connection) -> int:
     return value
 
 
-def facts(db: sqlite3.Connection) -> dict[str, object]:
+def facts(db: sqlite3.Connection) -> dict[str, Any]:
     return dict(db.execute("SELECT name, value FROM facts"))
+
+
+def item(db: sqlite3.Connection, id: int) -> Item:
+    """An item by its id.
+
+    Raises:
+        KeyError: no such item (any more).
+    """
+    found = items(db, "id", [id]) if -(2**63) <= id < 2**63 else []
+    if not found:
+        raise KeyError(id)
+    return found[0]
 
 
 def items(db: sqlite3.Connection, column: str, values: Sequence[object]) -> list[Item]:

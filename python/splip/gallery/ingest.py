@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -33,11 +33,9 @@ from splip import images
 from splip.errors import Skipped, UnreadablePicture, UserError
 from splip.gallery import catalog
 from splip.gallery.catalog import Item, text
+from splip.gallery.protocol import Writable
 from splip.gallery.segments import is_full
 from splip.images import archive
-
-if TYPE_CHECKING:
-    from splip.gallery.gallery import Gallery
 
 T = TypeVar("T")
 COMMIT_ROWS, COMMIT_SECONDS = 2048, 5.0  # what a kill can undo
@@ -98,7 +96,7 @@ class Look:
 
 
 def add(
-    gallery: "Gallery",
+    gallery: Writable,
     pictures: Iterable[Picture | Path | str],
     *,
     label: str | None = None,
@@ -229,7 +227,7 @@ def _ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, No
 
 
 def _batches(
-    gallery: "Gallery", pictures: Iterator[tuple[bytes, Picture]], batch_size: int, threads: int | None
+    gallery: Writable, pictures: Iterator[tuple[bytes, Picture]], batch_size: int, threads: int | None
 ) -> Generator[tuple[list[Look], list[Look], np.ndarray], None, None]:
     """Looks in the order given, those of them to encode, and their pixels, uint8 ``[B, S, S, 3]``."""
     threads = threads or len(os.sched_getaffinity(0))
@@ -310,7 +308,7 @@ def look_at(path: bytes, picture: Picture, known: Item | None, prepare: Callable
     return look
 
 
-def find_content(gallery: "Gallery", look: Look, moved: set[int]) -> None:
+def find_content(gallery: Writable, look: Look, moved: set[int]) -> None:
     """Take the vector of an item with the same content; if its file is gone, the item itself."""
     with gallery.catalog.reading() as db:
         same = catalog.items(db, "hash", [look.hash])
@@ -325,7 +323,7 @@ def find_content(gallery: "Gallery", look: Look, moved: set[int]) -> None:
         look.vector = gallery.files.read_rows(same[0].segment, same[0].row, 1)[0]
 
 
-def commit(gallery: "Gallery", looks: list[Look], done: Added, notify: Callable[[Added], None] | None) -> None:
+def commit(gallery: Writable, looks: list[Look], done: Added, notify: Callable[[Added], None] | None) -> None:
     """Everything that became of some pictures, or nothing of it."""
     counts = {"new": 0, "changed": 0, "moved": 0, "duplicates": 0, "relabelled": 0, "unchanged": 0}
     kept = [look for look in looks if look.error is None]
@@ -351,7 +349,7 @@ def commit(gallery: "Gallery", looks: list[Look], done: Added, notify: Callable[
 
 
 @contextlib.contextmanager
-def _disk(gallery: "Gallery") -> Iterator[None]:
+def _disk(gallery: Writable) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -7,18 +7,16 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from splip.errors import UserError
 from splip.gallery import catalog
 from splip.gallery.catalog import Filter, Item
+from splip.gallery.protocol import Stored, Writable
 from splip.gallery.segments import is_full, sync_folder
 from splip.images import archive
-
-if TYPE_CHECKING:
-    from splip.gallery.gallery import Gallery
 
 CHUNK = 32_768  # rows at a time
 
@@ -46,7 +44,7 @@ class Compacted:
 # ---- check ----
 
 
-def check(gallery: "Gallery", pictures: bool = True) -> Checked:
+def check(gallery: Stored, pictures: bool = True) -> Checked:
     """Read everything and compare it with its checksums; may run beside a writer.
 
     Args:
@@ -63,7 +61,7 @@ def check(gallery: "Gallery", pictures: bool = True) -> Checked:
     return found
 
 
-def _check(gallery: "Gallery", pictures: bool) -> tuple[int, Checked]:
+def _check(gallery: Stored, pictures: bool) -> tuple[int, Checked]:
     """What one committed revision looks like."""
     found, files = Checked(), gallery.files
     with gallery.catalog.reading() as db:
@@ -101,7 +99,7 @@ def _numbers(rows: Any) -> np.ndarray:
     return np.fromiter((row for (row,) in rows), dtype=np.int64)
 
 
-def _check_rows(gallery: "Gallery", number: int, count: int, crc: int, blocks: list[tuple[int, int]]) -> Iterator[str]:
+def _check_rows(gallery: Stored, number: int, count: int, crc: int, blocks: list[tuple[int, int]]) -> Iterator[str]:
     """Lines about the float rows of a segment that are not as they were committed."""
     files, path = gallery.files, gallery.files.rows_path(number)
     try:
@@ -114,7 +112,7 @@ def _check_rows(gallery: "Gallery", number: int, count: int, crc: int, blocks: l
 
 
 def _check_blocks(
-    gallery: "Gallery", number: int, count: int, crc: int, blocks: list[tuple[int, int]], path: Path
+    gallery: Stored, number: int, count: int, crc: int, blocks: list[tuple[int, int]], path: Path
 ) -> Iterator[str]:
     files = gallery.files
     if not blocks or blocks[-1] != (count, crc):
@@ -131,7 +129,7 @@ def _check_blocks(
         start, before = stop, after
 
 
-def _check_model(gallery: "Gallery") -> Iterator[str]:
+def _check_model(gallery: Stored) -> Iterator[str]:
     if gallery.facts["source"] is not None:  # an export folder; its own identity is checked when it is loaded
         return
     import hashlib
@@ -152,7 +150,7 @@ def _check_model(gallery: "Gallery") -> Iterator[str]:
 # ---- compact ----
 
 
-def compact(gallery: "Gallery") -> Compacted:
+def compact(gallery: Writable) -> Compacted:
     """Write the vectors of live items into new segments, and drop the old ones.
 
     Leading segments that are full and whole stay. New files are on the disk before the one commit that switches to
@@ -222,7 +220,7 @@ def _size(folder: Path) -> int:
 # ---- export ----
 
 
-def export(gallery: "Gallery", out: Path, form: str = "csv", filter: Filter | None = None) -> int:
+def export(gallery: Stored, out: Path, form: str = "csv", filter: Filter | None = None) -> int:
     """Write ``vectors.npy`` (float32 ``[N, D]``), ``items.csv`` or ``items.parquet`` (same order) and ``gallery.json``.
 
     Args:

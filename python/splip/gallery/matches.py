@@ -3,12 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
-
-if TYPE_CHECKING:
-    pass
 
 Source = Path | str | bytes | Image.Image
 Key = tuple[object, ...]  # of a filter

@@ -3,16 +3,10 @@
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from splip.errors import Skipped, UnreadablePicture, UserError
-from splip.gallery import sources
-from splip.gallery.config import IndexAddConfig
 from splip.gallery.ingest import Picture
 from splip.images import archive, formats
-
-if TYPE_CHECKING:
-    pass
 
 
 def read_list(file: Path) -> tuple[list[str], list[Skipped]]:
@@ -39,7 +33,14 @@ def read_list(file: Path) -> tuple[list[str], list[Skipped]]:
     return paths, refused
 
 
-def _label(path: str, root: str | None, how: str) -> str | None:
+def label_of(path: str, root: str | None, how: str) -> str | None:
+    """The label of a picture by where it lies.
+
+    Args:
+        path: of the picture.
+        root: the folder or tar file that was given; None: the picture itself was.
+        how: folder, top or none, see :func:`pictures`.
+    """
     if how == "none":
         return None
     parent = Path(os.path.abspath(path)).parent
@@ -51,31 +52,47 @@ def _label(path: str, root: str | None, how: str) -> str | None:
     return None if archive.is_tar(parent) else parent.name or None
 
 
-def _find(config: IndexAddConfig) -> tuple[Iterator[Picture], list[Skipped]]:
-    """All pictures that the command line names, one after the other, and what is left out by then."""
+def pictures(
+    given: Iterable[Path], lists: Iterable[Path] = (), label: str | None = None, label_from: str = "none"
+) -> tuple[Iterator[Picture], list[Skipped]]:
+    """All pictures of some places and lists, one after the other.
+
+    Args:
+        given: folders, tar files, pictures, or ``@FILE`` for a list.
+        lists: files of paths, see :func:`read_list`.
+        label: of all of them.
+        label_from: without a label: the ``folder`` of each picture, the ``top`` one below the folder given, or ``none``.
+
+    Returns:
+        The pictures, found while they are read, and what is left out: more of it by then.
+
+    Raises:
+        UserError: a place is not there, or a list cannot be read; while they are read: there are no pictures.
+    """
+    given, lists = list(given), list(lists)
     places: list[str] = []
-    lists, refused = list(config.list), []
-    for folder in config.folders:
-        if str(folder).startswith("@") and not folder.exists():
-            lists.append(Path(str(folder)[1:]))
-        elif folder.exists():
-            places.append(str(folder))
+    for place in given:
+        if str(place).startswith("@") and not place.exists():
+            lists.append(Path(str(place)[1:]))
+        elif place.exists():
+            places.append(str(place))
         else:
-            raise UserError(f"{folder}: no such folder or picture")
+            raise UserError(f"{place}: no such folder or picture")
+    left_out: list[Skipped] = []
     for file in lists:
         paths, outside = read_list(file)
-        refused += outside
+        left_out += outside
         places += paths
 
     def found() -> Iterator[Picture]:
         count = 0
-        for path, root in sources.find(places, refused):
+        for path, root in find(places, left_out):
             count += 1
-            yield Picture(path, config.label if config.label is not None else _label(path, root, config.label_from))
-        if not count and not refused:
-            raise UserError(f"no pictures in {', '.join(map(str, (*config.folders, *lists)))}")
+            yield Picture(path, label if label is not None else label_of(path, root, label_from))
+        if not count and not left_out:
+            raise UserError(f"no pictures in {', '.join(map(str, (*given, *lists)))}")
 
-    return found(), refused
+    return found(), left_out
 
 
 def find(places: Iterable[str | Path], skipped: list[Skipped]) -> Iterator[tuple[str, str | None]]:

@@ -1,16 +1,17 @@
-"""Where a Milvus collection is."""
+"""Where a Milvus collection is.
+
+An address is ``milvus://HOST[:PORT]/COLLECTION`` for a server, or ``milvus:photos.db/COLLECTION`` (``milvus:///data/photos.db/...``)
+for Milvus Lite in a file of this machine. Behind a ``?`` it takes ``database=NAME``, ``tls=on`` and ``consistency=LEVEL``; a token
+(``user:password`` or a key) stands in the environment, ``MILVUS_TOKEN``, where no list of processes shows it.
+"""
 
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote_from_bytes, unquote, unquote_to_bytes, urlsplit
 
 from splip.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 PORT = 19530
 TOKEN = "MILVUS_TOKEN"
@@ -97,4 +98,5 @@ def to_uri(path: Path | str) -> str:
 
 
 def to_path(uri: str) -> Path:
+    """The path that :func:`to_uri` made text of."""
     return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))

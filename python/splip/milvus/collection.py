@@ -1,8 +1,4 @@
-"""A gallery in a Milvus collection: ``splip index push`` fills it, and it is searched as a gallery of a folder is.
-
-An address is ``milvus://HOST[:PORT]/COLLECTION`` for a server, or ``milvus:photos.db/COLLECTION`` (``milvus:///data/photos.db/...``)
-for Milvus Lite in a file of this machine. Behind a ``?`` it takes ``database=NAME``, ``tls=on`` and ``consistency=LEVEL``; a token
-(``user:password`` or a key) stands in the environment, ``MILVUS_TOKEN``, where no list of processes shows it.
+"""A collection of Milvus: its rows, its facts, and its errors as lines that name it.
 
 A row is an item of the gallery: its id, unit-length vector, ``uri``, ``label`` ("" for none), ``tags``, size, time and hash of
 the file, and a ``stamp`` of all these. The index is FLAT with inner products, so that answers are exact. Deleted rows come
@@ -15,16 +11,13 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from splip.errors import Unavailable, UserError
 from splip.gallery import catalog
 from splip.gallery.catalog import Filter, Item
-
-if TYPE_CHECKING:
-    pass
 from splip.milvus.address import TOKEN, Address, to_uri
 
 TIMEOUT = 60.0  # seconds for one call, all its tries together
@@ -208,12 +201,16 @@ class Collection:
             self.name, filter=condition, output_fields=columns, consistency_level=level, timeout=TIMEOUT, **options
         )
 
-    def stamps(self, after: int, upto: int | None) -> dict[int, int]:
-        """Ids above ``after`` and up to ``upto``, with their stamps; at most ``LIMIT``. As of now, whatever the address says."""
+    def stamps(self, after: int, upto: int | None) -> tuple[dict[int, int], bool]:
+        """Ids above ``after`` and up to ``upto``, with their stamps, as of now, whatever the address says.
+
+        Returns:
+            At most ``LIMIT`` of them, and whether these may not be all.
+        """
         condition = f"id > {after}" + ("" if upto is None else f" and id <= {upto}")
         with self._errors("cannot be read"):
             found = self._query(condition, ["id", "stamp"], "Strong", limit=LIMIT)
-        return {row["id"]: row["stamp"] for row in found}
+        return {row["id"]: row["stamp"] for row in found}, len(found) >= LIMIT
 
     def delete(self, ids: Sequence[int]) -> None:
         with self._errors("cannot be changed"):

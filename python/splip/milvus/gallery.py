@@ -1,7 +1,6 @@
-"""A gallery whose vectors a Milvus collection searches."""
+"""A gallery whose vectors a Milvus collection keeps and searches; ``splip index push`` fills it."""
 
 import json
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +11,19 @@ from splip.errors import UserError
 from splip.gallery.catalog import Filter, Item
 from splip.gallery.gallery import Gallery
 from splip.gallery.matches import Match
+from splip.gallery.protocol import Searchable
+from splip.gallery.queries import QueryEncoder, checked
+from splip.milvus.address import is_address, parse, to_path
+from splip.milvus.collection import FACTS, LIMIT, Collection, expression
 
 if TYPE_CHECKING:
     from splip.encoders.encoder import Encoder
-from splip.milvus.address import is_address, parse, to_path
-from splip.milvus.collection import FACTS, LIMIT, Collection, expression
 
 QUERIES = 64  # in one message
 
 
-class MilvusGallery(Gallery):
-    """A collection that is searched like a gallery; it is changed by pushing only.
+class MilvusGallery(QueryEncoder):
+    """A collection that is searched like a gallery; it is changed, and its items are listed, where it was pushed from.
 
     Example::
 
@@ -31,7 +32,7 @@ class MilvusGallery(Gallery):
                 print(f"{match.score:.3f}", match.path)
 
     Args:
-        address: of the collection, see the top of this module.
+        address: of the collection, see the top of :mod:`splip.milvus.address`.
         engine: what encodes queries, see :class:`splip.encoders.encoder.Encoder`.
         device: of the encoder.
         model: a checkpoint or an export folder of the model that made the gallery.
@@ -50,21 +51,23 @@ class MilvusGallery(Gallery):
         model: Path | None = None,
         encoder: "Encoder | None" = None,
     ) -> None:
-        self.address, self.folder = parse(address), Path(address)
-        self._engine, self._device, self._model = engine, device, model
-        self._encoder_lock = threading.Lock()
-        self._encoder, self._own_encoder = None, encoder is None
+        self.address = parse(address)
         self._counts: tuple[int, dict[str, int]] | None = None
         self._collection = Collection(self.address)
+
+        def source() -> Path:
+            if model is None:
+                missing = f"holds no model: name the one of its pictures, {self.model}, with --model"
+                raise UserError(f"{self.address}: {missing}")
+            return model
+
         try:
-            self.facts = dict(self._properties())
-            self.dim = int(str(self.facts["dim"]))
-            if encoder is not None:
-                self._encoder = self._same_model(encoder)
+            facts = self._properties()
+            super().__init__(str(self.address), facts, source, engine=engine, device=device, encoder=encoder)
             self._collection.load()
             self.refresh()
         except BaseException:
-            self.close()
+            self._collection.close()
             raise
 
     def _properties(self) -> dict[str, str]:
@@ -76,31 +79,7 @@ class MilvusGallery(Gallery):
     def close(self) -> None:
         """Release the connection, and the encoder unless it was given."""
         self._collection.close()
-        if self._own_encoder and self._encoder is not None:
-            self._encoder.close()
-        self._encoder = None
-
-    def _not_here(self) -> Any:
-        raise UserError(f"{self.address}: a collection answers searches only; this needs the gallery that was pushed")
-
-    catalog = files = revision = property(_not_here)  # of a gallery's folder
-
-    def _write(self) -> Any:
-        raise UserError(f"{self.address}: change the gallery and push it again")
-
-    def _model_source(self) -> Path:
-        if self._model is None:
-            raise UserError(f"{self.address}: holds no model: name the one of its pictures, {self.model}, with --model")
-        return self._model
-
-    def _same_model(self, encoder: "Encoder") -> "Encoder":
-        if encoder.identity != self.identity or encoder.embed_dim != self.dim:
-            theirs = f"{encoder.name} ({encoder.identity[:12]})"
-            raise UserError(
-                f"{self.address} was made with {self.model} ({self.identity[:12]}), not with {theirs}:"
-                " vectors of two models cannot be compared"
-            )
-        return encoder
+        self.close_encoder()
 
     def __len__(self) -> int:
         """Rows, as of the last refresh."""
@@ -143,21 +122,12 @@ class MilvusGallery(Gallery):
     def search_vectors(
         self, vectors: np.ndarray, k: int = 10, filter: Filter | Sequence[Filter | None] | None = None
     ) -> list[list[Match]]:
-        """As :meth:`Gallery.search_vectors`; Milvus sums in float32, so the last digit of a score may differ.
+        """As :meth:`splip.gallery.gallery.Gallery.search_vectors`; Milvus sums in float32, so the last digit of a score may differ.
 
         Raises:
             UserError: a shape does not match, a number is not finite, k < 1 or above what Milvus returns.
         """
-        queries = np.ascontiguousarray(vectors, dtype=np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise UserError(f"vectors must be [Q, {self.dim}], got {list(queries.shape)}")
-        if not np.isfinite(queries).all():
-            raise UserError("vectors must be finite")
-        if not 1 <= k <= LIMIT:
-            raise UserError(f"k must be between 1 and {LIMIT}, got {k}")
-        filters = [filter] * len(queries) if filter is None or isinstance(filter, Filter) else list(filter)
-        if len(filters) != len(queries):
-            raise UserError(f"{len(filters)} filters for {len(queries)} queries: give one, or one for each")
+        queries, filters = checked(vectors, self.dim, k, filter, LIMIT)
         queries = queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
         groups: dict[str, list[int]] = {}
         for number, one in enumerate(filters):
@@ -176,7 +146,7 @@ class MilvusGallery(Gallery):
 
 def open_gallery(
     place: str | Path, *, engine: str = "auto", device: str = "auto", model: Path | None = None
-) -> Gallery:
+) -> Searchable:
     """What is to be searched: a collection if ``place`` is the address of one, else the gallery in that folder.
 
     Raises:

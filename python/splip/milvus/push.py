@@ -5,21 +5,17 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from splip.errors import UserError
 from splip.gallery import catalog
 from splip.gallery.catalog import Item
-from splip.gallery.gallery import Gallery
-
-if TYPE_CHECKING:
-    pass
+from splip.gallery.protocol import Stored
 from splip.milvus.address import Address
-from splip.milvus.collection import LABELS, LIMIT, Collection, facts_of
+from splip.milvus.collection import LABELS, Collection, facts_of
 
-COMPARED = 8_192  # items compared at a time: half of LIMIT, so that every round gets past the rows that must go
+COMPARED = 8_192  # items compared at a time: half of what Collection.stamps answers, so that every round gets past the rows that must go
 ROWS = 2_048  # rows in one message, which may have 64 MB
 
 
@@ -41,7 +37,7 @@ class Pushed:
 
 
 def push(
-    gallery: Gallery,
+    gallery: Stored,
     address: Address,
     *,
     replace: bool = False,
@@ -74,7 +70,7 @@ def push(
         there = collection.properties()
         if there is not None and any(there.get(key) != value for key, value in own.items()):
             if not replace:
-                raise UserError(_another(address, there, own))
+                raise UserError(another(address, there, own))
             collection.drop()
             there = None
         if there is None:
@@ -87,7 +83,7 @@ def push(
             if stop is not None and stop():
                 done.stopped = True
                 return done
-            after = _push_part(gallery, collection, after, done)
+            after = push_part(gallery, collection, after, done)
             done.seconds = time.monotonic() - began
             if notify is not None:
                 notify(done)
@@ -96,7 +92,8 @@ def push(
     return done
 
 
-def _another(address: Address, there: dict[str, str], own: dict[str, str]) -> str:
+def another(address: Address, there: dict[str, str], own: dict[str, str]) -> str:
+    """The message about a collection that something else filled."""
     whose = f"{there['model']} ({there['identity'][:12]})"
     if there["identity"] == own["identity"]:
         reason = f"holds another gallery of {whose}, made {there['created']}"
@@ -105,24 +102,24 @@ def _another(address: Address, there: dict[str, str], own: dict[str, str]) -> st
     return f"{address}: {reason}; push to another collection, or --replace it"
 
 
-def _push_part(gallery: Gallery, collection: Collection, after: int, done: Pushed) -> int | None:
+def push_part(gallery: Stored, collection: Collection, after: int, done: Pushed) -> int | None:
     """Bring the rows of the next items up to date; returns the last of their ids, None if there are no more."""
     with gallery.catalog.reading() as db:
         ids = [id for (id,) in db.execute("SELECT id FROM items WHERE id > ? ORDER BY id LIMIT ?", (after, COMPARED))]
         wanted = {item.id: facts_of(item) for item in catalog.items(db, "id", ids)}
     last = ids[-1] if len(ids) == COMPARED else None
     while True:
-        held = collection.stamps(after, last)
+        held, more = collection.stamps(after, last)
         strays = [id for id in held if id not in wanted]
         if strays:
             collection.delete(strays)
             done.removed += len(strays)
-        if len(held) < LIMIT:
+        if not more:
             break
     stale = [id for id in ids if held.get(id) != wanted[id]["stamp"]]
     for first in range(0, len(stale), ROWS):
         some = stale[first : first + ROWS]
-        vectors = _vectors(gallery, some)
+        vectors = unit_vectors(gallery, some)
         collection.upsert([wanted[id] | {"vector": vector} for id, vector in vectors.items()])
         done.changed += sum(id in held for id in vectors)
         done.new += sum(id not in held for id in vectors)
@@ -130,14 +127,14 @@ def _push_part(gallery: Gallery, collection: Collection, after: int, done: Pushe
     return last
 
 
-def _vectors(gallery: Gallery, ids: list[int]) -> dict[int, np.ndarray]:
+def unit_vectors(gallery: Stored, ids: list[int]) -> dict[int, np.ndarray]:
     """Unit-length vectors, float32 ``[D]``, of the items that are still there."""
     while True:
         with gallery.catalog.reading() as db:
             revision = catalog.revision(db)
             items = catalog.items(db, "id", ids)
             try:
-                rows = _rows(gallery, items)
+                rows = stored_rows(gallery, items)
                 break
             except (FileNotFoundError, UserError):
                 failed = revision
@@ -149,7 +146,7 @@ def _vectors(gallery: Gallery, ids: list[int]) -> dict[int, np.ndarray]:
     return dict(zip([item.id for item in items], rows / np.maximum(length, 1e-12), strict=True))
 
 
-def _rows(gallery: Gallery, items: list[Item]) -> np.ndarray:
+def stored_rows(gallery: Stored, items: list[Item]) -> np.ndarray:
     """Vectors ``[n, D]`` of items as the gallery has them; runs of rows are read at once."""
     rows = np.empty((len(items), gallery.dim), dtype=np.float32)
     order = sorted(range(len(items)), key=lambda i: (items[i].segment, items[i].row))

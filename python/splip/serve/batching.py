@@ -23,8 +23,8 @@ from splip.serve.queries import Busy
 
 if TYPE_CHECKING:
     from splip.gallery.catalog import Filter
-    from splip.gallery.gallery import Gallery
     from splip.gallery.matches import Match
+    from splip.gallery.protocol import Searchable
 
 TEXTS = 1024  # texts whose vectors are kept
 PAUSE = 0.5  # seconds before a worker that ended takes up its work again; doubled while it ends again and again
@@ -68,7 +68,7 @@ class Batcher:
 
     def __init__(
         self,
-        gallery: "Gallery",
+        gallery: "Searchable",
         telemetry: Telemetry,
         max_batch: int,
         window: float,

@@ -35,6 +35,7 @@ from splip.serve.thumbnails import File, Thumbnails
 if TYPE_CHECKING:
     from splip.gallery.gallery import Gallery
     from splip.gallery.matches import Match
+    from splip.gallery.protocol import Searchable
 
 T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -63,7 +64,7 @@ def disk_is_full(error: BaseException, folder: Path | None = None) -> bool:
     return False
 
 
-def check_files(gallery: "Gallery") -> None:
+def check_files(gallery: Any) -> None:
     """Compare the files that a search reads through memory maps with their sizes.
 
     Reading behind the end of a file that was truncated ends the process, without a line; so look before. A file
@@ -74,7 +75,7 @@ def check_files(gallery: "Gallery") -> None:
     """
     from splip.ops.quantized import PackedGallery
 
-    for part in getattr(getattr(gallery, "_state", None), "parts", ()):
+    for part in getattr(gallery, "parts", ()):
         if not isinstance(part.rows, PackedGallery):  # a copy on a GPU
             continue
         needed = {gallery.files.rows_path(part.segment): part.stop * gallery.files.dim * 4}
@@ -98,7 +99,9 @@ class Service:
         writer: opens the same gallery for writing; None if it cannot be written.
     """
 
-    def __init__(self, gallery: "Gallery", config: ServeConfig, writer: "Callable[[], Gallery] | None" = None) -> None:
+    def __init__(
+        self, gallery: "Searchable", config: ServeConfig, writer: "Callable[[], Gallery] | None" = None
+    ) -> None:
         self.gallery, self.config, self.writer = gallery, config, writer
         self.folder: Path | None = getattr(gallery, "folder", None)
         self.telemetry = Telemetry()

@@ -1,0 +1,169 @@
+"""A gallery's folder, open: its database, its facts, its files of vectors.
+
+It holds ``gallery.db`` (:mod:`splip.gallery.catalog`: paths, labels, tags, what counts), ``vectors/``
+(:mod:`splip.gallery.segments`), ``model.pt`` (a copy of the checkpoint, unless an export folder made the vectors) and
+``skipped.txt`` (pictures that the last ``splip index add`` could not read).
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from splip.errors import UserError
+from splip.gallery import catalog
+from splip.gallery.catalog import Catalog, Filter, Item
+from splip.gallery.lock import WriterLock
+from splip.gallery.segments import Segments, sync_folder
+from splip.images import decode
+
+if TYPE_CHECKING:
+    from splip.encoders.encoder import Encoder
+
+
+class GalleryFolder:
+    """An open folder, and what its database says about items.
+
+    Args:
+        path: of the folder.
+        write: take the right to write, which one process can have.
+
+    Raises:
+        UserError: not a gallery, damaged, of another version, or being written by another process.
+    """
+
+    def __init__(self, path: Path, write: bool = False) -> None:
+        need_gallery(path)
+        self.path = path
+        self.lock = WriterLock(path) if write else None
+        self._labels: tuple[int, dict[str, int]] | None = None
+        try:
+            self.catalog = Catalog(path / "gallery.db")
+            if self.catalog.format < catalog.newest():
+                self._migrate()
+            with self.catalog.reading() as db:
+                self.facts: dict[str, Any] = catalog.facts(db)
+            self.segment_rows = int(self.facts["segment_rows"])
+            self.files = Segments(path / "vectors", int(self.facts["dim"]))
+        except BaseException:
+            self.close()
+            raise
+
+    def _migrate(self) -> None:
+        own = WriterLock(self.path) if self.lock is None else None
+        try:
+            self.catalog.migrate()
+        finally:
+            if own is not None:
+                own.release()
+
+    def close(self) -> None:
+        """Release the database and the right to write."""
+        if hasattr(self, "catalog"):
+            self.catalog.close()
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
+
+    def model_source(self, given: Path | None = None) -> Path:
+        """Where the model is: the place that is given, else the folder's own checkpoint, or the export folder.
+
+        Raises:
+            UserError: it is gone.
+        """
+        if given is not None:
+            return given
+        source = self.facts["source"]
+        path = self.path / "model.pt" if source is None else Path(os.fsdecode(bytes(source)))
+        if not path.exists():
+            model = self.facts["model"]
+            raise UserError(f"{path}: the model of {self.path} ({model}) is gone; name another place with --model")
+        return path
+
+    # ---- what it holds ----
+
+    def labels(self) -> dict[str, int]:
+        """Items of each label, by name; those without one are not counted."""
+        with self.catalog.reading() as db:
+            revision = catalog.revision(db)
+            if self._labels is None or self._labels[0] != revision:
+                rows = db.execute("SELECT label, count(*) FROM items WHERE label IS NOT NULL GROUP BY label")
+                self._labels = revision, dict(rows)
+            return dict(self._labels[1])
+
+    def item(self, id: int) -> Item:
+        """An item.
+
+        Raises:
+            KeyError: no such item (any more).
+        """
+        with self.catalog.reading() as db:
+            return catalog.item(db, id)
+
+    def find(self, path: Path | str) -> Item | None:
+        """The item of a file, if there is one."""
+        with self.catalog.reading() as db:
+            found = catalog.items(db, "path", [os.fsencode(os.path.abspath(path))])
+        return found[0] if found else None
+
+    def items(self, filter: Filter | None = None) -> Iterator[Item]:
+        """All items that pass a filter, by id; a consistent list however long it is read."""
+        with self.catalog.reading() as db:
+            yield from catalog.chosen(db, filter)
+
+
+def need_gallery(path: Path) -> None:
+    """Raises UserError: there is no gallery of this version in a folder."""
+    if not (path / "gallery.db").is_file():
+        if (path / "gallery.json").is_file():
+            again = f"splip index add FOLDER --gallery {path}-new --model {path / 'model.pt'}"
+            raise UserError(f"{path}: a gallery of an earlier version; make it again: {again}")
+        raise UserError(f"{path}: not a gallery (no gallery.db); `splip index add` makes one")
+
+
+def need_free(path: Path) -> None:
+    """Raises UserError: a new gallery cannot have this folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: exists already; a new gallery needs a folder of its own")
+
+
+def make(folder: Path, model: Path, encoder: "Encoder", segment_rows: int) -> None:
+    """Make the folder of a gallery without pictures, at once and whole.
+
+    Args:
+        folder: to make; may exist if it is empty.
+        model: a checkpoint, which is copied into the gallery, or an export folder, which is not.
+        encoder: of this model.
+        segment_rows: vectors a file.
+
+    Raises:
+        UserError: it cannot have its name.
+    """
+    facts: dict[str, object] = {
+        "dim": encoder.embed_dim,
+        "segment_rows": segment_rows,
+        "identity": encoder.identity,
+        "model": encoder.name,
+        "source": None if model.is_file() else os.fsencode(model.absolute()),
+        "decoding": decode.DECODING,
+        "created": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        made = Path(temporary) / "gallery"
+        (made / "vectors").mkdir(parents=True)
+        if model.is_file():
+            with open(model, "rb") as source, open(made / "model.pt", "wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+                copy.flush()
+                os.fsync(copy.fileno())
+        Catalog.create(made / "gallery.db", facts)
+        sync_folder(made)
+        try:
+            os.rename(made, folder)
+        except OSError as error:
+            raise UserError(f"cannot make the gallery {folder}: {error.strerror}") from None
+    sync_folder(folder.parent)
