@@ -21,7 +21,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(say) "the tests, $(JOBS) at a time: under five minutes on two cores"
-	"$(BIN)/python" -m pytest -q -n $(JOBS) --dist loadfile
+	"$(BIN)/python" -m pytest -q -n $(JOBS) --dist worksteal
 
 lint: $(VENV)/.dev
 	"$(BIN)/ruff" check .

@@ -211,7 +211,9 @@ def onnx_session(path):
     return pytest.importorskip("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("fp16", False)])
+@pytest.mark.parametrize(
+    ("precision", "fused"), [("fp32", True), pytest.param("fp16", False, marks=pytest.mark.exhaustive)]
+)
 def test_onnx_at_every_batch_size(precision, fused, tmp_path):
     onnx = pytest.importorskip("onnx")
     model = make(prompts=PromptConfig(depth=3))

@@ -244,7 +244,7 @@ def test_many_queries_pack_by_themselves(monkeypatch):
         assert torch.equal(a, b)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_panels_of_more_than_2_gib():
     """Offsets in bytes do not fit in 32 bits. Rows of zeros are pages that nobody owns: 2 GB in all."""
     N, D = 4_300_000, 512
