@@ -23,14 +23,14 @@ from splip.gallery import sources
 from splip.gallery.catalog import Filter
 from splip.gallery.gallery import Gallery
 from splip.images import formats
+from splip.models import build, load_model
 from splip.models.config import BackboneConfig, TrainConfig
-from splip.models.retriever import SpLIP, load_model
 from splip.train import loop
 
 
 def save_model(path, seed):
     torch.manual_seed(seed)
-    model = SpLIP(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), ["ball", "box"])
+    model = build(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), ["ball", "box"])
     torch.save(model.checkpoint(), path)
     return path
 

@@ -77,6 +77,6 @@ def test_info(cli):
 
 
 def test_module_spellings():
-    for module in ("splip", "splip.train.loop"):
+    for module in ("splip", "splip.train"):
         run = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)
         assert run.returncode == 0 and "usage: splip" in run.stdout

@@ -17,7 +17,7 @@ from conftest import draw
 from splip.encoders import base, manifest
 from splip.encoders.encoder import Encoder
 from splip.errors import UserError, one_line, short
-from splip.models.retriever import load_model
+from splip.models import load_model
 
 CHECKPOINTS = Path(__file__).parents[1] / "fixtures" / "checkpoints"
 GOOD = CHECKPOINTS / "clip-at.pt"

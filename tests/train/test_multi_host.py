@@ -40,7 +40,7 @@ def launch(tmp_path, settings):
                 "--master-port",
                 port,
                 "-m",
-                "splip.train.loop",
+                "splip.train",
             ]
             started.append(
                 subprocess.Popen(

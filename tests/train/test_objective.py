@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 
+from splip.models import build
 from splip.models.config import BackboneConfig, LossConfig, PromptConfig, TrainConfig
-from splip.models.retriever import SpLIP
 from splip.train import losses
 from splip.train.objective import Objective
 
@@ -13,7 +13,7 @@ LABELS = torch.tensor([0, 1, 2, 0] + [0, 1, 2, 0] + [1, 2, 0, 2])
 
 
 def make(**changes):
-    return Objective(SpLIP(TrainConfig(backbone=BackboneConfig(name="splip-tiny"), **changes), CLASSES))
+    return Objective(build(TrainConfig(backbone=BackboneConfig(name="splip-tiny"), **changes), CLASSES))
 
 
 def batch(objective, things=None):
