@@ -7,7 +7,6 @@ makes it run. This module imports no torch.
 
 import hashlib
 import importlib
-import importlib.metadata
 import importlib.util
 import sys
 import traceback
@@ -122,6 +121,8 @@ def load_installed() -> None:
     Raises:
         UserError: one cannot be imported.
     """
+    import importlib.metadata  # slow, and seldom needed
+
     for entry in importlib.metadata.entry_points(group=GROUP):
         if entry.value in _installed:
             continue
