@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from splip.errors import UserError
-from splip.models import build, load_model
+from splip.models import Retriever, build, load_model, register
 from splip.models.checkpoint import read_checkpoint
 from splip.models.config import BackboneConfig, LossConfig, PromptConfig, TrainConfig
 from splip.train.objective import Objective
@@ -399,3 +399,25 @@ def test_not_a_checkpoint(tmp_path, content):
 def test_rejects(prompts, message):
     with pytest.raises(UserError, match=message):
         make(prompts=prompts)
+
+
+def test_prompts_of_another_size(plugged):
+    """A method that writes more than it has slots for would overwrite words."""
+
+    @register("wide")
+    class Wide(Retriever):
+        def make_prompts(self):
+            self.text_tokens = 2
+
+        def write_text(self, groups, patches):
+            return [torch.zeros(groups, 3, self.backbone.text_width)]
+
+    @register("flat")
+    class Flat(Retriever):
+        def write_visual(self, modality, summary):
+            return [torch.zeros(2, 4, 192), torch.zeros(4, 192)]
+
+    with pytest.raises(ValueError, match=r"Wide.write_text: layer 0 has prompts \[2, 3, 64\], expected \[2, 2, 64\]"):
+        make(method="wide")(*batch())
+    with pytest.raises(ValueError, match=r"Flat.write_visual: layer 1 has prompts \[4, 192\], expected \[2, 4, 192\]"):
+        make(method="flat")(*batch())

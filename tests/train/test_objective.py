@@ -202,6 +202,7 @@ def test_bfloat16(changes):
         (LossConfig(jigsaw_form="round"), "loss.jigsaw_form: there is no 'round', only conditional, permuted-triplet"),
         (LossConfig(terms={"tight": 0.1}), "loss.terms: there is no 'tight', only triplet, classification, jigsaw"),
         (LossConfig(terms={"triplet": 0.1}), "loss.terms: the weight of triplet is loss.triplet"),
+        (LossConfig(terms={"stop": 0.1}), "loss.terms: stop is another column of log.csv"),
         (LossConfig(terms={"tight": -1.0}), "loss.terms.tight must not be negative, got -1.0"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
@@ -224,6 +225,13 @@ def test_a_term_of_another_name(plugged):
     found = objective(*batch(objective))
     assert list(found) == ["loss", "triplet", "short"]
     torch.testing.assert_close(found["loss"], found["triplet"] + 1.5)
+
+
+def test_a_term_must_be_a_scalar(plugged):
+    terms.register_term("rows")(lambda batch: batch.sketch.sum(dim=1))
+    objective = make(loss=LossConfig(jigsaw=0, terms={"rows": 1.0}))
+    with pytest.raises(ValueError, match=r"the term rows gives \[4\], not a scalar"):
+        objective(*batch(objective))
 
 
 def test_a_form_of_the_jigsaw(plugged):

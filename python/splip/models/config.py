@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from splip.data.config import DataConfig
+from splip.errors import UserError
+
+LEAST = {"text_tokens": 0, "layer_tokens": 0, "visual_tokens": 1}
+MOST_TOKENS, MOST_WIDTH = 1000, 8192  # beyond any use: sizes that a damaged file could ask for fill the memory
 
 
 @dataclass
@@ -132,3 +136,31 @@ class TrainConfig:
     """Seed of the new weights, the batches and the augmentation."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
+
+
+def check_numbers(config: TrainConfig, layers: int, any_depth: bool) -> None:
+    """Refuse numbers that no model can have.
+
+    Args:
+        config: of a model, maybe from a damaged file.
+        layers: of the deeper tower.
+        any_depth: a depth beyond it is allowed.
+
+    Raises:
+        UserError: one line that names the setting.
+    """
+    p, loss = config.prompts, config.loss
+    if p.depth is not None and (p.depth < 0 or (p.depth > layers and not any_depth)):
+        raise UserError(f"prompts.depth must be between 0 and {layers} for {config.backbone.name}, got {p.depth}")
+    if not 0 <= p.ema <= 1:
+        raise UserError(f"prompts.ema must be between 0 and 1, got {p.ema}")
+    for name, least in LEAST.items():
+        if getattr(p, name) < least:
+            raise UserError(f"prompts.{name} must be at least {least}, got {getattr(p, name)}")
+        if getattr(p, name) > MOST_TOKENS:
+            raise UserError(f"prompts.{name} must be at most {MOST_TOKENS}, got {getattr(p, name)}")
+    if not 32 <= loss.jigsaw_width <= MOST_WIDTH or loss.jigsaw_width % 32:
+        raise UserError(f"loss.jigsaw_width must be a multiple of 32 and at most {MOST_WIDTH}, got {loss.jigsaw_width}")
+    most = 23 if loss.tiles == 2 else 10_000
+    if loss.jigsaw and not 2 <= loss.permutations <= most:
+        raise UserError(f"loss.permutations must be between 2 and {most}, got {loss.permutations}")

@@ -20,14 +20,12 @@ from splip.data.trees import MODALITIES
 from splip.errors import UserError, short
 from splip.models.checkpoint import FORMAT, name_of
 from splip.models.clip import PromptedCLIP, in_slots
-from splip.models.config import TrainConfig
+from splip.models.config import TrainConfig, check_numbers
 from splip.models.jigsaw import WITH_HEAD, JigsawHead, permutation_bank
 from splip.models.stem import ConvStem, as_affine
 from splip.models.words import bare
 
 R = TypeVar("R", bound="Retriever")
-LEAST = {"text_tokens": 0, "layer_tokens": 0, "visual_tokens": 1}
-MOST_TOKENS, MOST_WIDTH = 1000, 8192  # beyond any use: sizes that a damaged file could ask for fill the memory
 
 
 class Conditions(NamedTuple):
@@ -82,7 +80,7 @@ class Retriever(nn.Module):
         self.check(config)
         self.backbone = clip = PromptedCLIP(config.backbone)
         self.backbone_identity = clip.identity()
-        _check_numbers(config, max(clip.visual_layers, clip.text_layers), self.any_depth)
+        check_numbers(config, max(clip.visual_layers, clip.text_layers), self.any_depth)
         self.jigsaw = None
         with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
             torch.manual_seed(config.seed)
@@ -241,7 +239,7 @@ class Retriever(nn.Module):
         tokens = self._tokens(["x", "y"])
         shared, text = _shared(tokens), self.backbone.text
         tokens = tokens[:, :1].to(self.tokens.device)
-        prompts = self.write_text(len(MODALITIES), self.patch_mean) or []
+        prompts = self._text_prompts(len(MODALITIES), self.patch_mean) or []
         _, hidden = self.backbone.encode_groups(tokens, shared, prompts)
         position = text.positional_embedding[:shared]
         states = [text.token_embedding(tokens[:, 0, :shared]) + position, *(start for start, _ in hidden[:-1])]
@@ -258,11 +256,20 @@ class Retriever(nn.Module):
             shared: tokens that the texts of a group begin with.
             patches: ``[G, P, d_v]``, for :meth:`write_text`.
         """
-        prompts = self.write_text(len(tokens), patches)
+        prompts = self._text_prompts(len(tokens), patches)
         features, hidden = self.backbone.encode_groups(tokens, shared, prompts, self.text_norm)
         return F.normalize(features.float(), dim=-1), self.summarise(tokens, shared, hidden)
 
     # ---- conditions: texts and visual prompts ----
+
+    def _text_prompts(self, groups: int, patches: Tensor | None) -> list[Tensor] | None:
+        size = (groups, self.text_tokens, self.backbone.text_width)
+        return _of_size(self.write_text(groups, patches), size, f"{type(self).__name__}.write_text")
+
+    def _visual_prompts(self, modality: Tensor, summary: Any) -> list[Tensor] | None:
+        prompts = self.write_visual(modality, summary)
+        size = (len(modality), prompts[0].shape[1] if prompts else 0, self.backbone.visual_width)
+        return _of_size(prompts, size, f"{type(self).__name__}.write_visual")
 
     def condition_modalities(self, mean: Tensor) -> Conditions:
         """Texts and visual prompts of both modalities.
@@ -277,7 +284,7 @@ class Retriever(nn.Module):
             with torch.no_grad():
                 self._constant_texts = self._encode_classes(self.tokens, self.shared, mean)
         texts, summary = self._constant_texts
-        return Conditions(texts, self.write_visual(modality, summary))
+        return Conditions(texts, self._visual_prompts(modality, summary))
 
     def condition_images(self, patches: Tensor, modality: Tensor) -> Conditions:
         """Texts and visual prompts of each image, from itself.
@@ -290,7 +297,7 @@ class Retriever(nn.Module):
 
     def _conditions(self, modality: Tensor, patches: Tensor) -> Conditions:
         texts, summary = self._encode_classes(self.tokens[modality], self.shared, patches)
-        return Conditions(texts, self.write_visual(modality, summary))
+        return Conditions(texts, self._visual_prompts(modality, summary))
 
     # ---- training ----
 
@@ -467,23 +474,12 @@ class Retriever(nn.Module):
         self._forget()
 
 
-def _check_numbers(config: TrainConfig, layers: int, any_depth: bool) -> None:
-    """Refuse numbers that no model can have; ``layers`` of the deeper tower."""
-    p, loss = config.prompts, config.loss
-    if p.depth is not None and (p.depth < 0 or (p.depth > layers and not any_depth)):
-        raise UserError(f"prompts.depth must be between 0 and {layers} for {config.backbone.name}, got {p.depth}")
-    if not 0 <= p.ema <= 1:
-        raise UserError(f"prompts.ema must be between 0 and 1, got {p.ema}")
-    for name, least in LEAST.items():
-        if getattr(p, name) < least:
-            raise UserError(f"prompts.{name} must be at least {least}, got {getattr(p, name)}")
-        if getattr(p, name) > MOST_TOKENS:
-            raise UserError(f"prompts.{name} must be at most {MOST_TOKENS}, got {getattr(p, name)}")
-    if not 32 <= loss.jigsaw_width <= MOST_WIDTH or loss.jigsaw_width % 32:
-        raise UserError(f"loss.jigsaw_width must be a multiple of 32 and at most {MOST_WIDTH}, got {loss.jigsaw_width}")
-    most = 23 if loss.tiles == 2 else 10_000
-    if loss.jigsaw and not 2 <= loss.permutations <= most:
-        raise UserError(f"loss.permutations must be between 2 and {most}, got {loss.permutations}")
+def _of_size(prompts: list[Tensor] | None, size: tuple[int, ...], what: str) -> list[Tensor] | None:
+    """Prompts that a method wrote, which must all have this size."""
+    for layer, prompt in enumerate(prompts or ()):
+        if tuple(prompt.shape) != size:
+            raise ValueError(f"{what}: layer {layer} has prompts {list(prompt.shape)}, expected {list(size)}")
+    return prompts
 
 
 def _shared(tokens: Tensor) -> int:

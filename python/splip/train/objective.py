@@ -69,6 +69,9 @@ class Objective(nn.Module):
         negative, pick = self._negatives(features, labels, instances)
         batch = Encoded(model, features, tokens, conditions.texts, labels, modality, pieces, negative, pick)
         terms = {name: term(batch) for name, term in self.terms.items()}
+        for name, value in terms.items():
+            if value.dim():
+                raise ValueError(f"the term {name} gives {list(value.shape)}, not a scalar")
         loss = sum((self.weights[name] * term for name, term in terms.items()), torch.zeros((), device=images.device))
         return {"loss": loss, **terms}
 
