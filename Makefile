@@ -2,20 +2,25 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
-# Tests at a time.
-JOBS ?= 2
+# Tests at a time: as many as there are cores, to eight; each takes up to 2 GB of memory.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 BIN := $(VENV)/bin
 WHEEL := $(VENV)/wheel
 # A thread that spins while it waits would take a core from the others.
 export OMP_WAIT_POLICY := passive
+# pip compiles no bytecode (--no-compile); Python keeps that of what it imports, a small part.
+unexport PYTHONDONTWRITEBYTECODE
+say = @printf '\nsplip: %s\n'
 
-.PHONY: demo test lint results clean
+.PHONY: demo test lint docs results clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
+	$(say) "the demo: about a minute of training and measuring on two cores"
 	"$(BIN)/splip" demo --out "$(DEMO)" $(DEMO_ARGS)
 
 test: $(VENV)/.test
+	$(say) "the tests, $(JOBS) at a time: under five minutes on two cores"
 	"$(BIN)/python" -m pytest -q -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.dev
@@ -23,6 +28,11 @@ lint: $(VENV)/.dev
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy" python/splip export
 	"$(BIN)/clang-format" --dry-run --Werror csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*
+
+# What docs/ and the code say, as pages in site/; nothing in them asks another host for anything.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --quiet --strict
+	@echo "site/index.html; with its search: $(BIN)/python -m http.server -d site"
 
 # Everything that docs/results.md says, from the pictures on: hours on two cores. What is finished is used again.
 WORK ?= build/results
@@ -41,21 +51,27 @@ results: $(VENV)/.results
 	"$(BIN)/python" benchmarks/results_page.py --runs "$(WORK)/runs"
 
 clean:
-	rm -rf "$(VENV)" build
+	rm -rf "$(VENV)" build site
 
-SOURCES := $(shell find csrc export python/splip -type f -not -name '*.so' -not -path '*/__pycache__/*' 2>/dev/null)
+SOURCES := $(shell find cmake csrc export python/splip -type f -not -name '*.so' -not -path '*/__pycache__/*' 2>/dev/null)
 
 # The wheel is built once and installed with the extras that a target needs.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.results: $(VENV)/.%: $(VENV)/.wheel
-	for wheel in $(WHEEL)/splip-*.whl; do "$(BIN)/python" -m pip install --quiet "$$wheel[$*]" || exit 1; done
-	touch "$@"
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.docs $(VENV)/.results: $(VENV)/.%: $(VENV)/.wheel
+	$(say) "installing splip[$*] into $(VENV): PyTorch is by far the largest part"
+	for wheel in $(WHEEL)/splip-*.whl; do \
+	  "$(BIN)/python" -m pip install --no-compile "$$wheel[$*]" || exit 1; \
+	done
+	@touch "$@"
 
+# -v: pip passes on what the build prints, a line for each file that is compiled.
 $(VENV)/.wheel: $(SOURCES) setup.py pyproject.toml CMakeLists.txt | $(VENV)/bin/python
+	$(say) "building the wheel: compiles the C++ part, under a minute on two cores without CUDA code"
 	rm -rf "$(WHEEL)"
-	"$(BIN)/python" -m pip wheel --quiet --no-deps --wheel-dir "$(WHEEL)" .
+	"$(BIN)/python" -m pip wheel -v --no-deps --wheel-dir "$(WHEEL)" .
 	"$(BIN)/python" -m pip uninstall --quiet --yes splip 2>/dev/null
-	touch "$@"
+	@touch "$@"
 
 $(VENV)/bin/python:
+	$(say) "a virtual environment in $(VENV)"
 	"$(PYTHON)" -m venv "$(VENV)"
-	"$(BIN)/python" -m pip install --quiet --upgrade pip
+	"$(BIN)/python" -m pip install --no-compile --upgrade pip

@@ -1,4 +1,4 @@
-"""Builds splip._C with CMake and lists the packages; everything else is in pyproject.toml."""
+"""Builds splip._C with CMake and finds the packages; everything else is in pyproject.toml."""
 
 import os
 import re
@@ -7,13 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_namespace_packages, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "python/splip/__init__.py").read_text()).group(1)
 
-WINGS = [path.parent.name for path in sorted((ROOT / "python/splip").glob("*/__init__.py"))]
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+class Build(build):
+    def run(self) -> None:
+        # From scratch: what was moved or removed since an earlier build would go into the wheel.
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class CMakeBuild(build_ext):
@@ -31,30 +41,37 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "SPLIP_VERSION": VERSION,
-            "SPLIP_CUDA": os.environ.get("SPLIP_CUDA", "auto").lower(),
-            "SPLIP_CUDA_ARCHS": os.environ.get("SPLIP_CUDA_ARCHS", "").replace(",", ";"),
+            "SPLIP_CUDA": os.environ.get("SPLIP_CUDA", "").lower() or "auto",
+            "SPLIP_CUDA_ARCHS": ";".join(re.split(r"[;,\s]+", os.environ.get("SPLIP_CUDA_ARCHS", "").strip())),
         }
         flags = [f"-D{key}={value}" for key, value in options.items()]
-        subprocess.run(["cmake", str(ROOT), "-G", "Ninja", *flags], cwd=build, check=True)
-        subprocess.run(["cmake", "--build", "."], cwd=build, check=True)
+        configure = ["cmake", str(ROOT), "-G", "Ninja", *flags]
+        done = subprocess.run(configure, cwd=build, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            # One line for what a user can mend, everything for the rest.
+            ours = re.search(r"CMake Error at .*\n((?:  splip: .*\n)(?:  .*\n)*)", done.stdout)
+            if ours is None:
+                say(done.stdout)
+            raise SystemExit(" ".join(ours[1].split()) if ours else "splip: error: cmake failed, see above")
+        for line in re.findall("^-- (splip: .*)", done.stdout, re.MULTILINE):
+            say(line)
+        # ninja's lines, each when a file is done.
+        environment = {"NINJA_STATUS": "splip: %f of %t files compiled, %e s: ", **os.environ}
+        if subprocess.run(["cmake", "--build", "."], cwd=build, env=environment).returncode:
+            raise SystemExit("splip: error: the compiler failed, see above")
 
+
+# Folders without Python files hold data only, and are packages to setuptools all the same.
+# splip.export lives in export/ at the top level of the repository.
+skipped = ["*.__pycache__", "__pycache__"]
+packages = find_namespace_packages("python", include=["splip", "splip.*"], exclude=skipped)
+exported = find_namespace_packages("export", exclude=skipped)
 
 setup(
     version=VERSION,
-    # splip.export lives in export/ at the top level of the repository.
-    # The last five hold data only; setuptools wants them named.
-    packages=[
-        "splip",
-        *(f"splip.{wing}" for wing in WINGS),
-        "splip.serve.page",
-        "splip.weights",
-        "splip.export",
-        "splip.configs",
-        "splip.configs.ablations",
-        "splip.configs.models",
-    ]
-    + ["splip.sample_data", "splip.sample_data.licenses"],
+    verbose=False,  # or a line for each copied file hides what the compiler says
+    packages=[*packages, "splip.export", *(f"splip.export.{name}" for name in exported)],
     package_dir={"splip": "python/splip", "splip.export": "export"},
     ext_modules=[Extension("splip._C", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build": Build, "build_ext": CMakeBuild},
 )

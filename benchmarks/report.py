@@ -1,7 +1,7 @@
-"""Write the tables of the README from the committed results.
+"""Write the tables of the README and of docs/ from the committed results.
 
 python benchmarks/report.py            # prints them
-python benchmarks/report.py --update   # writes them between the markers in README.md
+python benchmarks/report.py --update   # writes them between the markers in README.md and docs/
 python benchmarks/report.py --demo demo --update   # first takes over the results of `make demo`
 """
 
@@ -14,6 +14,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
+DOCS = README.parent / "docs"
+PICTURES = DOCS / "pictures"
 FLAT = "FAISS IndexFlatIP"
 
 
@@ -99,6 +101,19 @@ def search() -> str:
         + "\n\nMedians; splip's recall is 1. `of reading` and `of multiplying`: share of this machine's ceilings, "
         + f"{m['read_GB_per_s']:.0f} GB/s and {m['multiply_G_per_s']:,.0f} G byte products/s. Packing "
         + f"{max(r['pack_GB_per_s'] for r in report['rows']):.1f} GB/s, {m['kernels']} kernels. {_machine(m)}"
+    )
+
+
+def exact() -> str:
+    """The README's sentence on searches: one query on the CPU, one and many on a card."""
+    cpu, gpu = load("cosine_topk-cpu"), load("gpu/h100")
+    first = cpu["rows"][0]
+    card = {r["sizes"]: r["ms"] for r in gpu["rows"] if r["op"] == "cosine_topk"}
+    one, many = (card[f"Q={Q} N=10,000,000 D=512 K=10 int8"] for Q in (1, 256))
+    return (
+        f"Searches are exact. The {first['K']} best of {first['N']:,} photos take {first['median_ms']['splip']:.0f} ms on "
+        f"{cpu['machine']['threads']} CPU threads, {first['ratio'][FLAT]:.0f} times less than FAISS's exact index; of 10,000,000"
+        f"\nthey take {one:.1f} ms on {gpu['machine']['gpu']}, and {256e3 / many:,.0f} queries a second are answered in batches of 256."
     )
 
 
@@ -342,6 +357,7 @@ GPU_BOUND = {"memory": "bandwidth", "arithmetic": "multiplying"}
 TABLES = {
     "demo": demo,
     "results": results,
+    "exact": exact,
     "train": train,
     "evaluation": evaluation,
     "search": search,
@@ -356,8 +372,13 @@ TABLES = {
 }
 
 
+def pages() -> list[Path]:
+    """Where tables may be: the README and the pages of docs/."""
+    return [README, *sorted(DOCS.rglob("*.md"))]
+
+
 def updated(text: str) -> str:
-    """The README with each table between its markers made anew."""
+    """A page with each table between its markers made anew."""
     for name, make in TABLES.items():
         pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = pattern.sub(lambda m, make=make: f"{m.group(1)}\n{make()}\n\n{m.group(2)}", text)
@@ -365,31 +386,35 @@ def updated(text: str) -> str:
 
 
 def take_demo(folder: Path) -> None:
-    """Copy the demo's numbers to the results, and its pictures, smaller, to docs/."""
+    """Copy the demo's numbers to the results, and its pictures, smaller, to docs/pictures/."""
     (RESULTS / "demo.json").write_text((folder / "results.json").read_text())
     for name in ("grid", "drawings"):
         take_picture(folder / f"{name}.png", f"demo-{name}")
 
 
 def take_picture(path: Path, name: str) -> None:
-    """A picture for docs/, with few colours."""
+    """A picture for docs/pictures/, with few colours."""
     from PIL import Image
 
     with Image.open(path) as image:
         small = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    small.save(README.parent / "docs" / f"{name}.png", optimize=True)
+    small.save(PICTURES / f"{name}.png", optimize=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--update", action="store_true", help="write the tables into README.md")
+    parser.add_argument("--update", action="store_true", help="write the tables into README.md and docs/")
     parser.add_argument("--demo", type=Path, metavar="DIR", help="take over the results of `splip demo --out DIR`")
     args = parser.parse_args()
     if args.demo:
         take_demo(args.demo)
     if args.update:
-        plot_search(README.parent / "docs" / "search.svg")
-        README.write_text(updated(README.read_text()))
+        plot_search(PICTURES / "search.svg")
+        for path in pages():
+            before = path.read_text(encoding="utf-8")
+            if (after := updated(before)) != before:
+                path.write_text(after, encoding="utf-8")
+                print(path)
     else:
         print("\n\n".join(make() for make in TABLES.values()))
 

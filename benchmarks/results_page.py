@@ -11,7 +11,6 @@ from typing import Any
 
 import report
 
-DOCS = report.README.parent / "docs"
 COLUMNS = ["mAP@all", "P@10", "Acc@1", "Acc@5"]
 TITLES = {"no-outlines": "The backbone that never saw a line", "splip-tiny": "The packaged backbone"}
 UNLEARNED = {"chance": "chance", "raw pixels": "raw pixels", "HOG": "HOG, no learning", "plain": "plain backbone"}
@@ -95,7 +94,7 @@ def _axes(width: float, height: float, count: int = 1) -> Any:
 def _save(figure: Any, name: str) -> None:
     from matplotlib import pyplot as plt
 
-    figure.savefig(DOCS / f"results-{name}.svg", metadata={"Date": None})
+    figure.savefig(report.PICTURES / f"results-{name}.svg", metadata={"Date": None})
     plt.close(figure)
 
 
@@ -198,8 +197,8 @@ def main() -> None:
         take_pictures(args.runs)
     plot_ablations(data)
     plot_curves(data)
-    (DOCS / "results.md").write_text(page(data), encoding="utf-8")
-    print(DOCS / "results.md")
+    (report.DOCS / "results.md").write_text(page(data), encoding="utf-8")
+    print(report.DOCS / "results.md")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,18 @@ constexpr void visit_fields(Where& a, Visit&& field) {
   field("threads", a.threads);
 }
 
+// The same of what only GPUs do.
+struct WhichGpu {
+  int64_t device = -1;
+  void* stream = nullptr;
+};
+
+template <typename Visit>
+constexpr void visit_fields(WhichGpu& a, Visit&& field) {
+  field("device", a.device);
+  field("stream", a.stream);
+}
+
 // ---- one Python value to one field ----
 
 template <typename T>
@@ -97,13 +109,19 @@ template <typename... Args>
   throw py::type_error("an argument was given twice");
 }
 
+// The keywords of a call, in two structs, and nothing else.
+template <typename Args, typename Place>
+void fill_both(Args& args, Place& place, const py::kwargs& given) {
+  const Py_ssize_t found = fill(args, given) + fill(place, given);
+  if (found != static_cast<Py_ssize_t>(given.size())) refuse_unknown<Args, Place>(given);
+}
+
 template <typename Args>
 void run(const py::kwargs& given, void (*cpu)(const Args&, int),
          void (*cuda)(const Args&, int, void*)) {
   Args args{};
   Where where;
-  const Py_ssize_t found = fill(args, given) + fill(where, given);
-  if (found != static_cast<Py_ssize_t>(given.size())) refuse_unknown<Args, Where>(given);
+  fill_both(args, where, given);
   const py::gil_scoped_release release;
   if (where.device < 0) {
     cpu(args, static_cast<int>(std::max<int64_t>(1, where.threads)));
@@ -129,12 +147,19 @@ void cpu_only(const Args&, int, void*) {
   throw std::runtime_error("packed galleries are for the CPU");
 }
 
-}  // namespace
-}  // namespace splip
+#ifdef SPLIP_HAS_CUDA
+template <typename Args>
+void run_on_gpu(const py::kwargs& given, void (*cuda)(const Args&, int, void*)) {
+  Args args{};
+  WhichGpu gpu;
+  fill_both(args, gpu, given);
+  const py::gil_scoped_release release;
+  cuda(args, static_cast<int>(gpu.device), gpu.stream);
+}
+#endif
 
-PYBIND11_MODULE(_C, m) {
-  using namespace splip;
-  m.doc() = "Native kernels of splip; use splip.ops.";
+// What the build has, and the limits that splip.ops goes by.
+void add_constants(py::module_& m) {
   m.attr("version") = SPLIP_VERSION;
   m.attr("has_cuda") = kHasCuda;
   m.attr("layernorm_chunks") = kLayerNormChunks;
@@ -149,18 +174,21 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_norm_gradients") = cuda::kNormGradients;
   m.attr("cuda_stream_queries") = cuda::kStreamQueries;
   m.attr("cuda_narrow_queries") = cuda::kNarrowQueries;
+#else
+  for (const char* text : {"cuda_toolkit", "cuda_archs"}) m.attr(text) = "";
+  for (const char* limit : {"cuda_max_k", "cuda_max_queries", "cuda_max_width", "cuda_norm_bytes",
+                            "cuda_norm_gradients", "cuda_stream_queries", "cuda_narrow_queries"}) {
+    m.attr(limit) = 0;
+  }
+#endif
+}
+
+// What the machine has, and the choice of the CPU's kernels.
+void add_machine(py::module_& m) {
+#ifdef SPLIP_HAS_CUDA
   m.def("cuda_has_wgmma", cuda::has_wgmma);
   m.def("cuda_devices", cuda::devices);
 #else
-  m.attr("cuda_toolkit") = "";
-  m.attr("cuda_archs") = "";
-  m.attr("cuda_max_k") = 0;
-  m.attr("cuda_max_queries") = 0;
-  m.attr("cuda_max_width") = 0;
-  m.attr("cuda_norm_bytes") = 0;
-  m.attr("cuda_norm_gradients") = 0;
-  m.attr("cuda_stream_queries") = 0;
-  m.attr("cuda_narrow_queries") = 0;
   m.def("cuda_has_wgmma", [](int) { return false; });
   m.def("cuda_devices", [] { return std::vector<std::string>(); });
 #endif
@@ -168,7 +196,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("levels", cpu::levels);
   m.def("isa", cpu::isa);
   m.def("set_isa", cpu::set_isa);
+}
 
+void add_ops(py::module_& m) {
   m.def("prompt_layernorm", [](const py::kwargs& given) {
     run<PromptLayerNorm>(given, cpu::prompt_layernorm, SPLIP_CUDA_OP(prompt_layernorm));
   });
@@ -189,32 +219,16 @@ PYBIND11_MODULE(_C, m) {
         [](const py::kwargs& given) { run<PackGallery>(given, cpu::pack_gallery, cpu_only); });
   m.def("packed_topk",
         [](const py::kwargs& given) { run<PackedTopk>(given, cpu::packed_topk, cpu_only); });
+#ifdef SPLIP_HAS_CUDA
+  m.def("cosine_topk_keys",
+        [](const py::kwargs& given) { run_on_gpu<CosineTopkKeys>(given, cuda::cosine_topk_keys); });
+#endif
+}
 
-  // Bytes of scratch memory (prompt_layernorm: floats), by the same names.
+// Bytes of scratch memory (prompt_layernorm: floats), by the ops' names.
+void add_scratch_sizes(py::module_& m) {
   using py::arg;
 #ifdef SPLIP_HAS_CUDA
-  m.def(
-      "cosine_topk_keys",
-      [](uintptr_t queries, uintptr_t gallery, uintptr_t inverse, uintptr_t keys, uintptr_t counts,
-         uintptr_t thresholds, int64_t Q, int64_t N, int64_t D, int dtype, int scan, int device,
-         uintptr_t stream) {
-        CosineTopk a{};
-        a.queries = reinterpret_cast<const void*>(queries);
-        a.gallery = reinterpret_cast<const void*>(gallery);
-        a.inverse = reinterpret_cast<const float*>(inverse);
-        a.Q = Q;
-        a.N = N;
-        a.D = D;
-        a.K = 1;
-        a.dtype = static_cast<DType>(dtype);
-        a.scan = static_cast<TopkScan>(scan);
-        cuda::cosine_topk_keys(a, reinterpret_cast<uint64_t*>(keys), reinterpret_cast<int*>(counts),
-                               reinterpret_cast<float*>(thresholds), device,
-                               reinterpret_cast<void*>(stream));
-      },
-      py::kw_only(), arg("queries"), arg("gallery"), arg("inverse"), arg("keys"), arg("counts"),
-      arg("thresholds"), arg("Q"), arg("N"), arg("D"), arg("dtype"), arg("scan"), arg("device"),
-      arg("stream"));
   m.def("prompt_layernorm_scratch", cuda::prompt_layernorm_scratch, py::kw_only(), arg("B"),
         arg("L"), arg("P"), arg("G"), arg("D"), arg("R"), arg("device"));
 #endif
@@ -242,4 +256,15 @@ PYBIND11_MODULE(_C, m) {
         return cpu::packed_topk_scratch(Q, D, K, std::max(1, threads));
       },
       py::kw_only(), arg("Q"), arg("D"), arg("K"), arg("threads"));
+}
+
+}  // namespace
+}  // namespace splip
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of splip; use splip.ops.";
+  splip::add_constants(m);
+  splip::add_machine(m);
+  splip::add_ops(m);
+  splip::add_scratch_sizes(m);
 }

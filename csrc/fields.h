@@ -113,6 +113,21 @@ constexpr void visit_fields(CosineTopk& a, Visit&& field) {
 }
 
 template <typename Visit>
+constexpr void visit_fields(CosineTopkKeys& a, Visit&& field) {
+  field("queries", a.queries);
+  field("gallery", a.gallery);
+  field("inverse", a.inverse);
+  field("thresholds", a.thresholds);
+  field("keys", a.keys);
+  field("counts", a.counts);
+  field("Q", a.Q);
+  field("N", a.N);
+  field("D", a.D);
+  field("dtype", a.dtype);
+  field("scan", a.scan);
+}
+
+template <typename Visit>
 constexpr void visit_fields(PackGallery& a, Visit&& field) {
   field("gallery", a.gallery);
   field("panels", a.panels);
@@ -165,7 +180,8 @@ constexpr bool lists_all() {
 
 static_assert(lists_all<PromptLayerNorm>() && lists_all<PromptLayerNormBackward>());
 static_assert(lists_all<Patchify>() && lists_all<PatchifyBackward>());
-static_assert(lists_all<CosineTopk>() && lists_all<PackGallery>() && lists_all<PackedTopk>());
+static_assert(lists_all<CosineTopk>() && lists_all<CosineTopkKeys>());
+static_assert(lists_all<PackGallery>() && lists_all<PackedTopk>());
 
 }  // namespace detail
 

@@ -165,6 +165,27 @@ struct CosineTopk {
   const float* inverse = nullptr;
 };
 
+// One pass of CosineTopk over all rows on a GPU, for measurements: what it scores, unselected.
+//
+//   queries     [Q, D]      in   f32, f16 or bf16
+//   gallery     [N, D]      in   same dtype
+//   inverse     [N] f32     in   as of CosineTopk, or null
+//   thresholds  [Q] f32     in   what a score must reach
+//   keys        [Q, N] u64  out  of the scores that do, in no order (topk_select.h); a score is the
+//                                product of the query as it is with the unit row
+//   counts      [Q] i32     both 0 before, then the number of keys
+struct CosineTopkKeys {
+  const void* queries;
+  const void* gallery;
+  const float* inverse;
+  float* thresholds;
+  uint64_t* keys;
+  int* counts;
+  int64_t Q, N, D;
+  DType dtype;
+  TopkScan scan;
+};
+
 // A gallery made ready for many searches on the CPU: unit rows less their mean, in 8 bits, in the
 // order of the scan. Rows whose norm is not a number or overflows never are results but at
 // -infinity.
@@ -264,12 +285,7 @@ void patchify_backward(const PatchifyBackward& a, int device, void* stream);
 // pitch: of rows in 8 bits, 0 for others.
 int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t K, TopkScan scan, int64_t pitch);
 void cosine_topk(const CosineTopk& a, int device, void* stream);
-// One pass of a.scan over all rows, for measurements: keys (topk_select.h) of the approximate
-// scores that reach thresholds [Q], in no order; counts [Q] start at 0, keys has room for [Q, N].
-// Scores are products of the query as it is with the unit row. Of `a`: no results, scratch,
-// eight_bit.
-void cosine_topk_keys(const CosineTopk& a, uint64_t* keys, int* counts, float* thresholds,
-                      int device, void* stream);
+void cosine_topk_keys(const CosineTopkKeys& a, int device, void* stream);
 // True if this build holds wgmma's code and the device can run it.
 bool has_wgmma(int device);
 

@@ -5,6 +5,6 @@ def main() -> int:
     """The console script ``splip-export``: the same as ``splip export``."""
     import sys
 
-    from splip.cli import main as cli
+    from splip.cli.main import main as splip
 
-    return cli.main(["export", *sys.argv[1:]])
+    return splip(["export", *sys.argv[1:]])

@@ -56,8 +56,7 @@ def _lines(about: Manifest, checkpoint: Path) -> list[str]:
         "",
         "```python",
         "from pathlib import Path",
-        "from splip import images",
-        "from splip.encoders.encoder import Encoder# needs numpy, Pillow and the engine; not torch",
+        "from splip import Encoder, images  # needs numpy, Pillow and the engine; not torch",
         "",
         'encoder = Encoder.load("this folder")',
         'pixels = encoder.prepare(images.read(Path("drawing.png")), "sketch")',
@@ -73,16 +72,7 @@ def _lines(about: Manifest, checkpoint: Path) -> list[str]:
         "| files | precision | status | cosine min | cosine mean | largest difference | same first photo | same ten |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for kind, built in about.engines.items():
-        for precision in built.precisions:
-            f = built.fidelity.get(precision)
-            figures = (
-                f"{f['min_cosine']:.6f} | {f['mean_cosine']:.6f} | {f['max_difference']:.1e} | "
-                f"{f['top1']:.1%} | {f['top10']:.1%}"
-                if f
-                else "| | | |"
-            )
-            lines.append(f"| {kind} | {precision} | {built.status} | {figures} |")
+    lines += _fidelity(about)
     if about.text is not None:
         lines += [
             "",
@@ -100,3 +90,19 @@ def _lines(about: Manifest, checkpoint: Path) -> list[str]:
         "the backbone and of the pictures that the checkpoint was trained on.",
     ]
     return lines
+
+
+def _fidelity(about: Manifest) -> list[str]:
+    """A row of the table for each precision of each kind of files."""
+    rows = []
+    for kind, built in about.engines.items():
+        for precision in built.precisions:
+            f = built.fidelity.get(precision)
+            figures = (
+                f"{f['min_cosine']:.6f} | {f['mean_cosine']:.6f} | {f['max_difference']:.1e} | "
+                f"{f['top1']:.1%} | {f['top10']:.1%}"
+                if f
+                else "| | | |"
+            )
+            rows.append(f"| {kind} | {precision} | {built.status} | {figures} |")
+    return rows

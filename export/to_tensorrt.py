@@ -83,20 +83,8 @@ def write(
     profile.set_shape(INPUT, *((count, *image_shape) for count in batch))
     if config.add_optimization_profile(profile) < 0:
         raise refuse("take the batch sizes of")
-    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
-    if version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if hardware != "none":
-        level = {"ampere+": "AMPERE_PLUS", "same": "SAME_COMPUTE_CAPABILITY"}[hardware]
-        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
     here = [f"{gpu.capability[0]}.{gpu.capability[1]}" for gpu in cuda.gpus()[:1]]
-    if flavour == "tensorrt-rtx" and (capabilities or here):
-        config.num_compute_capabilities = max(1, len(capabilities))
-        if capabilities:
-            for position, capability in enumerate(capabilities):
-                config.set_compute_capability(_compute_capability(trt, capability), position)
-        else:
-            config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
+    _configure(trt, config, flavour, capabilities, here, hardware, version_compatible)
     # Never without a GPU: a timing cache makes TensorRT-RTX ask for one.
     cache = None
     if timing_cache is not None:
@@ -123,6 +111,31 @@ def write(
     )
     metadata.save(path)
     return metadata
+
+
+def _configure(
+    trt: Any,
+    config: Any,
+    flavour: str,
+    capabilities: tuple[str, ...],
+    here: list[str],
+    hardware: str,
+    version_compatible: bool,
+) -> None:
+    """Which GPUs and versions an engine is for; ``here``: the compute capability of this machine's GPU, if there is one."""
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
+    if version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if hardware != "none":
+        level = {"ampere+": "AMPERE_PLUS", "same": "SAME_COMPUTE_CAPABILITY"}[hardware]
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
+    if flavour == "tensorrt-rtx" and (capabilities or here):
+        config.num_compute_capabilities = max(1, len(capabilities))
+        if capabilities:
+            for position, capability in enumerate(capabilities):
+                config.set_compute_capability(_compute_capability(trt, capability), position)
+        else:
+            config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
 
 
 def _compute_capability(trt: Any, text: str) -> Any:

@@ -4,10 +4,14 @@ import contextlib
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Tests that run at a time share the cores. More threads than cores wait for each other: a fifth more work, and much
+# longer on a busy machine. The kernels' own tests ask for two.
+if at_a_time := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(at_a_time))))
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from drawing import draw
 
 from splip import _C
 
@@ -23,9 +27,22 @@ def seed_and_poison():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(params=["cpu-scalar", "cpu-avx512", pytest.param("cuda", marks=pytest.mark.cuda)])
-def device(request):
-    """A torch device: the CPU with its slowest and its fastest kernels, and a GPU if there is one."""
+# From the slowest kernels to the fastest; a machine runs those that its processor has, whatever its best is.
+LEVELS = ["scalar", "avx2", "avx512", "amx"]
+
+
+@pytest.fixture
+def two_threads():
+    """At least, also where tests that run at a time have one each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(2, before))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[*(f"cpu-{name}" for name in LEVELS), pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request, two_threads):
+    """A torch device: the CPU with each level of kernels that it can run, and a GPU if there is one."""
     if request.param == "cuda":
         if not _C.has_cuda:
             pytest.skip("splip was built without CUDA")
@@ -45,37 +62,17 @@ def kernels(name):
         _C.set_isa(name)
     except ValueError:
         pytest.skip(f"this processor cannot run the {name} kernels")
-    yield
-    _C.set_isa(before)
+    try:
+        yield
+    finally:
+        _C.set_isa(before)
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512", "amx-emulated", "amx"])
-def level(request):
+@pytest.fixture(params=[*LEVELS, "amx-emulated"])
+def level(request, two_threads):
     """Each level of CPU kernels that this machine can run, and the AMX kernel with tiles in plain C++."""
     with kernels(request.param):
         yield request.param
-
-
-def draw(path, kind, colour, seed, size=(48, 40)):
-    """A small picture: one of six shapes, shifted by the seed."""
-    image = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(image)
-    x, y = 4 + seed % 5, 3 + seed % 4
-    box = (x, y, x + 26, y + 26)
-    if kind == 0:
-        pen.ellipse(box, outline=colour, width=3)
-    elif kind == 1:
-        pen.rectangle(box, outline=colour, width=3)
-    elif kind == 2:
-        pen.line([(x, y), (x + 26, y + 26)], colour, 3)
-    elif kind == 3:
-        pen.line([(x, y + 13), (x + 26, y + 13)], colour, 5)
-    elif kind == 4:
-        pen.polygon([(x + 13, y), (x, y + 26), (x + 26, y + 26)], outline=colour)
-    else:
-        pen.line([(x + 13, y), (x + 13, y + 26)], colour, 5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
 
 
 NAMES = ["ball", "box", "slash", "dash", "cone", "pole", "red_ball", "red-box"]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import httpx
 import numpy as np
 import uvicorn
-from conftest import draw
+from drawing import draw
 
 from splip import images
 from splip.errors import UserError
@@ -182,3 +182,34 @@ def sketch(kind="box", size=(64, 56)):
         file = Path(folder) / "sketch.png"
         draw(file, SHAPES.index(kind), "black", 2, size)
         return file.read_bytes()
+
+
+BOX = {"strokes": [[[0, 0], [40, 0], [40, 40], [0, 40], [0, 0]]], "stroke_width": 4}
+BOX_SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 50 50"><rect x="5" y="5" width="40" height="40" fill="none" stroke="#000" stroke-width="4"/></svg>'
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+def found(answer):
+    assert answer.status_code == 200, answer.text
+    return [match["label"] for match in answer.json()["matches"]]
+
+
+def refused(answer, status, code):
+    assert (answer.status_code, answer.json()["error"]) == (status, code), answer.text
+    assert set(answer.json()) == {"error", "message"}
+    return answer.json()["message"]
+
+
+def metric(client, name):
+    """The value of a metric, its labels included in the name."""
+    for line in client.get("/metrics").text.splitlines():
+        if line.startswith(name + " "):
+            return float(line.split()[-1])
+    return 0.0
+
+
+def wait_until(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -1,6 +1,6 @@
-"""Make the checkpoints in tests/data/checkpoints and the features that they have to give for ever.
+"""Make the checkpoints in tests/fixtures/checkpoints and the features that they have to give for ever.
 
-    python tools/build_stored_features.py --out tests/data/checkpoints
+    python tools/build_stored_features.py --out tests/fixtures/checkpoints
 
 Only when the checkpoints' format or the packaged backbone changes: what this writes is what the tests then hold.
 """

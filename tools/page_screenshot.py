@@ -1,6 +1,6 @@
-"""Draw on the page of ``splip serve`` in a real Chromium and photograph it, for the README.
+"""Draw on the page of ``splip serve`` in a real Chromium and photograph it, for the documentation.
 
-    python tools/page_screenshot.py --gallery gallery --out docs/page.png
+    python tools/page_screenshot.py --gallery gallery --out docs/pictures/page.png
     python tools/page_screenshot.py --gallery gallery --out page-phone.png --width 360 --height 800 --dark
 
 The gallery is one that ``splip index add`` made, e.g. of the sample's photos. Needs ``pip install 'splip[test]'`` and

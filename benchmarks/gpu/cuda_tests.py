@@ -24,7 +24,7 @@ def command(junit: str, leave_out: set[str]) -> list[str]:
         found += ["-n", str(WORKERS)]
     if leave_out:
         found += ["-k", " and ".join(f"not {way}" for way in sorted(leave_out))]
-    return found + [str(ROOT / "tests" / name) for name in TESTS]
+    return found + [str(ROOT / "tests/ops" / name) for name in TESTS]
 
 
 def cuda_tests(job: Job) -> None:

@@ -99,7 +99,7 @@ def measure(
 def run_series(job: Job, series: Series) -> None:
     gallery, pool = make_gallery(series.N, series.D, getattr(torch, series.dtype))
     want = exact_topk(pool[:CHECKED], gallery, K)
-    prepared = quantized._prepare_gallery(gallery)
+    prepared = quantized.prepare_gallery(gallery)
     eight_bits = ops.eight_bit_gallery(gallery) if series.eight else None
     for Q in series.queries:
         if job.left() < 6:

@@ -48,11 +48,11 @@ def kernel_times(call: Callable[[], Any]) -> dict[str, float]:
 def searches(leave_out: set[str], cases: tuple[tuple[int, str, str], ...]) -> dict[str, Callable[[], Any]]:
     """Calls by their names, all in the same rows."""
     gallery, pool = make_gallery(N, D, torch.float16)
-    forms: dict[str, Any] = {"float16": quantized._prepare_gallery(gallery), "float16, not prepared": gallery}
+    forms: dict[str, Any] = {"float16": quantized.prepare_gallery(gallery), "float16, not prepared": gallery}
     if any(form == "int8" for _, _, form in cases):
         forms["int8"] = ops.eight_bit_gallery(gallery)
     if any(form == "float32" for _, _, form in cases):
-        forms["float32"] = quantized._prepare_gallery(gallery.float())
+        forms["float32"] = quantized.prepare_gallery(gallery.float())
     found: dict[str, Callable[[], Any]] = {}
     for Q, scan, form in cases:
         if scan not in leave_out:

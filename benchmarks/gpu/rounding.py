@@ -50,8 +50,8 @@ def pass_scores(scan: str, stored: bool) -> Callable[[Tensor, Tensor], Tensor]:
         keys = torch.zeros(Q, N, dtype=torch.int64, device=queries.device)
         counts = torch.zeros(Q, dtype=torch.int32, device=queries.device)
         thresholds = torch.full((Q,), -math.inf, device=queries.device)
-        prepared = quantized._prepare_gallery(gallery)
-        where = dispatch._where(queries)
+        prepared = quantized.prepare_gallery(gallery)
+        where = dispatch.place(queries)
         _C.cosine_topk_keys(
             queries=queries.data_ptr(),
             gallery=gallery.data_ptr(),
@@ -62,7 +62,7 @@ def pass_scores(scan: str, stored: bool) -> Callable[[Tensor, Tensor], Tensor]:
             Q=Q,
             N=N,
             D=D,
-            dtype=dispatch._DTYPES[queries.dtype],
+            dtype=dispatch.DTYPES[queries.dtype],
             scan=topk.SCANS[scan],
             device=where["device"],
             stream=where["stream"],

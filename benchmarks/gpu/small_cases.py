@@ -105,7 +105,7 @@ def searches(scan: str) -> list[str]:
             alone = eight_bits._replace(rows=None)
             forms: dict[str, tuple[Any, Any]] = {
                 "": (case.gallery, want),
-                ", prepared": (quantized._prepare_gallery(case.gallery), want),
+                ", prepared": (quantized.prepare_gallery(case.gallery), want),
                 ", 8 bits": (eight_bits, want),
             }
             if case.name.startswith("Q="):

@@ -52,7 +52,7 @@ def wgmma(job: Job) -> None:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for Q, N, D in TRIALS:
             queries, gallery = (torch.randn(n, D, device="cuda").to(dtype) for n in (Q, N))
-            for searched in (gallery, quantized._prepare_gallery(gallery), ops.eight_bit_gallery(gallery)):
+            for searched in (gallery, quantized.prepare_gallery(gallery), ops.eight_bit_gallery(gallery)):
                 want = topk._cuda_topk(queries, searched, 10, None, "tiles128")
                 for _ in range(REPEATS):
                     got = topk._cuda_topk(queries, searched, 10, None, "wgmma")

@@ -29,7 +29,7 @@ def ways(leave_out: set[str]) -> list[str]:
 
 def sweep_dtype(job: Job, dtype: str) -> dict[int, dict[str, Any]]:
     gallery, pool = make_gallery(N, D, torch.float16 if dtype == "int8" else getattr(torch, dtype))
-    searched = ops.eight_bit_gallery(gallery) if dtype == "int8" else quantized._prepare_gallery(gallery)
+    searched = ops.eight_bit_gallery(gallery) if dtype == "int8" else quantized.prepare_gallery(gallery)
     rows: dict[int, dict[str, Any]] = {}
     for Q in SWEEP:
         if job.left() < 4:

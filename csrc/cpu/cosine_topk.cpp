@@ -2,8 +2,6 @@
 // chunk). The score matrix is never written. Bound by memory for one query (4 * N * D bytes), soon
 // by arithmetic in double (Q * N * D products): many queries are better served by packing first.
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <vector>
 
 #include "../common.h"
@@ -18,7 +16,6 @@ namespace {
 constexpr int64_t kQueryBlock = 32;  // 64 KB of queries at D = 512: stays in L2
 constexpr int64_t kMinChunk = 4096;  // rows worth a thread of their own
 
-constexpr float kNever = -std::numeric_limits<float>::infinity();
 using Result = Entry<int64_t>;
 
 int64_t chunk_count(int64_t Q, int64_t N, int threads) {

@@ -1,7 +1,12 @@
-// Internal to both CPU searches: a result, and the order of results.
+// Internal to the CPU searches: a result, and the order of results.
 #pragma once
 
+#include <limits>
+
 namespace splip::cpu {
+
+// The score of a row without a norm. In a packed gallery its error too: it reaches no threshold.
+constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 template <typename Index>
 struct Entry {

@@ -6,7 +6,6 @@
 
 namespace splip::cpu {
 
-constexpr int kMaxThreads = 64;
 constexpr int kFewQueries = 2;
 
 struct Kernels {

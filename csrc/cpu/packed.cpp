@@ -7,57 +7,32 @@
 // and an upper bound. A row whose upper bound is below the K-th largest lower bound is no result;
 // all others are scored again from the float rows, in double. Bound by memory for few queries (N *
 // D bytes), by arithmetic for many (Q * N * D products).
+#include "packed.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cfloat>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <numeric>
 #include <type_traits>
 #include <vector>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "../common.h"
 #include "../inverse_length.h"
 #include "../splip.h"
 #include "entry.h"
 #include "isa.h"
-#include "packed.h"
+#include "threads.h"
 
 namespace splip::cpu {
 namespace {
 
-constexpr float kNever = -std::numeric_limits<float>::infinity();
 constexpr float kRounding = 4e-6f;  // what float arithmetic can change a score by, generously
-constexpr int64_t kBlockBytes = 256
-                                << 10;    // of panels: stay in L2 while all queries pass over them
-constexpr int64_t kListBytes = 96 << 20;  // of shortlists a thread; more queries take turns
-constexpr int64_t kMaxBatch = 512;        // queries that share a pass over the gallery
+constexpr int64_t kBlockBytes = 256 << 10;  // of panels: in L2 while all queries pass over them
+constexpr int64_t kListBytes = 96 << 20;    // of shortlists a thread; more queries take turns
+constexpr int64_t kMaxBatch = 512;          // queries that share a pass over the gallery
 constexpr int64_t kAhead = 2;  // rows between the one that is scored and the one that is fetched
-constexpr int64_t kMeanChunks = 64;  // fixed, so that the mean does not depend on the threads
-
-int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
-int64_t steps_of(int64_t D) { return round_up(D, kDimAlign) / kStepDims; }
-int64_t pairs_of(int64_t N) { return (N + kPairRows - 1) / kPairRows; }
-
-// A scan through small pages spends its time in the page tables.
-void use_huge_pages(void* memory, int64_t bytes) {
-#ifdef __linux__
-  constexpr uintptr_t kPage = 2 << 20;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-  (void)memory, (void)bytes;
-#endif
-}
 
 using Result = Entry<int32_t>;
 
@@ -76,7 +51,6 @@ struct Query {
   float slack;     // what its quantisation can change a score by
   float offset;    // its product with the gallery's mean
   int32_t start;   // -128 * sum
-  bool used;       // false: no query, the group is not full
 };
 
 // Scratch memory of a call, cut up in one place.
@@ -226,28 +200,38 @@ bool answer_trivial(const PackedTopk& a, int64_t q, Result* heap) {
   return true;
 }
 
-// q: -1 for none.
-void prepare_query(const PackedTopk& a, const Workspace& w, const Scanner& scanner, int64_t q,
-                   int64_t place, int thread) {
-  const int64_t D = a.D, Dp = round_up(D, kDimAlign), G = scanner.group, chunk = scanner.chunk;
+// The queries that share a pass over the gallery.
+struct Batch {
+  const PackedTopk& call;
+  const Workspace& space;
+  const Kernels& kernels;
+  const Scanner& scanner;
+  const int64_t* numbers;  // [count] of the queries
+  int64_t count, places;   // places: whole groups; past the count they are empty
+  int threads;
+};
+
+// Quantises a query and puts it among its group's; an empty place takes part with zeros.
+void prepare_query(const Batch& batch, int64_t place, int thread) {
+  const PackedTopk& a = batch.call;
+  const Workspace& w = batch.space;
+  const int64_t D = a.D, Dp = round_up(D, kDimAlign);
+  const int64_t G = batch.scanner.group, chunk = batch.scanner.chunk;
   Query& facts = w.queries[place];
   int8_t* group = w.packed + place / G * G * Dp + place % G * chunk;
   float* unit = w.unit + thread * Dp;
   int8_t* bytes = w.bytes + thread * Dp;
   std::fill(bytes, bytes + Dp, int8_t{0});
-  facts = Query{0, 0, 0, 0, 0, false};
-  w.shared[place].store(-FLT_MAX, std::memory_order_relaxed);
-  w.spilt[place].store(0, std::memory_order_relaxed);
-  if (q >= 0) {
-    const float* v = a.queries + q * D;
-    facts.inverse = inverse_length(current().dot(v, v, D, v));
-    facts.used = true;
+  facts = Query{0, 0, 0, 0, 0};
+  if (place < batch.count) {
+    const float* v = a.queries + batch.numbers[place] * D;
+    facts.inverse = inverse_length(batch.kernels.dot(v, v, D, v));
     double offset = 0;
     for (int64_t d = 0; d < D; ++d) {
       unit[d] = static_cast<float>(v[d] * facts.inverse);
       offset += static_cast<double>(unit[d]) * a.centre[d];
     }
-    const Quantised quantised = current().quantise(unit, D, bytes);
+    const Quantised quantised = batch.kernels.quantise(unit, D, bytes);
     facts.scale = quantised.scale;
     facts.slack = static_cast<float>(quantised.error * a.centre[D]) * 1.0001f;
     facts.offset = static_cast<float>(offset);
@@ -258,201 +242,179 @@ void prepare_query(const PackedTopk& a, const Workspace& w, const Scanner& scann
   for (int64_t d = 0; d < Dp; d += chunk) std::memcpy(group + d * G, bytes + d, chunk);
 }
 
+// Empty lists, of threads that do not come, too. What no query asks for never passes.
+void start_lists(const Batch& batch, int64_t place) {
+  const Workspace& w = batch.space;
+  const int64_t room = list_capacity(batch.call.K) + kPairRows;
+  const float threshold = place < batch.count ? -FLT_MAX : std::numeric_limits<float>::infinity();
+  w.shared[place].store(-FLT_MAX, std::memory_order_relaxed);
+  w.spilt[place].store(0, std::memory_order_relaxed);
+  for (int t = 0; t < batch.threads; ++t) {
+    const int64_t list = t * batch.places + place, at = list * room;
+    w.lists[list] = Shortlist{w.upper + at, w.rows + at, 0, batch.call.K + 256, threshold};
+  }
+}
+
+// The gallery in blocks, which the threads take one by one.
+class Blocks {
+ public:
+  Blocks(int64_t pairs, int64_t steps)
+      : pairs_(pairs), in_block_(std::max<int64_t>(1, kBlockBytes / (steps * kStepBytes))) {
+    count_ = (pairs + in_block_ - 1) / in_block_;
+    // In a scattered order: a gallery sorted by score would raise the thresholds only at its end.
+    stride_ = std::max<int64_t>(1, static_cast<int64_t>(count_ * 0.618));
+    while (std::gcd(stride_, count_) != 1) ++stride_;
+  }
+  // The first pair of the next block; `pairs` when there is none.
+  int64_t take() {
+    const int64_t number = taken_.fetch_add(1, std::memory_order_relaxed);
+    return number < count_ ? number * stride_ % count_ * in_block_ : pairs_;
+  }
+  int64_t pairs() const { return pairs_; }
+  int64_t in_block() const { return in_block_; }
+
+ private:
+  int64_t pairs_, in_block_, count_, stride_;
+  std::atomic<int64_t> taken_{0};
+};
+
+// One thread's share of the scan: all groups of queries pass over a block, then over the next.
+void scan_blocks(const Batch& batch, Blocks& blocks, int thread) {
+  const PackedTopk& a = batch.call;
+  const Workspace& w = batch.space;
+  const int64_t G = batch.scanner.group, groups = batch.places / G;
+  const int64_t steps = steps_of(a.D), pair_bytes = steps * kStepBytes;
+  const int64_t room = list_capacity(a.K) + kPairRows;
+  Shortlist* lists = w.lists + thread * batch.places;
+  for (int64_t pair = blocks.take(), next; pair < blocks.pairs(); pair = next) {
+    next = blocks.take();
+    // The first group would wait for memory: the groups before it each fetch a share of the next
+    // block.
+    const int64_t share = next < blocks.pairs() ? (kStepBytes + groups - 1) / groups : 0;
+    Scan scan{};
+    scan.panels = a.panels + pair * pair_bytes;
+    scan.scale = a.scale + pair * kPairRows;
+    scan.error = a.error + pair * kPairRows;
+    scan.allowed = a.allowed == nullptr ? nullptr : a.allowed + pair;
+    scan.first_row = pair * kPairRows;
+    scan.pairs = std::min(blocks.in_block(), blocks.pairs() - pair);
+    scan.steps = steps;
+    scan.ahead_step = share;
+    scan.compact = compact;
+    for (int64_t g = 0; g < groups; ++g) {
+      int32_t start[kMaxGroup];
+      float scale[kMaxGroup];
+      Compaction context{&a, &w, lists + g * G, w.lower + thread * room, g * G};
+      for (int64_t q = 0; q < G; ++q) {
+        const int64_t place = g * G + q;
+        start[q] = w.queries[place].start;
+        scale[q] = w.queries[place].scale;
+        Shortlist& list = lists[place];
+        list.threshold = std::max(list.threshold, w.shared[place].load(std::memory_order_relaxed));
+      }
+      scan.ahead =
+          a.panels + (share ? next : pair) * pair_bytes + g * share * blocks.in_block() * steps;
+      scan.queries = w.packed + g * G * steps * kStepDims;
+      scan.start = start;
+      scan.query_scale = scale;
+      scan.lists = lists + g * G;
+      scan.count = static_cast<int>(std::min(G, batch.count - g * G));
+      scan.context = &context;
+      batch.scanner.run(scan);
+    }
+  }
+}
+
+bool is_spilt(const Batch& batch, int64_t place) {
+  return batch.space.spilt[place].load(std::memory_order_relaxed) != 0;
+}
+
+// The answer to one query from the lists of all threads.
+void score_lists(const Batch& batch, int64_t place, int thread) {
+  const PackedTopk& a = batch.call;
+  const Workspace& w = batch.space;
+  const int64_t room = list_capacity(a.K) + kPairRows, number = batch.numbers[place];
+  const Query& query = w.queries[place];
+  // Every thread's list once more, so that the first list's rows do not all have to be scored.
+  for (int t = 0; t < batch.threads; ++t) {
+    Shortlist* list = w.lists + t * batch.places + place;
+    Compaction context{&a, &w, list, w.lower + thread * room, place};
+    if (list->count > 0) compact(&context, 0);
+  }
+  Result* hopeful = w.hopeful + thread * batch.threads * room;
+  int64_t hopes = 0;
+  for (int t = 0; t < batch.threads; ++t) {
+    const Shortlist& list = w.lists[t * batch.places + place];
+    for (int64_t i = 0; i < list.count; ++i) hopeful[hopes++] = {list.upper[i], list.row[i]};
+  }
+  // The most hopeful K first: what they score spares most of the others.
+  if (hopes > a.K) std::nth_element(hopeful, hopeful + a.K, hopeful + hopes, better);
+  Result* heap = w.heaps + thread * a.K;
+  int64_t size = 0;
+  for (int64_t i = 0; i < hopes; ++i) {
+    const float limit = hopeful[i].score + query.slack + query.offset + kRounding;
+    if (size == a.K && limit < heap[0].score) continue;
+    const int64_t row = hopeful[i].row, ahead = hopeful[std::min(i + kAhead, hopes - 1)].row;
+    const float score =
+        exact_score(a, query, a.queries + number * a.D, row, ahead, batch.kernels.dot);
+    offer(heap, size, a.K, {score, static_cast<int32_t>(row)});
+  }
+  write(a, number, heap, size, false);
+}
+
+// The answer to a query with too many near ties for the lists: every row, exactly.
+void score_all_rows(const Batch& batch, int64_t place) {
+  const PackedTopk& a = batch.call;
+  Result* const heaps = batch.space.heaps;
+  const Query& query = batch.space.queries[place];
+  const float* q = a.queries + batch.numbers[place] * a.D;
+  int64_t sizes[kMaxThreads] = {};
+#pragma omp parallel for num_threads(batch.threads) schedule(static)
+  for (int part = 0; part < batch.threads; ++part) {
+    Result* heap = heaps + part * a.K;
+    const int64_t last = a.N * (part + 1) / batch.threads;
+    for (int64_t row = a.N * part / batch.threads; row < last; ++row) {
+      if (a.error[row] == kNever || !is_allowed(a, row)) continue;
+      const float score =
+          exact_score(a, query, q, row, std::min(row + kAhead, a.N - 1), batch.kernels.dot);
+      offer(heap, sizes[part], a.K, {score, static_cast<int32_t>(row)});
+    }
+  }
+  for (int part = 1; part < batch.threads; ++part) {
+    for (int64_t i = 0; i < sizes[part]; ++i) offer(heaps, sizes[0], a.K, heaps[part * a.K + i]);
+  }
+  write(a, batch.numbers[place], heaps, sizes[0], false);
+}
+
 // One pass over the gallery for the queries numbers[0, count).
 void scan_batch(const PackedTopk& a, const Workspace& w, const int64_t* numbers, int64_t count,
                 int threads) {
   const Kernels& kernels = current();
   const Scanner& scanner = a.Q <= kFewQueries ? kernels.scan_few : kernels.scan;
-  const int64_t G = scanner.group, batch = round_up(count, G), groups = batch / G;
-  const int64_t Dp = round_up(a.D, kDimAlign), steps = Dp / kStepDims, pairs = pairs_of(a.N);
-  const int64_t room = list_capacity(a.K) + kPairRows;
-  const int64_t block_pairs = std::max<int64_t>(1, kBlockBytes / (steps * kStepBytes));
-  const int64_t blocks = (pairs + block_pairs - 1) / block_pairs;
-  // Blocks in a scattered order: a gallery sorted by score would raise the thresholds only at its
-  // end.
-  int64_t stride = std::max<int64_t>(1, static_cast<int64_t>(blocks * 0.618));
-  while (std::gcd(stride, blocks) != 1) ++stride;
-  std::atomic<int64_t> taken{0};
-
+  const Batch batch{a,      w, kernels, scanner, numbers, count, round_up(count, scanner.group),
+                    threads};
+  Blocks blocks(pairs_of(a.N), steps_of(a.D));
 #pragma omp parallel num_threads(threads)
   {
-#ifdef _OPENMP
-    const int thread = omp_get_thread_num();
-#else
-    const int thread = 0;
-#endif
+    const int thread = thread_number();
 #pragma omp for schedule(static)
-    for (int64_t place = 0; place < batch; ++place) {
-      prepare_query(a, w, scanner, place < count ? numbers[place] : -1, place, thread);
-      const float threshold =
-          w.queries[place].used ? -FLT_MAX : std::numeric_limits<float>::infinity();
-      for (int t = 0; t < threads; ++t) {  // of threads that do not come, too
-        const int64_t list = t * batch + place, at = list * room;
-        w.lists[list] = Shortlist{w.upper + at, w.rows + at, 0, a.K + 256, threshold};
-      }
+    for (int64_t place = 0; place < batch.places; ++place) {
+      prepare_query(batch, place, thread);
+      start_lists(batch, place);
     }
-    Shortlist* lists = w.lists + thread * batch;
-    const auto take = [&] {
-      const int64_t number = taken.fetch_add(1, std::memory_order_relaxed);
-      return number < blocks ? number * stride % blocks * block_pairs : pairs;
-    };
-    for (int64_t pair = take(), next; pair < pairs; pair = next) {
-      next = take();
-      // The first group would wait for memory: the groups before it each fetch a share of the next
-      // block.
-      const int64_t share = next < pairs ? (kStepBytes + groups - 1) / groups : 0;
-      for (int64_t g = 0; g < groups; ++g) {
-        int32_t start[kMaxGroup];
-        float scale[kMaxGroup];
-        Compaction context{&a, &w, lists + g * G, w.lower + thread * room, g * G};
-        for (int64_t q = 0; q < G; ++q) {
-          const int64_t place = g * G + q;
-          start[q] = w.queries[place].start;
-          scale[q] = w.queries[place].scale;
-          Shortlist& list = lists[place];
-          list.threshold =
-              std::max(list.threshold, w.shared[place].load(std::memory_order_relaxed));
-        }
-        scanner.run(Scan{
-            a.panels + pair * steps * kStepBytes, a.scale + pair * kPairRows,
-            a.error + pair * kPairRows, a.allowed == nullptr ? nullptr : a.allowed + pair,
-            pair * kPairRows, std::min(block_pairs, pairs - pair), steps,
-            a.panels + (share ? next : pair) * steps * kStepBytes + g * share * block_pairs * steps,
-            share, w.packed + g * G * Dp, start, scale, lists + g * G,
-            static_cast<int>(std::min(G, count - g * G)), compact, &context});
-      }
-    }
+    scan_blocks(batch, blocks, thread);
 #pragma omp barrier
 #pragma omp for schedule(dynamic)
     for (int64_t place = 0; place < count; ++place) {
-      const Query& query = w.queries[place];
-      if (w.spilt[place].load(std::memory_order_relaxed) != 0) continue;
-      Result* heap = w.heaps + thread * a.K;
-      int64_t size = 0;
-      const float* q = a.queries + numbers[place] * a.D;
-      // Every thread's list once more, so that the first list's rows do not all have to be
-      // scored.
-      for (int t = 0; t < threads; ++t) {
-        Compaction context{&a, &w, w.lists + t * batch + place, w.lower + thread * room, place};
-        if (w.lists[t * batch + place].count > 0) compact(&context, 0);
-      }
-      Result* hopeful = w.hopeful + thread * threads * room;
-      int64_t hopes = 0;
-      for (int t = 0; t < threads; ++t) {
-        const Shortlist& list = w.lists[t * batch + place];
-        for (int64_t i = 0; i < list.count; ++i) hopeful[hopes++] = {list.upper[i], list.row[i]};
-      }
-      // The most hopeful K first: what they score spares most of the others.
-      if (hopes > a.K) std::nth_element(hopeful, hopeful + a.K, hopeful + hopes, better);
-      for (int64_t i = 0; i < hopes; ++i) {
-        const float limit = hopeful[i].score + query.slack + query.offset + kRounding;
-        if (size == a.K && limit < heap[0].score) continue;
-        offer(heap, size, a.K,
-              {exact_score(a, query, q, hopeful[i].row,
-                           hopeful[std::min(i + kAhead, hopes - 1)].row, kernels.dot),
-               hopeful[i].row});
-      }
-      write(a, numbers[place], heap, size, false);
+      if (!is_spilt(batch, place)) score_lists(batch, place, thread);
     }
   }
-
-  // Too many near ties for the lists: every row, exactly.
   for (int64_t place = 0; place < count; ++place) {
-    if (w.spilt[place].load(std::memory_order_relaxed) == 0) continue;
-    const Query& query = w.queries[place];
-    const float* q = a.queries + numbers[place] * a.D;
-    int64_t sizes[kMaxThreads] = {};
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int part = 0; part < threads; ++part) {
-      Result* heap = w.heaps + part * a.K;
-      for (int64_t row = a.N * part / threads; row < a.N * (part + 1) / threads; ++row) {
-        if (a.error[row] == kNever || !is_allowed(a, row)) continue;
-        offer(heap, sizes[part], a.K,
-              {exact_score(a, query, q, row, std::min(row + kAhead, a.N - 1), kernels.dot),
-               static_cast<int32_t>(row)});
-      }
-    }
-    for (int part = 1; part < threads; ++part) {
-      for (int64_t i = 0; i < sizes[part]; ++i)
-        offer(w.heaps, sizes[0], a.K, w.heaps[part * a.K + i]);
-    }
-    write(a, numbers[place], w.heaps, sizes[0], false);
+    if (is_spilt(batch, place)) score_all_rows(batch, place);
   }
 }
 
 }  // namespace
-
-int64_t packed_panel_bytes(int64_t N, int64_t D) { return pairs_of(N) * steps_of(D) * kStepBytes; }
-
-int64_t pack_gallery_scratch(int64_t D, int threads) {
-  const int64_t rows = std::min(threads, kMaxThreads) * 2 * round_up(D, kDimAlign);
-  return (kMeanChunks * D + rows) * static_cast<int64_t>(sizeof(float));
-}
-
-void pack_gallery(const PackGallery& a, int threads) {
-  threads = std::min(threads, kMaxThreads);
-  const int64_t Dp = round_up(a.D, kDimAlign), steps = Dp / kStepDims, pairs = pairs_of(a.N);
-  auto* sums = static_cast<float*>(a.scratch);
-  float* rows = sums + kMeanChunks * a.D;
-  const Kernels& kernels = current();
-  std::fill(sums, sums + kMeanChunks * a.D, 0.0f);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t chunk = 0; chunk < kMeanChunks; ++chunk) {
-    float* sum = sums + chunk * a.D;
-    for (int64_t n = a.N * chunk / kMeanChunks; n < a.N * (chunk + 1) / kMeanChunks; ++n) {
-      const float* g = a.gallery + n * a.D;
-      a.inverse[n] = inverse_length(kernels.dot(g, g, a.D, g + (n + 1 < a.N) * a.D));
-      const auto inverse = static_cast<float>(a.inverse[n]);
-      if (inverse == 0) continue;
-      for (int64_t d = 0; d < a.D; ++d) sum[d] += g[d] * inverse;
-    }
-  }
-  for (int64_t d = 0; d < a.D; ++d) {
-    double total = 0;
-    for (int64_t chunk = 0; chunk < kMeanChunks; ++chunk) total += sums[chunk * a.D + d];
-    a.centre[d] = static_cast<float>(total / std::max<int64_t>(1, a.N));
-  }
-  use_huge_pages(a.panels, pairs * steps * kStepBytes);
-  double longest = 0;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(max : longest)
-  for (int64_t pair = 0; pair < pairs; ++pair) {
-#ifdef _OPENMP
-    const int thread = omp_get_thread_num();
-#else
-    const int thread = 0;
-#endif
-    float* residual = rows + thread * 2 * Dp;
-    auto* bytes = reinterpret_cast<int8_t*>(residual + Dp);
-    std::fill(bytes, bytes + Dp, int8_t{0});
-    uint8_t* panel = a.panels + pair * steps * kStepBytes;
-    for (int64_t r = 0; r < kPairRows; ++r) {
-      const int64_t n = pair * kPairRows + r;
-      const bool odd = n >= a.N || a.inverse[n] == 0;
-      if (odd) {
-        a.scale[n] = 0;
-        a.error[n] = kNever;
-        std::fill(bytes, bytes + a.D, int8_t{0});
-      } else {
-        const float* g = a.gallery + n * a.D;
-        const auto inverse = static_cast<float>(a.inverse[n]);
-        for (int64_t d = 0; d < a.D; ++d) residual[d] = g[d] * inverse - a.centre[d];
-        const Quantised row = kernels.quantise(residual, a.D, bytes);
-        a.scale[n] = row.scale;
-        a.error[n] = static_cast<float>(row.error * 1.0001 + 1e-6);
-        longest = std::max(longest, row.length);
-      }
-      uint8_t* out =
-          panel + r * kStepDims;  // panel 0 holds rows 0 to 15 of a step, panel 1 the others
-      for (int64_t s = 0; s < steps; ++s) {
-        uint32_t word;
-        std::memcpy(&word, bytes + s * kStepDims, sizeof(word));
-        word ^= 0x80808080u;  // + 128 in each byte
-        std::memcpy(out + s * kStepBytes, &word, sizeof(word));
-      }
-    }
-  }
-  a.centre[a.D] = static_cast<float>(longest * 1.0001);
-}
 
 int64_t packed_topk_scratch(int64_t Q, int64_t D, int64_t K, int threads) {
   threads = std::min(threads, kMaxThreads);
@@ -466,12 +428,7 @@ void packed_topk(const PackedTopk& a, int threads) {
   std::vector<char> trivial(a.Q);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t q = 0; q < a.Q; ++q) {
-#ifdef _OPENMP
-    const int thread = omp_get_thread_num();
-#else
-    const int thread = 0;
-#endif
-    trivial[q] = answer_trivial(a, q, space.heaps + thread * a.K);
+    trivial[q] = answer_trivial(a, q, space.heaps + thread_number() * a.K);
   }
   std::vector<int64_t> asked;  // the queries that need the scan
   for (int64_t q = 0; q < a.Q; ++q) {

@@ -17,6 +17,11 @@ constexpr int kGroup = 8;          // queries that a vector kernel scans with at
 constexpr int kTileQueries = 32;   // queries that the AMX kernel scans with at once
 constexpr int kMaxGroup = 32;
 
+// Every file has functions of its own (static), as in convert.h.
+static inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+static inline int64_t steps_of(int64_t D) { return round_up(D, kDimAlign) / kStepDims; }
+static inline int64_t pairs_of(int64_t N) { return (N + kPairRows - 1) / kPairRows; }
+
 // Rows that may be among the K best of one query, with an upper bound of their score.
 struct Shortlist {
   float* upper;
@@ -34,9 +39,8 @@ struct Scan {
   const float* error;       // [pairs, 32]; -infinity: never a result
   const uint32_t* allowed;  // [pairs] one bit a row, or null for all
   int64_t first_row, pairs, steps;
-  const uint8_t*
-      ahead;  // of what is scanned next: fetched to L2 by the way, ahead_step bytes a step
-  int64_t ahead_step;
+  const uint8_t* ahead;      // what is scanned next: fetched to L2 by the way
+  int64_t ahead_step;        // bytes of it for each step
   const int8_t* queries;     // [Dp / c, G, c]
   const int32_t* start;      // [G] -128 * the sum of the query
   const float* query_scale;  // [G]

@@ -1,7 +1,7 @@
 // CPU patchify: one pass from the decoded image to the rows of the patch embedding's product.
 // Bound by memory: B * C * H * W * (sizeof(input) + sizeof(output)).
 #include <algorithm>
-#include <cstring>
+#include <vector>
 
 #include "../common.h"
 #include "../patch_map.h"

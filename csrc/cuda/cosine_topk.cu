@@ -10,6 +10,8 @@
 // (Cauchy-Schwarz) is scored again from the rows themselves, so the answer is the same.
 #include "../inverse_length.h"
 #include "cosine_topk.cuh"
+#include "cosine_topk_exact.cuh"
+#include "cosine_topk_team.cuh"
 
 namespace splip::cuda {
 namespace {
@@ -19,63 +21,6 @@ constexpr int kMostThreads = 1024;
 // In 8 bits, for more results the queries need 16: the stream's margin is half that of tiles.
 constexpr int64_t kMostTileResults = 256;
 constexpr int kExactBlocksPerMultiprocessor = 2;
-
-// The block as a team of topk_select.h.
-struct BlockTeam {
-  uint32_t* partial;  // shared, [2][2][32]
-  int phase;
-
-  template <typename Key, int kCount>
-  struct Own {
-    Key keys[kCount];
-    __device__ __forceinline__ explicit Own(const BlockTeam&) {}
-    __device__ __forceinline__ Key* of(int) { return keys; }
-  };
-
-  __device__ __forceinline__ int size() const { return blockDim.x; }
-  __device__ __forceinline__ void sync() const { __syncthreads(); }
-  template <typename F>
-  __device__ __forceinline__ void threads(F f) const {
-    f(static_cast<int>(threadIdx.x));
-  }
-  template <typename F>
-  __device__ __forceinline__ void once(F f) const {
-    if (threadIdx.x == 0) f();
-  }
-  template <typename F>
-  __device__ __forceinline__ void each(int n, F f) const {
-    for (int i = threadIdx.x; i < n; i += blockDim.x) f(i);
-  }
-  template <typename F>
-  __device__ __forceinline__ void each_warp(int n, F f) const {
-    for (int i = threadIdx.x / kWarp; i < n; i += blockDim.x / kWarp) f(i);
-  }
-  template <typename F>
-  __device__ __forceinline__ void lead(F f) const {
-    if (threadIdx.x % kWarp == 0) f();
-  }
-  __device__ __forceinline__ int add(int* counter, int n) const { return atomicAdd(counter, n); }
-  // The sums of f over all threads, for all. The two halves of `partial` take turns, so that one
-  // barrier is enough.
-  template <typename F>
-  __device__ __forceinline__ topk::Sums sum(F f) {
-    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    const topk::Sums own = f(static_cast<int>(threadIdx.x));
-    uint32_t* const first = partial + phase * 2 * kWarp;
-    uint32_t* const second = first + kWarp;
-    const uint32_t of_warp[2] = {__reduce_add_sync(kFullMask, own.first),
-                                 __reduce_add_sync(kFullMask, own.second)};
-    if (lane == 0) {
-      first[warp] = of_warp[0];
-      second[warp] = of_warp[1];
-    }
-    __syncthreads();
-    const bool there = lane < static_cast<int>(blockDim.x) / kWarp;
-    const topk::Sums other = {there ? first[lane] : 0, there ? second[lane] : 0};
-    phase ^= 1;
-    return {__reduce_add_sync(kFullMask, other.first), __reduce_add_sync(kFullMask, other.second)};
-  }
-};
 
 // The caller's scratch memory, for Q queries.
 struct Scratch {
@@ -102,124 +47,6 @@ Scratch divide(void* memory, int64_t Q, int64_t capacity, int64_t query_bytes) {
   s.unresolved = words + 4 * Q;
   s.unresolved_count = words + 5 * Q;
   return s;
-}
-
-// Eight elements of a row from element 8 * chunk on, zero past the end.
-template <typename T>
-__device__ __forceinline__ void load_eight(const T* row, int chunk, int D, bool vector,
-                                           float (&out)[8]) {
-  if (vector && 8 * chunk + 8 <= D) {
-    union {
-      uint4 words[8 * sizeof(T) / 16];
-      T values[8];
-    } loaded;
-#pragma unroll
-    for (int i = 0; i < int(8 * sizeof(T) / 16); ++i) {
-      loaded.words[i] = __ldg(reinterpret_cast<const uint4*>(row + 8 * chunk) + i);
-    }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) out[i] = load(loaded.values[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) out[i] = 8 * chunk + i < D ? load(row[8 * chunk + i]) : 0.0f;
-  }
-}
-
-__device__ __forceinline__ float warp_max(float v) {
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    v = fmaxf(v, __shfl_xor_sync(kFullMask, v, offset));
-  }
-  return v;
-}
-
-__device__ __forceinline__ double warp_sum(double v) {
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kFullMask, v, offset);
-  return v;
-}
-
-// The cosine of one query with any row, summed in double in an order that depends on D alone: equal
-// rows have equal scores. Called by whole warps.
-template <typename T>
-struct ExactScore {
-  const T* query;
-  const T* gallery;  // null: the rows are at hand in 8 bits only
-  EightBitRows eight_bit;
-  double query_scale;
-  uint32_t best;  // the order of the best score that the query can have, if that is known
-  int D;
-  bool vector;
-
-  __device__ __forceinline__ float operator()(uint32_t index) const {
-    return gallery != nullptr ? of_row(index) : of_eight_bits(index);
-  }
-
-  __device__ __forceinline__ float of_eight_bits(uint32_t index) const {
-    const int8_t* row = eight_bit.rows + int64_t(index) * eight_bit.pitch;
-    const double scale = static_cast<double>(eight_bit.scale[index]);
-    double dot = 0;
-    for (int chunk = threadIdx.x % kWarp; 8 * chunk < D; chunk += kWarp) {
-      float a[8];
-      load_eight(query, chunk, D, vector, a);
-      union {
-        uint2 words;
-        int8_t values[8];
-      } b;
-      b.words = __ldg(reinterpret_cast<const uint2*>(row + 8 * chunk));
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const double centre = 8 * chunk + i < D ? eight_bit.centre[8 * chunk + i] : 0.0f;
-        dot = fma(static_cast<double>(a[i]), fma(scale, static_cast<double>(b.values[i]), centre),
-                  dot);
-      }
-    }
-    const double score = warp_sum(dot) * query_scale;
-    return scale == scale && query_scale > 0 ? static_cast<float>(score) : -INFINITY;
-  }
-
-  __device__ __forceinline__ float of_row(uint32_t index) const {
-    const T* row = gallery + int64_t(index) * D;
-    double dot = 0, squares = 0;
-    for (int chunk = threadIdx.x % kWarp; 8 * chunk < D; chunk += kWarp) {
-      float a[8], b[8];
-      load_eight(query, chunk, D, vector, a);
-      load_eight(row, chunk, D, vector, b);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        dot = fma(static_cast<double>(a[i]), static_cast<double>(b[i]), dot);
-        squares = fma(static_cast<double>(b[i]), static_cast<double>(b[i]), squares);
-      }
-    }
-    const double scale = inverse_length(warp_sum(squares)) * query_scale;
-    const double score = warp_sum(dot) * scale;
-    return scale > 0 ? static_cast<float>(score) : -INFINITY;
-  }
-};
-
-template <typename T>
-__device__ __forceinline__ double squared_length(const T* row, int D, bool vector) {
-  double squares = 0;
-  for (int chunk = threadIdx.x % kWarp; 8 * chunk < D; chunk += kWarp) {
-    float a[8];
-    load_eight(row, chunk, D, vector, a);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      squares = fma(static_cast<double>(a[i]), static_cast<double>(a[i]), squares);
-    }
-  }
-  return warp_sum(squares);
-}
-
-template <typename T>
-__device__ __forceinline__ ExactScore<T> exact_score(const CosineTopk& a, int q, bool vector) {
-  const auto* query = static_cast<const T*>(a.queries) + int64_t(q) * a.D;
-  const int D = static_cast<int>(a.D);
-  const double squares = squared_length(query, D, vector), scale = inverse_length(squares);
-  uint32_t best = topk::kNoBest;
-  if (!(scale > 0)) best = topk::ordered(-INFINITY);
-  if (squares == 0) best = topk::ordered(0);
-  return {query, static_cast<const T*>(a.gallery), a.eight_bit, scale, best, D, vector};
 }
 
 // No cut yet, an empty list. A margin that is not a number, hence a cut that is none: nothing
@@ -483,21 +310,19 @@ int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t K, TopkScan scan, int6
   return Q * (keys + query_parts(streamed) * pitch + kBytesPerQuery) + 8;
 }
 
-void cosine_topk_keys(const CosineTopk& a, uint64_t* keys, int* counts, float* thresholds,
-                      int device, void* stream) {
+void cosine_topk_keys(const CosineTopkKeys& a, int device, void* stream) {
   SPLIP_CHECK(a.N < INT32_MAX, "too many rows: ", a.N);
   const DeviceGuard guard(device);
   Pass pass{};
   pass.queries = a.queries;
   pass.gallery = a.gallery;
-  pass.allowed = a.allowed;
   pass.row_scale = a.inverse;
-  pass.out = {keys, counts, thresholds, static_cast<int>(a.N)};
+  pass.out = {a.keys, a.counts, a.thresholds, static_cast<int>(a.N)};
   pass.rows = a.N;
   pass.step = topk::kAllRows;
   pass.Q = static_cast<int>(a.Q);
   pass.D = static_cast<int>(a.D);
-  const bool streamed = use_stream(a.Q, a.K, a.scan, false);
+  const bool streamed = use_stream(a.Q, 1, a.scan, false);
   scan_pass(pass, a.dtype, a.scan, streamed, device, static_cast<cudaStream_t>(stream));
 }
 

@@ -65,6 +65,13 @@ __device__ __forceinline__ RowFactors row_factors(const Pass& p, int64_t index) 
   return {p.row_scale[index], p.row_error == nullptr ? 0.0f : p.row_error[index]};
 }
 
+// The same of row j of the pass; NaN if it may not be a result.
+__device__ __forceinline__ RowFactors factors_of(const Pass& p, int64_t j) {
+  const int64_t index = topk::sampled(j, p.step);
+  const bool use = j < p.rows && (p.allowed == nullptr || p.allowed[index] != 0);
+  return use ? row_factors(p, index) : RowFactors{NAN, 0};
+}
+
 // A row that passed: take a slot, keep the key if there is room.
 __device__ __forceinline__ void push(const Candidates& out, int q, uint32_t index, float score) {
   const int slot = atomicAdd(out.counts + q, 1);

@@ -48,9 +48,95 @@ __device__ __forceinline__ uint4 load_chunk(const T* row, int column, int D, boo
   return {words[0], words[1], words[2], words[3]};
 }
 
-// blockIdx.y: 8 * kGroups queries. Their chunks stand in shared memory as the lanes want them:
-// [block of 64 bytes][group][part][lane]. A row longer than the panel takes several, each filled
-// anew.
+// Chunks of the queries from block `from` of their bytes on, to shared memory as the lanes want
+// them: [block of 64 bytes][group][part][lane].
+template <typename T, int kGroups, bool kVector>
+__device__ __forceinline__ void fill_panel(const Pass& p, uint4* panel, int panel_blocks, int from,
+                                           int first_query) {
+  constexpr int kChunk = mma::kChunkBytes / sizeof(T);  // elements
+  constexpr int kColumns = kBlockBytes / sizeof(T);
+  constexpr int kParts = Element<T>::kMostParts;
+  const auto* queries = static_cast<const T*>(p.queries);
+  for (int i = threadIdx.x; i < panel_blocks * kGroups * kParts * kWarp; i += kWarp * kWarps) {
+    const int own = i % kWarp, part = i / kWarp % kParts, group = i / kWarp / kParts % kGroups;
+    const int q = first_query + group * kGroupQueries + mma::direct_row(own);
+    const int block = i / kWarp / kParts / kGroups;
+    const int column = (from + block) * kColumns + mma::direct_chunk(own) * kChunk;
+    uint4 words =
+        load_chunk<T, kVector>(queries + (int64_t(q) * kParts + part) * p.D, column, p.D, q < p.Q);
+    words.x = Element<T>::operand(words.x);
+    words.y = Element<T>::operand(words.y);
+    words.z = Element<T>::operand(words.z);
+    words.w = Element<T>::operand(words.w);
+    panel[i] = words;
+  }
+}
+
+// One chunk of each of the lane's two rows times the queries of a block of the panel.
+template <typename T, int kGroups, int kParts>
+__device__ __forceinline__ void multiply(const uint4& x, const uint4& y, const uint4* block,
+                                         typename Element<T>::Sum (&product)[kGroups][kParts][4],
+                                         float (&squares)[2]) {
+  const int lane = threadIdx.x % kWarp;
+  const uint32_t xs[4] = {x.x, x.y, x.z, x.w};
+  const uint32_t ys[4] = {y.x, y.y, y.z, y.w};
+  uint32_t xo[4], yo[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    squares[0] = Element<T>::squares(xs[i], squares[0]);
+    squares[1] = Element<T>::squares(ys[i], squares[1]);
+    xo[i] = Element<T>::operand(xs[i]);
+    yo[i] = Element<T>::operand(ys[i]);
+  }
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const uint4 w = block[(group * kParts + part) * kWarp + lane];
+      mma_sync<T>(product[group][part], xo[0], yo[0], xo[1], yo[1], w.x, w.y);
+      mma_sync<T>(product[group][part], xo[2], yo[2], xo[3], yo[3], w.z, w.w);
+    }
+  }
+}
+
+// The lane's scores of its two rows: all to their keys in a dense pass, else those that reach the
+// cut of their query.
+template <typename T, int kGroups, int kParts>
+__device__ __forceinline__ void keep_scores(
+    const Pass& p, const typename Element<T>::Sum (&product)[kGroups][kParts][4],
+    const RowFactors (&factors)[2], const int64_t (&rows)[2], const float (&cuts)[kGroups][2],
+    int first_query) {
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int half = i / 2;
+      const int q = first_query + group * kGroupQueries + mma::c_column(lane, i);
+      float score;
+      if constexpr (Element<T>::kFactors) {
+        const float both = fmaf(256.0f, static_cast<float>(product[group][0][i]),
+                                static_cast<float>(product[group][1][i]));
+        // From the L1 cache each time: eight registers more would spill.
+        const float scale = q < p.Q ? p.query_scale[q] : 0.0f;
+        score = fmaf(both * scale, factors[half].scale, factors[half].error);
+      } else {
+        score = product[group][0][i] * factors[half].scale;
+      }
+      const auto index = static_cast<uint32_t>(topk::sampled(rows[half], p.step));
+      if (p.dense) {
+        if (q < p.Q && rows[half] < p.rows) {
+          p.out.keys[int64_t(q) * p.out.capacity + rows[half]] =
+              score == score ? topk::make_key(score, index) : 0;
+        }
+      } else if (score >= cuts[group][i % 2]) {
+        push(p.out, q, index, score);
+      }
+    }
+  }
+}
+
+// blockIdx.y: 8 * kGroups queries. A row longer than the panel takes several, each filled anew.
 template <typename T, int kGroups, bool kVector>
 __global__ void __launch_bounds__(kWarp* kWarps, kBlocksPerMultiprocessor)
     stream_kernel(Pass p, int panel_blocks) {
@@ -62,24 +148,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocksPerMultiprocessor)
   constexpr int kParts = Element<T>::kMostParts;
   const int blocks = (p.D + kColumns - 1) / kColumns;
   const int first_query = blockIdx.y * kGroups * kGroupQueries;
-  const auto* queries = static_cast<const T*>(p.queries);
   const auto* gallery = static_cast<const T*>(p.gallery);
-
-  const auto fill_panel = [&](int from) {
-    for (int i = threadIdx.x; i < panel_blocks * kGroups * kParts * kWarp; i += kWarp * kWarps) {
-      const int own = i % kWarp, part = i / kWarp % kParts, group = i / kWarp / kParts % kGroups;
-      const int q = first_query + group * kGroupQueries + mma::direct_row(own);
-      const int block = i / kWarp / kParts / kGroups;
-      const int column = (from + block) * kColumns + mma::direct_chunk(own) * kChunk;
-      uint4 words = load_chunk<T, kVector>(queries + (int64_t(q) * kParts + part) * p.D, column,
-                                           p.D, q < p.Q);
-      words.x = Element<T>::operand(words.x);
-      words.y = Element<T>::operand(words.y);
-      words.z = Element<T>::operand(words.z);
-      words.w = Element<T>::operand(words.w);
-      panel[i] = words;
-    }
-  };
 
   float cuts[kGroups][2];
 #pragma unroll
@@ -92,7 +161,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocksPerMultiprocessor)
   }
   const bool one_panel = blocks <= panel_blocks;
   if (one_panel) {
-    fill_panel(0);
+    fill_panel<T, kGroups, kVector>(p, panel, panel_blocks, 0, first_query);
     __syncthreads();
   }
 
@@ -116,7 +185,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocksPerMultiprocessor)
     for (int from = 0; from < blocks; from += panel_blocks) {
       if (!one_panel) {
         __syncthreads();
-        fill_panel(from);
+        fill_panel<T, kGroups, kVector>(p, panel, panel_blocks, from, first_query);
         __syncthreads();
       }
       const int count = blocks - from < panel_blocks ? blocks - from : panel_blocks;
@@ -130,25 +199,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocksPerMultiprocessor)
         }
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
-          const uint32_t xs[4] = {x[u].x, x[u].y, x[u].z, x[u].w};
-          const uint32_t ys[4] = {y[u].x, y[u].y, y[u].z, y[u].w};
-          uint32_t xo[4], yo[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            squares[0] = Element<T>::squares(xs[i], squares[0]);
-            squares[1] = Element<T>::squares(ys[i], squares[1]);
-            xo[i] = Element<T>::operand(xs[i]);
-            yo[i] = Element<T>::operand(ys[i]);
-          }
-#pragma unroll
-          for (int group = 0; group < kGroups; ++group) {
-#pragma unroll
-            for (int part = 0; part < kParts; ++part) {
-              const uint4 w = panel[(((b + u) * kGroups + group) * kParts + part) * kWarp + lane];
-              mma_sync<T>(product[group][part], xo[0], yo[0], xo[1], yo[1], w.x, w.y);
-              mma_sync<T>(product[group][part], xo[2], yo[2], xo[3], yo[3], w.z, w.w);
-            }
-          }
+          multiply<T>(x[u], y[u], panel + (b + u) * kGroups * kParts * kWarp, product, squares);
         }
       }
     }
@@ -163,33 +214,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocksPerMultiprocessor)
         if (use[half]) factors[half].scale = inverse_norm(squares[half]);
       }
     }
-#pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int half = i / 2;
-        const int q = first_query + group * kGroupQueries + mma::c_column(lane, i);
-        float score;
-        if constexpr (Element<T>::kFactors) {
-          const float both = fmaf(256.0f, static_cast<float>(product[group][0][i]),
-                                  static_cast<float>(product[group][1][i]));
-          // From the L1 cache each time: eight registers more would spill.
-          const float scale = q < p.Q ? p.query_scale[q] : 0.0f;
-          score = fmaf(both * scale, factors[half].scale, factors[half].error);
-        } else {
-          score = product[group][0][i] * factors[half].scale;
-        }
-        const auto index = static_cast<uint32_t>(topk::sampled(rows[half], p.step));
-        if (p.dense) {
-          if (q < p.Q && rows[half] < p.rows) {
-            p.out.keys[int64_t(q) * p.out.capacity + rows[half]] =
-                score == score ? topk::make_key(score, index) : 0;
-          }
-        } else if (score >= cuts[group][i % 2]) {
-          push(p.out, q, index, score);
-        }
-      }
-    }
+    keep_scores<T>(p, product, factors, rows, cuts, first_query);
   }
 }
 

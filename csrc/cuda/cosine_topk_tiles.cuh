@@ -43,6 +43,9 @@ static_assert(sizeof(Shared<Tile<128, 128>>) <= 99 * 1024, "sm_86, sm_89, sm_120
 // is on its way while this one's scores are compared.
 //
 // kStored: the pass brings what a row's products are multiplied with. kDense: every score is kept.
+//
+// Long, because it is one: with any of its steps as a function the compiler gives it other
+// registers and other code, and whether that is as fast only a GPU can tell.
 template <typename T, typename Shape, bool kStored, bool kDense>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocessor)
     tile_kernel(Pass p, unsigned items, unsigned query_tiles) {

@@ -62,7 +62,26 @@ __device__ __forceinline__ void fill_table(float (*table)[kBytes], const Shape& 
   __syncthreads();
 }
 
-// begin, end: the memory that the images lie in.
+// A run of three channels from the words of its pixels: the first `turn` pixels from a, the others
+// from b.
+template <typename Out, int kCount>
+__device__ __forceinline__ void write_rgb(const uint32_t (&a)[kRgb * kCount / 4],
+                                          const uint32_t (&b)[kRgb * kCount / 4], int turn,
+                                          const float (&table)[kMaxChannels][kBytes], Out* out,
+                                          int64_t area) {
+  Values<Out, kCount> result;
+#pragma unroll
+  for (int c = 0; c < kRgb; ++c) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      const int value = j < turn ? byte_of(a, kRgb * j + c) : byte_of(b, kRgb * j + c);
+      store(&result.values[j], table[c][value]);
+    }
+    *reinterpret_cast<Values<Out, kCount>*>(out + c * area) = result;
+  }
+}
+
+// images, end: the memory that the images lie in.
 template <typename In, typename Out, int kCount, Layout kLayout>
 __global__ void __launch_bounds__(kThreads, kLayout == Layout::strided
                                                 ? kBlocksPerMultiprocessor / 2  // many addresses
@@ -106,15 +125,7 @@ __global__ void __launch_bounds__(kThreads, kLayout == Layout::strided
         uint32_t a[kRgb * kCount / 4], b[kRgb * kCount / 4] = {};
         load_bytes<kRgb * kCount>(first, images, end, a);
         if (from.turn < kCount) load_bytes<kRgb * kCount>(second, images, end, b);
-#pragma unroll
-        for (int c = 0; c < kRgb; ++c) {
-#pragma unroll
-          for (int j = 0; j < kCount; ++j) {
-            const int value = j < from.turn ? byte_of(a, kRgb * j + c) : byte_of(b, kRgb * j + c);
-            store(&result.values[j], table[c][value]);
-          }
-          *reinterpret_cast<Values<Out, kCount>*>(out + c * area) = result;
-        }
+        write_rgb<Out, kCount>(a, b, from.turn, table, out, area);
       } else {
         for (int64_t c = 0; c < s.C; ++c) {
           if constexpr (sizeof(In) == 1) {

@@ -76,6 +76,14 @@ __device__ __forceinline__ void store_vector(T* row, int at, const Vector<T>& v)
   *reinterpret_cast<uint4*>(row + at * Vector<T>::kCount) = v.words;
 }
 
+// `vectors`: of all the rows.
+template <typename T>
+__device__ __forceinline__ void clear_rows(T* rows, int64_t vectors, int lane) {
+  for (int64_t at = lane; at < vectors; at += kWarp) {
+    reinterpret_cast<uint4*>(rows)[at] = {0, 0, 0, 0};
+  }
+}
+
 template <typename T, int kVectors>
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
     forward_kernel(PromptLayerNorm a, int64_t rows, int64_t tokens_per) {
@@ -140,6 +148,41 @@ struct Partials {
   float* prompts;
   int row_blocks;
 };
+
+// The warps add to the block's sums [2 or 3, D] one after another: always the same order. kPrompts:
+// kVectors, or 1 if there are no prompts to sum.
+template <int kVectors, int kCount, int kPrompts>
+__device__ __forceinline__ void add_in_turn(float* sums, int D, int vectors,
+                                            const float (&d_gamma)[kVectors][kCount],
+                                            const float (&d_beta)[kVectors][kCount],
+                                            const float (&d_prompt)[kPrompts][kCount]) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  for (int turn = 0; turn < kWarpsPerBlock; ++turn) {
+    if (warp == turn) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        const int at = v * kWarp + lane;
+        if (at >= vectors) continue;
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) {
+          const int d = at * kCount + j;
+          sums[d] = turn == 0 ? d_gamma[v][j] : sums[d] + d_gamma[v][j];
+          sums[D + d] = turn == 0 ? d_beta[v][j] : sums[D + d] + d_beta[v][j];
+          if constexpr (kPrompts == kVectors) {
+            const float value = d_prompt[v][j];
+            sums[2 * D + d] = turn == 0 ? value : sums[2 * D + d] + value;
+          }
+        }
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// A block's sums to its part of the scratch memory.
+__device__ __forceinline__ void leave(const float* sums, int count, float* out) {
+  for (int d = threadIdx.x; d < count; d += kWarp * kWarpsPerBlock) out[d] = sums[d];
+}
 
 // Gradients of rows, and the sums over them that the parameters need. Not kShared: every row goes
 // to d_x, or to d_prompts if each image has prompts of its own; rows of shared prompts are left
@@ -216,40 +259,13 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, 2)
       }
     }
     if (!kShared && from.t == 0) {  // the rows that were left out do not reach the output
-      T* left_out = static_cast<T*>(a.d_x) + (from.b * a.L + 1) * a.D;
-      for (int64_t at = lane; at < a.R * vectors; at += kWarp) {
-        reinterpret_cast<uint4*>(left_out)[at] = {0, 0, 0, 0};
-      }
+      clear_rows(static_cast<T*>(a.d_x) + (from.b * a.L + 1) * a.D, a.R * vectors, lane);
     }
   }
 
-  // The warps add to the block's sums one after another: always the same order.
-  for (int turn = 0; turn < kWarpsPerBlock; ++turn) {
-    if (warp == turn) {
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        const int at = v * kWarp + lane;
-        if (at >= vectors) continue;
-#pragma unroll
-        for (int j = 0; j < kCount; ++j) {
-          const int d = at * kCount + j;
-          sums[d] = turn == 0 ? d_gamma[v][j] : sums[d] + d_gamma[v][j];
-          sums[D + d] = turn == 0 ? d_beta[v][j] : sums[D + d] + d_beta[v][j];
-          if (kShared) {
-            const float value = d_prompt[v % (kShared ? kVectors : 1)][j];
-            sums[2 * D + d] = turn == 0 ? value : sums[2 * D + d] + value;
-          }
-        }
-      }
-    }
-    __syncthreads();
-  }
-  float* affine = out.affine + (kShared ? out.row_blocks : 0) * 2 * a.D + blockIdx.x * 2 * a.D;
-  for (int d = threadIdx.x; d < 2 * D; d += kWarp * kWarpsPerBlock) affine[d] = sums[d];
-  if (kShared) {
-    float* prompt = out.prompts + blockIdx.x * a.D;
-    for (int d = threadIdx.x; d < D; d += kWarp * kWarpsPerBlock) prompt[d] = sums[2 * D + d];
-  }
+  add_in_turn(sums, D, vectors, d_gamma, d_beta, d_prompt);
+  leave(sums, 2 * D, out.affine + (kShared ? out.row_blocks : 0) * 2 * a.D + blockIdx.x * 2 * a.D);
+  if (kShared) leave(sums + 2 * D, D, out.prompts + blockIdx.x * a.D);
 }
 
 // out[g, d] = sum over i of parts[g, i, d], in a fixed order: kSumGroups threads share a column.

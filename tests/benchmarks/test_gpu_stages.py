@@ -211,7 +211,7 @@ def test_wgmma(card, job, monkeypatch):
     smoke.wgmma(job)
     assert results(job)[1]["leave_out"] == []
     monkeypatch.setattr(
-        ops, "_cuda_topk", lambda q, g, k, a, scan: searched_on_cpu(q if scan != "wgmma" else q.flip(0), g, k)
+        topk, "_cuda_topk", lambda q, g, k, a, scan: searched_on_cpu(q if scan != "wgmma" else q.flip(0), g, k)
     )
     smoke.wgmma(job)
     assert results(job)[1]["leave_out"] == ["wgmma"] and len(results(job)[2]) == 1
@@ -323,7 +323,7 @@ def test_the_cuda_tests_and_their_report(job, monkeypatch, tmp_path, few_plugins
     assert "hostname" not in (tmp_path / "junit.xml").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_cuda_tests_that_hang_leave_the_report_of_the_others(job, monkeypatch, tmp_path, few_plugins):
     (tmp_path / "test_some.py").write_text(TESTS.format(seconds=1000))
     monkeypatch.setattr(cuda_tests, "TESTS", (tmp_path / "test_some.py",))

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import re
-import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from splip.cli.main import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks/simulate_search.py"
@@ -110,10 +106,3 @@ def test_page_comes_from_the_script():
     assert simulate.updated(page) == page, "run python benchmarks/simulate_search.py --update"
     assert page.count("<!-- table: ") == len(simulate.TABLES)
     assert simulate.updated(page, simulate.Prices(host=8.0)) != page
-
-
-def test_commands_on_the_page_parse():
-    commands = re.findall(r"^splip (index push|search|serve)(.*)$", simulate.PAGE.read_text(), re.MULTILINE)
-    assert {verb for verb, _ in commands} == {"index push", "search", "serve"}
-    for verb, rest in commands:
-        parse(verb, shlex.split(rest, comments=True))

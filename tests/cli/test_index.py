@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw
+from checkpoints import save_model
+from drawing import draw
 from PIL import Image
 
 from splip import images
@@ -23,16 +24,8 @@ from splip.gallery import sources
 from splip.gallery.catalog import Filter
 from splip.gallery.gallery import Gallery
 from splip.images import formats
-from splip.models import build, load_model
-from splip.models.config import BackboneConfig, TrainConfig
+from splip.models import load_model
 from splip.train import loop
-
-
-def save_model(path, seed):
-    torch.manual_seed(seed)
-    model = build(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), ["ball", "box"])
-    torch.save(model.checkpoint(), path)
-    return path
 
 
 @pytest.fixture(scope="module")

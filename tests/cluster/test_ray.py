@@ -257,9 +257,9 @@ def test_a_picture_that_kills_workers_is_left_out(machines, photos, tmp_path):
         assert {str(error.path) for error in done.skipped} == {str(photos[30]), str(photos[-1])}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_command_line(nodes, tmp_path, tree, cli):
-    from cli.test_index import save_model
+    from checkpoints import save_model
 
     model = save_model(tmp_path / "tiny.pt", 0)
     where = ("--engine", "ray", "--address", nodes[0].address)

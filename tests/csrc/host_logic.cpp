@@ -5,9 +5,9 @@
 #include <random>
 #include <vector>
 
-#include "../csrc/mma_layout.h"
-#include "../csrc/patch_map.h"
-#include "../csrc/topk_select.h"
+#include "../../csrc/mma_layout.h"
+#include "../../csrc/patch_map.h"
+#include "../../csrc/topk_select.h"
 
 namespace {
 

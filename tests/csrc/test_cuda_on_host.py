@@ -262,7 +262,7 @@ def test_topk_with_stored_norms(shape, dtype, scan, kernels):
     rows, allowed = torch.randn(N, D), (torch.rand(N) < 0.5) | (torch.arange(N) < N // 2)
     if N > 1:
         rows[N // 2], rows[N // 3, 0] = 0, float("nan")
-    check(kernels, torch.randn(Q, D).to(dtype), quantized._prepare_gallery(rows.to(dtype)), K, allowed, SCANS[scan])
+    check(kernels, torch.randn(Q, D).to(dtype), quantized.prepare_gallery(rows.to(dtype)), K, allowed, SCANS[scan])
 
 
 @pytest.mark.parametrize("scan", SCANS)
@@ -407,7 +407,7 @@ def test_topk_of_queries_without_an_ordinary_score(scan, dtype, negative, kernel
     check(kernels, queries, gallery, 20, None if negative else FEW, SCANS[scan])
 
 
-@pytest.mark.parametrize("make", [ops.eight_bit_gallery, quantized._prepare_gallery])
+@pytest.mark.parametrize("make", [ops.eight_bit_gallery, quantized.prepare_gallery])
 @pytest.mark.parametrize("scan", SCANS)
 def test_topk_in_galleries_made_ready_of_queries_without_an_ordinary_score(scan, make, kernels):
     queries, gallery = unusual(torch.float16, negative=True)

@@ -324,9 +324,9 @@ def peak(code):
 import io, sys
 import numpy as np
 from PIL import Image
-from splip import images
+from splip.images import decode
 def now(): return 1024 * int(next(x for x in open("/proc/self/status") if x.startswith("VmHWM")).split()[1])
-images.formats()
+decode.formats()
 before = now()
 {code}
 print(now() - before)
@@ -352,7 +352,7 @@ def write_large(path, mode, size=(12_000, 12_000), **options):
 )
 def test_large_pictures_take_little_memory(tmp_path, mode, form, options, bytes_a_pixel):
     path = write_large(tmp_path / "large", mode, format=form, **options)
-    used = peak(f"images.read(open({str(path)!r}, 'rb').read(), least=448)")
+    used = peak(f"decode.read(open({str(path)!r}, 'rb').read(), least=448)")
     assert used < bytes_a_pixel * 144e6 + 50e6
 
 

@@ -234,7 +234,7 @@ def test_closed(checkpoint):
 
 def test_importing_is_light():
     code = (
-        "import sys, splip.engines\n"
+        "import sys, splip.encoders.encoder\n"
         "print(sorted({'torch', 'open_clip', 'onnxruntime', 'openvino', 'tyro', 'yaml', 'rich'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -252,7 +252,7 @@ class Block(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Block())
 import numpy as np
 from pathlib import Path
-from splip import images
+from PIL import Image
 from splip.encoders.encoder import Encoder
 from splip.errors import UserError
 
@@ -264,7 +264,7 @@ for engine in ("onnxruntime", "openvino"):
     for modality in ("sketch", "photo"):
         found[f"{engine} {modality}"] = encoder.encode(arrays, modality)
     found[f"{engine} text"] = encoder.encode_text(["a dog", "palm tree"])
-    assert encoder.prepare(images.Image.new("RGB", (9, 9)), "sketch").shape == (64, 64, 3)
+    assert encoder.prepare(Image.new("RGB", (9, 9)), "sketch").shape == (64, 64, 3)
 np.savez(out, **found)
 try:
     Encoder.load(checkpoint)
@@ -294,9 +294,9 @@ def test_auto(checkpoint, exported, copy, monkeypatch):
     assert Encoder.load(checkpoint).engine == "torch"
     monkeypatch.setattr(cuda, "gpus", lambda: ())
     assert Encoder.load(exported).engine == "openvino"
-    monkeypatch.setattr(base, "installed", lambda package: package != "openvino")
+    monkeypatch.setattr("splip.encoders.encoder.installed", lambda package: package != "openvino")
     assert Encoder.load(exported).engine == "onnxruntime"
-    monkeypatch.setattr(base, "installed", lambda package: False)
+    monkeypatch.setattr("splip.encoders.encoder.installed", lambda package: False)
     with pytest.raises(UserError, match=r"holds onnx, openvino, and nothing here runs that .*splip\[openvino\]"):
         Encoder.load(exported)
 
@@ -305,7 +305,7 @@ def test_auto_on_a_gpu_asks_for_the_gpu_first(exported, monkeypatch):
     about = manifest.read(exported)
     about.engines["tensorrt"] = about.engines["onnx"]
     monkeypatch.setattr(cuda, "gpus", lambda: (cuda.Gpu(0, "a GPU", (8, 9)),))
-    monkeypatch.setattr(base, "installed", lambda package: True)
+    monkeypatch.setattr("splip.encoders.encoder.installed", lambda package: True)
     providers = [onnxruntime.CUDA_PROVIDER, "CPUExecutionProvider"]
     monkeypatch.setattr(pytest.importorskip("onnxruntime"), "get_available_providers", lambda: providers)
     on_gpu = [("tensorrt", 0), ("onnxruntime", 0)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import draw
+from drawing import draw
 
 import splip.export
 from splip.data.config import DataConfig
@@ -294,6 +294,7 @@ def test_openvino_equals_the_model(exported, checkpoint):
         np.testing.assert_allclose(compiled(images)[0], wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_openvino_keeps_its_head_out_of_bfloat16(exported, checkpoint):
     openvino = pytest.importorskip("openvino")
     if not to_openvino.has_bf16():
@@ -316,7 +317,7 @@ def test_tensorrt_rtx_builds(precision, tmp_path):
     check_engine(tmp_path / "photo.onnx", tmp_path / "photo.engine", ("8.9",))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_tensorrt_rtx_builds_int8(quantised, tmp_path):
     pytest.importorskip("tensorrt_rtx")
     check_engine(quantised, tmp_path / "photo.engine", ())
@@ -362,6 +363,7 @@ def test_full_tensorrt_needs_a_gpu(monkeypatch):
 # ---- the command ----
 
 
+@pytest.mark.exhaustive
 def test_export_folder(exported, checkpoint):
     names = {p.name for p in exported.iterdir()}
     files = {f"{m}.{e}" for m in MODALITIES for e in ("onnx", "xml", "bin")} | {"text.onnx", "tokenizer.json"}
@@ -576,6 +578,7 @@ def test_bad_arguments(checkpoint, tmp_path, refused, args, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.exhaustive
 def test_bad_places_and_checkpoints(checkpoint, exported, tmp_path, refused):
     assert "exists already; add --overwrite" in refused("export", checkpoint, "--out", exported)
     assert "is not an export" in refused("export", checkpoint, "--out", checkpoint.parent, "--overwrite")
@@ -608,6 +611,7 @@ def test_missing_packages_are_named(checkpoint, tmp_path, refused, monkeypatch, 
 # ---- verification ----
 
 
+@pytest.mark.exhaustive
 def test_pictures_to_verify_with(tree, exported, tmp_path):
     about = manifest.read(exported)
     found = verify.load(tree, about, {"sketch": 5, "photo": 100})

@@ -77,7 +77,7 @@ def test_a_tail_that_grows_is_packed_seldom(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.9, 0.02])
-@pytest.mark.parametrize("make", [ops.pack_gallery, quantized._prepare_gallery, lambda rows: rows])
+@pytest.mark.parametrize("make", [ops.pack_gallery, quantized.prepare_gallery, lambda rows: rows])
 def test_chosen_rows_of_every_form_of_a_part(make, share):
     """The same answers from rows that are packed, kept with their norms as on a GPU (here in PyTorch), or plain."""
     torch.manual_seed(0)

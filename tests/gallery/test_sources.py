@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import draw
+from drawing import draw
 from serving import FakeGallery, running
 
 from splip.gallery import sources

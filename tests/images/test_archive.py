@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import draw
+from drawing import draw
 from PIL import Image
 
 from splip import images
@@ -106,7 +106,7 @@ def test_damaged_tar_files(shard, tmp_path, damage):
 
 
 def test_a_gallery_of_a_tar_file(shard, tmp_path, cli, refused):
-    from test_index import save_model
+    from checkpoints import save_model
 
     model = save_model(tmp_path / "tiny.pt", 0)
     folder = tmp_path / "gallery"

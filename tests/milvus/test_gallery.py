@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw
+from drawing import draw
 
 from splip.errors import UserError
 from splip.gallery.catalog import Filter

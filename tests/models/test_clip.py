@@ -9,7 +9,9 @@ from splip.models.config import BackboneConfig
 TEXTS = ["a photo of a dog", "a sketch of a palm tree", "x"]
 
 
-@pytest.fixture(scope="module", params=["ViT-B-32", "ViT-B-16", "splip-tiny"])
+@pytest.fixture(
+    scope="module", params=["ViT-B-32", pytest.param("ViT-B-16", marks=pytest.mark.exhaustive), "splip-tiny"]
+)
 def model(request):
     return PromptedCLIP(BackboneConfig(name=request.param)).eval()
 
@@ -95,7 +97,7 @@ def test_a_tiny_backbone_without_a_choice_is_the_packages_own():
     assert one["sha256"] != PromptedCLIP(BackboneConfig("splip-tiny", "random")).identity()["sha256"]
 
 
-@pytest.mark.parametrize("name", ["splip-tiny", "ViT-B-32"])
+@pytest.mark.parametrize("name", ["splip-tiny", pytest.param("ViT-B-32", marks=pytest.mark.exhaustive)])
 def test_pretrained_file_goes_through_open_clips_loader(name, tmp_path):
     trained = PromptedCLIP(BackboneConfig(name, "random", seed=7)).clip.state_dict()
     torch.save({"state_dict": {f"module.{k}": v for k, v in trained.items()}}, tmp_path / "w.pt")

@@ -233,9 +233,7 @@ def test_same_bits_as_an_unpacked_gallery(level):
 def test_many_queries_pack_by_themselves(monkeypatch):
     queries, gallery = torch.randn(topk.PACK_QUERIES, 24), torch.randn(topk.PACK_ROWS, 24)
     calls = []
-    monkeypatch.setattr(
-        quantized, "_pack_gallery", lambda g, real=quantized._pack_gallery: calls.append(g.shape) or real(g)
-    )
+    monkeypatch.setattr(topk, "pack_for_cpu", lambda g, real=quantized.pack_for_cpu: calls.append(g.shape) or real(g))
     got = ops.cosine_topk(queries, gallery, 7)
     assert calls == [gallery.shape]
     for a, b in zip(

@@ -49,7 +49,8 @@ def test_answers_are_the_references(N, k, masked, level):
 SCRIPT = """
 import ctypes, sys
 import torch
-from splip import _C, ops
+from splip import _C
+from splip.ops import quantized
 
 packed, k, N, D = sys.argv[1] == "packed", 5, 1 << 16, 64
 queries = torch.zeros(4, D)
@@ -70,7 +71,7 @@ scores, indices = torch.empty(4, k), torch.empty(4, k, dtype=torch.int64)
 given = {"queries": queries.data_ptr(), "gallery": rows, "scores": scores.data_ptr(), "indices": indices.data_ptr()}
 given |= {"Q": 4, "N": N, "D": D, "K": k, "device": -1, "stream": 0, "threads": 2}
 if packed:
-    scratch = quantized._aligned(_C.packed_topk_scratch(Q=4, D=D, K=k, threads=2))
+    scratch = quantized.aligned(_C.packed_topk_scratch(Q=4, D=D, K=k, threads=2))
     names = ("panels", "scale", "inverse", "centre", "error")
     _C.packed_topk(scratch=scratch.data_ptr(), allowed=0, **{n: forbidden(1 << 24, 0x3F) for n in names}, **given)
 else:

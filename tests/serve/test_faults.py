@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import importlib.util
 import json
 import os
 import resource
@@ -14,19 +13,29 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
 
 import httpx
 import numpy as np
 import pytest
-from conftest import draw
+import serve_faults as faults
+from drawing import draw
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
-from serving import TOKEN, FakeGallery, real_gallery, running, sketch
+from serving import (
+    BEARER,
+    BOX,
+    TOKEN,
+    metric,
+    real_gallery,
+    refused,
+    running,
+    sketch,
+    wait_until,
+)
 
 from splip.errors import UserError
 from splip.gallery import segments
@@ -38,49 +47,10 @@ from splip.serve.batching import Batcher, Search
 from splip.serve.metrics import Telemetry
 from splip.serve.pools import Pool, Room
 
-_spec = importlib.util.spec_from_file_location("serve_faults", Path(__file__).parents[2] / "tools/serve_faults.py")
-faults = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(faults)
-
-BOX = {"strokes": [[[0, 0], [40, 0], [40, 40], [0, 40], [0, 0]]], "stroke_width": 4}
-BEARER = {"Authorization": f"Bearer {TOKEN}"}
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    with running(FakeGallery(tmp_path_factory.mktemp("gallery")), token=TOKEN) as client:
-        yield client
-
-
-@pytest.fixture
-def gallery(tmp_path):
-    return FakeGallery(tmp_path)
-
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     return real_gallery(tmp_path_factory.mktemp("real"))
-
-
-def refused(answer, status, code):
-    assert (answer.status_code, answer.json()["error"]) == (status, code), answer.text
-    assert set(answer.json()) == {"error", "message"}
-    return answer.json()["message"]
-
-
-def metric(client, name):
-    """The value of a metric, its labels included in the name."""
-    for line in client.get("/metrics").text.splitlines():
-        if line.startswith(name + " "):
-            return float(line.split()[-1])
-    return 0.0
-
-
-def wait_until(condition, seconds=10):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 # ---- searches that are given up, workers that end ----

@@ -1,5 +1,4 @@
 import base64
-import importlib.util
 import io
 import json
 import os
@@ -15,9 +14,23 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from conftest import draw
+import serve_faults as faults
+from drawing import draw
 from PIL import Image
-from serving import SHAPES, TOKEN, FakeGallery, real_gallery, running, sketch
+from serving import (
+    BEARER,
+    BOX,
+    BOX_SVG,
+    SHAPES,
+    TOKEN,
+    found,
+    metric,
+    real_gallery,
+    refused,
+    running,
+    sketch,
+    wait_until,
+)
 
 from splip.errors import UnreadablePicture, UserError
 from splip.images import svg
@@ -25,45 +38,6 @@ from splip.serve import middleware, queries, thumbnails
 from splip.serve import process as serve
 from splip.serve.config import ServeConfig
 from splip.serve.metrics import JsonLines, Lines, Telemetry
-
-_spec = importlib.util.spec_from_file_location("serve_faults", Path(__file__).parents[2] / "tools/serve_faults.py")
-faults = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(faults)
-
-BOX = {"strokes": [[[0, 0], [40, 0], [40, 40], [0, 40], [0, 0]]], "stroke_width": 4}
-BOX_SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 50 50"><rect x="5" y="5" width="40" height="40" fill="none" stroke="#000" stroke-width="4"/></svg>'
-BEARER = {"Authorization": f"Bearer {TOKEN}"}
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    with running(FakeGallery(tmp_path_factory.mktemp("gallery")), token=TOKEN) as client:
-        yield client
-
-
-@pytest.fixture
-def gallery(tmp_path):
-    return FakeGallery(tmp_path)
-
-
-def found(answer):
-    assert answer.status_code == 200, answer.text
-    return [match["label"] for match in answer.json()["matches"]]
-
-
-def refused(answer, status, code):
-    assert (answer.status_code, answer.json()["error"]) == (status, code), answer.text
-    assert set(answer.json()) == {"error", "message"}
-    return answer.json()["message"]
-
-
-def metric(client, name):
-    """The value of a metric, its labels included in the name."""
-    for line in client.get("/metrics").text.splitlines():
-        if line.startswith(name + " "):
-            return float(line.split()[-1])
-    return 0.0
-
 
 # ---- searching ----
 
@@ -382,13 +356,6 @@ class Background:
     def __exit__(self, *_):
         for thread in self.threads:
             thread.join(30)
-
-
-def wait_until(condition, seconds=10):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 # ---- batching ----

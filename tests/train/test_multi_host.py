@@ -76,7 +76,7 @@ def test_two_machines_are_one_process(settings, tmp_path, launch):
     assert kinds == [4, 2]  # training, and in the first process validation; of sketches and photos
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_resume_on_two_machines(settings, tmp_path, monkeypatch, launch):
     """The second one has no checkpoint: it gets the first one's. The cache is in a place that both see."""
     loop.train(settings)

@@ -37,11 +37,11 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _flag(kind: str) -> str:
+def flag(kind: str) -> str:
     return {"tensorrt": "trt"}.get(kind, kind)
 
 
-def _import(package: str) -> Any:
+def import_engine(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -95,7 +95,7 @@ def describe(path: Path, model: Any) -> Manifest:
     )
 
 
-class _PerModality:
+class FileRunner:
     """What runners of files share: a session for each modality, made when it is first needed."""
 
     on_cpu = True
@@ -109,12 +109,12 @@ class _PerModality:
         with self._making:
             if modality not in self._sessions:
                 paths = [self._folder / name for name in self._built.files[modality]]
-                with _limited_memory(paths) if self.on_cpu else contextlib.nullcontext():
+                with limited_memory(paths) if self.on_cpu else contextlib.nullcontext():
                     session = self._open(paths[0])
                     if self.on_cpu:
                         S = self._about.image_size
                         pixels = self._input(np.zeros((1, S, S, 3), dtype=np.uint8))
-                        _try_out(paths[0], lambda: self._run(session, pixels), self._about.embed_dim)
+                        try_out(paths[0], lambda: self._run(session, pixels), self._about.embed_dim)
                 self._sessions[modality] = session
             return self._sessions[modality]
 
@@ -136,7 +136,7 @@ _limiting = threading.Lock()
 
 
 @contextlib.contextmanager
-def _limited_memory(paths: Sequence[Path]) -> Iterator[None]:
+def limited_memory(paths: Sequence[Path]) -> Iterator[None]:
     """Bound what a model's files can make of a process's memory while they are opened and first run.
 
     A few kilobytes of ONNX can double a tensor until no memory is left; an error is then raised here instead.
@@ -159,7 +159,7 @@ def _limited_memory(paths: Sequence[Path]) -> Iterator[None]:
             resource.setrlimit(resource.RLIMIT_DATA, (before, most))
 
 
-def _try_out(path: Path, run: Callable[[], np.ndarray], dim: int) -> None:
+def try_out(path: Path, run: Callable[[], np.ndarray], dim: int) -> None:
     """Run a file once, on one input: what it cannot do must be known before anybody waits for it."""
     try:
         found = run()

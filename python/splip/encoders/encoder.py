@@ -15,13 +15,13 @@ from PIL import Image
 
 from splip import images
 from splip.encoders import cuda, manifest, tensorrt_runtime
-from splip.encoders.base import BATCH, Runner, _flag, _import, installed
+from splip.encoders.base import BATCH, Runner, flag, import_engine, installed
 from splip.encoders.manifest import MODALITIES, Manifest
-from splip.encoders.onnxruntime import CUDA_PROVIDER, _OnnxRuntime
-from splip.encoders.openvino import _OpenVino
-from splip.encoders.tensorrt import _TensorRt
+from splip.encoders.onnxruntime import CUDA_PROVIDER, OnnxRuntimeRunner
+from splip.encoders.openvino import OpenVinoRunner
+from splip.encoders.tensorrt import TensorRtRunner
 from splip.encoders.text import TextTower
-from splip.encoders.torch import _Torch
+from splip.encoders.torch import TorchRunner
 from splip.errors import UserError
 
 ENGINES = ("torch", "compile", "onnxruntime", "onnxruntime-tensorrt", "openvino", "tensorrt")
@@ -56,7 +56,7 @@ class Encoder:
         self.identity, self.name = about.identity, about.name
         self._runner: Runner | None = runner
         self._low, self._high = low, high
-        self._text = runner if isinstance(runner, _Torch) else text
+        self._text = runner if isinstance(runner, TorchRunner) else text
 
     @classmethod
     def load(
@@ -95,7 +95,7 @@ class Encoder:
             raise UserError(f"{path}: not an export (no {manifest.FILE}), and a checkpoint is a file such as best.pt")
         if engine not in ("auto", "torch", "compile"):
             raise UserError(f"engine {engine} runs exports, {path} is a checkpoint: `splip export {path}` first")
-        runner = _Torch(path, device, threads, precision or "fp32", engine == "compile")
+        runner = TorchRunner(path, device, threads, precision or "fp32", engine == "compile")
         return cls(path, "torch" if engine == "auto" else engine, runner, runner.about)
 
     @classmethod
@@ -213,7 +213,7 @@ def _gpu_index(device: str) -> int | None:
 def _gpu_for(engine: str, device: str, index: int | None) -> int | None:
     """The GPU that an engine is to use; onnxruntime takes one that it was not told to only if it can."""
     if engine == "onnxruntime" and device == "auto" and index is not None:
-        return index if CUDA_PROVIDER in _import("onnxruntime").get_available_providers() else None
+        return index if CUDA_PROVIDER in import_engine("onnxruntime").get_available_providers() else None
     return index
 
 
@@ -258,13 +258,13 @@ def _make_runner(
         kind = "onnx"  # it reads those too
     if kind not in about.engines:
         held = ", ".join(about.engines) or "nothing that passed its verification"
-        raise UserError(f"{path}: holds {held}; engine {engine} needs `splip export --{_flag(kind)}`")
+        raise UserError(f"{path}: holds {held}; engine {engine} needs `splip export --{flag(kind)}`")
     built, fixed = about.engines[kind], engine != "openvino"
     if fixed and precision is not None and precision != about.precision:
         raise UserError(f"{path}: was exported in {about.precision}, engine {engine} cannot run it in {precision}")
     about.check(path, kind)
     if engine == "openvino":
-        return _OpenVino(path, about, built, threads, precision, cache)
+        return OpenVinoRunner(path, about, built, threads, precision, cache)
     if engine == "tensorrt":
-        return _TensorRt(path, about, built, index)
-    return _OnnxRuntime(path, about, built, engine, index, threads, cache)
+        return TensorRtRunner(path, about, built, index)
+    return OnnxRuntimeRunner(path, about, built, engine, index, threads, cache)

@@ -7,15 +7,15 @@ from typing import Any, cast
 import numpy as np
 
 from splip.encoders import cuda, manifest
-from splip.encoders.base import _import, _PerModality
+from splip.encoders.base import FileRunner, import_engine
 from splip.encoders.manifest import MODALITIES, Built, Manifest
 from splip.errors import UserError
 
 CUDA_PROVIDER, TENSORRT_PROVIDER = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
 
-def _onnxruntime_session(path: Path, threads: int | None, providers: list[Any]) -> Any:
-    ort = _import("onnxruntime")
+def open_session(path: Path, threads: int | None, providers: list[Any]) -> Any:
+    ort = import_engine("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     # Errors: a provider that cannot start is for the caller to see. On the CPU all that is said is raised, too.
@@ -28,7 +28,7 @@ def _onnxruntime_session(path: Path, threads: int | None, providers: list[Any]) 
     return session
 
 
-class _OnnxRuntime(_PerModality):
+class OnnxRuntimeRunner(FileRunner):
     """onnxruntime on the CPU, with CUDA, or with its TensorRT provider; never on another than was asked for."""
 
     def __init__(
@@ -43,7 +43,7 @@ class _OnnxRuntime(_PerModality):
     ) -> None:
         super().__init__(folder, about, built)
         self.precision = about.precision
-        self._ort, self._threads = _import("onnxruntime"), threads
+        self._ort, self._threads = import_engine("onnxruntime"), threads
         self._providers: list[Any] = ["CPUExecutionProvider"]
         if engine == "onnxruntime-tensorrt":
             low, best, high = about.batch
@@ -73,7 +73,7 @@ class _OnnxRuntime(_PerModality):
             self._session(MODALITIES[0])  # what fails must fail now
 
     def _open(self, path: Path) -> Any:
-        session = _onnxruntime_session(path, self._threads, self._providers)
+        session = open_session(path, self._threads, self._providers)
         if self._wanted not in session.get_providers():
             raise UserError(
                 f"onnxruntime could not start {self._wanted} and would run on {session.get_providers()[0]}: "

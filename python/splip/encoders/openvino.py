@@ -7,14 +7,14 @@ from typing import Any, cast
 
 import numpy as np
 
-from splip.encoders.base import _import, _PerModality
+from splip.encoders.base import FileRunner, import_engine
 from splip.encoders.manifest import Built, Manifest
 from splip.errors import UserError
 
 OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16"}  # its names of what it computes in
 
 
-def _openvino_settings(precision: str, threads: int | None) -> dict[str, Any]:
+def cpu_settings(precision: str, threads: int | None) -> dict[str, Any]:
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": OPENVINO_HINTS.get(precision, "f32"),  # int8: what is not quantised
@@ -22,7 +22,7 @@ def _openvino_settings(precision: str, threads: int | None) -> dict[str, Any]:
     }
 
 
-def _openvino_request(core: Any, path: Path, settings: dict[str, Any]) -> Any:
+def open_request(core: Any, path: Path, settings: dict[str, Any]) -> Any:
     try:
         return core.compile_model(str(path), "CPU", settings).create_infer_request()
     except RuntimeError as error:
@@ -38,7 +38,7 @@ def has_amx() -> bool:
     return "amx_bf16" in flags.split()
 
 
-class _OpenVino(_PerModality):
+class OpenVinoRunner(FileRunner):
     """OpenVINO on the CPU, tuned for latency."""
 
     def __init__(
@@ -51,7 +51,7 @@ class _OpenVino(_PerModality):
         cache: Path | None,
     ) -> None:
         super().__init__(folder, about, built)
-        openvino = _import("openvino")
+        openvino = import_engine("openvino")
         self._core, self._lock = openvino.Core(), threading.Lock()
         if precision is not None and precision not in (*OPENVINO_HINTS, *built.precisions):
             raise UserError(f"engine openvino runs fp32 or bf16, got precision {precision}")
@@ -61,12 +61,12 @@ class _OpenVino(_PerModality):
             able = [p for p in built.precisions if p != "bf16" or has_amx()]
             precision = able[0] if able else "fp32"
         self.precision = precision
-        self._settings = _openvino_settings(precision, threads)
+        self._settings = cpu_settings(precision, threads)
         if cache is not None:
             self._settings["CACHE_DIR"] = str(cache)
 
     def _open(self, path: Path) -> Any:
-        return _openvino_request(self._core, path, self._settings)
+        return open_request(self._core, path, self._settings)
 
     def __call__(self, pixels: np.ndarray, modality: str) -> np.ndarray:
         request, feed = self._session(modality), self._input(pixels)

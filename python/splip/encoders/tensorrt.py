@@ -6,11 +6,11 @@ from typing import Any, cast
 import numpy as np
 
 from splip.encoders import tensorrt_runtime
-from splip.encoders.base import _PerModality
+from splip.encoders.base import FileRunner
 from splip.encoders.manifest import MODALITIES, Built, Manifest
 
 
-class _TensorRt(_PerModality):
+class TensorRtRunner(FileRunner):
     """A TensorRT or TensorRT-RTX engine on a GPU."""
 
     on_cpu = False

@@ -9,10 +9,10 @@ from typing import cast
 import numpy as np
 
 from splip.encoders import manifest
-from splip.encoders.base import _import, _limited_memory, _try_out
+from splip.encoders.base import import_engine, limited_memory, try_out
 from splip.encoders.manifest import MODALITIES, MODALITY, TOKENS, Manifest, Text
-from splip.encoders.onnxruntime import _onnxruntime_session
-from splip.encoders.openvino import _openvino_request, _openvino_settings
+from splip.encoders.onnxruntime import open_session
+from splip.encoders.openvino import cpu_settings, open_request
 from splip.encoders.tokenizer import FILE, Reader
 
 
@@ -42,15 +42,15 @@ class TextTower:
         self._about.check_files(self._folder, self._text.files)
         read = Reader(self._folder / FILE, self._text.end, self._text.length)
         paths = [self._folder / name for name in self._text.files]
-        with _limited_memory(paths):
+        with limited_memory(paths):
             run = self._open(paths[0])
             feed = {TOKENS: np.full((1, 1), self._text.end), MODALITY: np.zeros(1, dtype=np.int64)}
-            _try_out(paths[0], lambda: run(feed), self._about.embed_dim)
+            try_out(paths[0], lambda: run(feed), self._about.embed_dim)
         return read, run
 
     def _open(self, path: Path) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
         if self._engine == "openvino":
-            request = _openvino_request(_import("openvino").Core(), path, _openvino_settings("fp32", self._threads))
+            request = open_request(import_engine("openvino").Core(), path, cpu_settings("fp32", self._threads))
             return lambda feed: cast(np.ndarray, request.infer(feed)[0].copy())
-        session = _onnxruntime_session(path, self._threads, ["CPUExecutionProvider"])
+        session = open_session(path, self._threads, ["CPUExecutionProvider"])
         return lambda feed: cast(np.ndarray, session.run([manifest.OUTPUT], feed)[0])

@@ -15,7 +15,7 @@ from splip.encoders.tokenizer import stack
 from splip.errors import UserError
 
 
-class _Torch:
+class TorchRunner:
     """The deploy graph of a checkpoint, in torch."""
 
     def __init__(self, path: Path, device: str, threads: int | None, precision: str, compiled: bool) -> None:

@@ -76,7 +76,7 @@ def plain_backbone(test: TestSet, model: Retriever, device: torch.device) -> Fea
     return test.embed_alike(encode, device)
 
 
-def _backbone_words(model: Retriever) -> str:
+def backbone_words(model: Retriever) -> str:
     """The backbone's name and, unless the package holds them, where its weights come from."""
     source = model.backbone_identity["pretrained"]
     if source == "package":

@@ -22,7 +22,7 @@ class EvalConfig:
     protocol: Literal["zs", "gzs", "fg"] = "zs"
     """zs: photos of the same classes; gzs: photos of seen classes among them; fg: find the very photo."""
     gallery: tuple[Literal["sempcyc", "per-class-20", "all", "per-class"], ...] = ()
-    """gzs: sempcyc (default), per-class-20, all; fg: per-class, all (default: both). See the README."""
+    """gzs: sempcyc (default), per-class-20, all; fg: per-class, all (default: both). See metrics and protocols in the docs."""
     k: tuple[int, ...] = ()
     """Ranks of mAP@k and P@k (fg: Acc@k). Default: P@10 for a tree, 100 200 for the benchmarks; fg: 1 5 10."""
     metrics: Literal["standard", "all"] = "standard"

@@ -18,7 +18,7 @@ from splip.data.config import DataConfig
 from splip.data.trees import Tree, load_tree
 from splip.errors import UserError
 from splip.evaluation import metrics, plots, protocols
-from splip.evaluation.baselines import _backbone_words, chance, hog, mean, need_hog, plain_backbone, raw_pixels
+from splip.evaluation.baselines import backbone_words, chance, hog, mean, need_hog, plain_backbone, raw_pixels
 from splip.evaluation.config import EvalConfig
 from splip.evaluation.protocols import Protocol
 from splip.evaluation.test_set import Features, TestSet, View
@@ -60,7 +60,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         features["chance"] = list(chance(test))
         features["raw pixels"] = [raw_pixels(test)]
         features["HOG"] = [hog(test)]
-        features[f"plain {_backbone_words(model)}"] = [plain_backbone(test, model, device)]
+        features[f"plain {backbone_words(model)}"] = [plain_backbone(test, model, device)]
     method = model.config.method
     ours = model.title or method
     features[ours] = [test.embed_model(model, device, bars=True)]

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from splip import _C
 
-_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-_CPU_FLOATS = (torch.float32, torch.bfloat16)
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+CPU_FLOATS = (torch.float32, torch.bfloat16)
 _use_native = True
 
 
@@ -29,7 +29,7 @@ def reference_only() -> Iterator[None]:
         _use_native = before
 
 
-def _native(x: Tensor, cpu_dtypes: tuple[torch.dtype, ...]) -> bool:
+def native(x: Tensor, cpu_dtypes: tuple[torch.dtype, ...]) -> bool:
     """True if the native version takes this tensor."""
     if not _use_native:
         return False
@@ -42,7 +42,7 @@ def _native(x: Tensor, cpu_dtypes: tuple[torch.dtype, ...]) -> bool:
 def _has_code_for(device: torch.device) -> bool:
     """True if the build holds code that this GPU can run; else warns once that PyTorch stands in."""
     major, minor = torch.cuda.get_device_capability(device)
-    if _runs_on(_C.cuda_archs.split(), major, minor):
+    if runs_on(_C.cuda_archs.split(), major, minor):
         return True
     warnings.warn(
         f"splip was built for sm_{_C.cuda_archs.replace(' ', ' sm_')}, which an sm_{major}{minor} cannot run:"
@@ -52,7 +52,7 @@ def _has_code_for(device: torch.device) -> bool:
     return False
 
 
-def _runs_on(archs: list[str], major: int, minor: int) -> bool:
+def runs_on(archs: list[str], major: int, minor: int) -> bool:
     """True if a GPU of this compute capability can run code for one of ``archs``, as CMake names them.
 
     Machine code runs on its own generation, from its own number on; with an ``a`` on exactly that
@@ -77,7 +77,7 @@ def _runs_on(archs: list[str], major: int, minor: int) -> bool:
     return not archs
 
 
-def _where(x: Tensor) -> dict[str, int]:
+def place(x: Tensor) -> dict[str, int]:
     """Device index (-1: CPU), CUDA stream, CPU threads."""
     if x.device.type == "cpu":
         return {"device": -1, "stream": 0, "threads": torch.get_num_threads()}
@@ -85,17 +85,17 @@ def _where(x: Tensor) -> dict[str, int]:
     return {"device": index, "stream": torch.cuda.current_stream(index).cuda_stream, "threads": 0}
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
     """Contiguous; on CUDA also aligned to 16 bytes, which a view of a tensor need not be."""
     x = x.contiguous()
     return x.clone() if x.is_cuda and x.data_ptr() % 16 else x
 
 
-def _address(x: Tensor | None) -> int:
+def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def _call(op: Any, native: Callable[..., Any], *args: Any) -> Any:
+def call(op: Any, native: Callable[..., Any], *args: Any) -> Any:
     """Run ``op``; skip the dispatcher (10 to 40 us a call) when nothing records or traces the call."""
     tensors = [a for a in args if isinstance(a, Tensor)]
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
@@ -106,17 +106,17 @@ def _call(op: Any, native: Callable[..., Any], *args: Any) -> Any:
     return native(*args)
 
 
-def _register(name: str, native: Callable[..., Any], schema: str) -> Any:
+def register(name: str, native: Callable[..., Any], schema: str) -> Any:
     """The schema is spelt out: what torch can infer from annotations differs between its versions."""
     return torch.library.custom_op(f"splip::{name}", native, mutates_args=(), schema=schema)
 
 
-def _same_device(**tensors: Tensor | None) -> None:
+def same_device(**tensors: Tensor | None) -> None:
     devices = {name: t.device for name, t in tensors.items() if t is not None}
     if len(set(devices.values())) > 1:
         raise ValueError("tensors on different devices: " + ", ".join(f"{n} on {d}" for n, d in devices.items()))
 
 
-def _float_dtype(name: str, x: Tensor) -> None:
-    if x.dtype not in _FLOATS:
+def float_dtype(name: str, x: Tensor) -> None:
+    if x.dtype not in FLOATS:
         raise ValueError(f"{name} must be float32, float16 or bfloat16, got {x.dtype}")

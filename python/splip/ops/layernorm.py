@@ -8,16 +8,16 @@ from torch import Tensor
 from splip import _C
 from splip.ops import reference
 from splip.ops.dispatch import (
-    _CPU_FLOATS,
-    _DTYPES,
-    _address,
-    _call,
-    _dense,
-    _float_dtype,
-    _native,
-    _register,
-    _same_device,
-    _where,
+    CPU_FLOATS,
+    DTYPES,
+    address,
+    call,
+    dense,
+    float_dtype,
+    native,
+    place,
+    register,
+    same_device,
 )
 
 
@@ -53,10 +53,10 @@ def prompt_layernorm(
     gradients in 16 bits ``D <= 2048``). Elsewhere: PyTorch.
     """
     _check_prompt_layernorm(x, prompts, gamma, beta, replace)
-    if not _native(x, _CPU_FLOATS) or (x.is_cuda and not _rows_fit_cuda(x, prompts, gamma, beta)):
+    if not native(x, CPU_FLOATS) or (x.is_cuda and not _rows_fit_cuda(x, prompts, gamma, beta)):
         return reference.prompt_layernorm(x, prompts, gamma, beta, eps, replace)
     sets = prompts.unsqueeze(0) if prompts.dim() == 2 else prompts
-    tokens, normed, _, _ = _call(_prompt_layernorm, _prompt_layernorm_native, x, sets, gamma, beta, eps, replace)
+    tokens, normed, _, _ = call(_prompt_layernorm, _prompt_layernorm_native, x, sets, gamma, beta, eps, replace)
     return tokens, normed
 
 
@@ -73,7 +73,7 @@ def _rows_fit_cuda(x: Tensor, *parameters: Tensor) -> bool:
 def _check_prompt_layernorm(x: Tensor, prompts: Tensor, gamma: Tensor, beta: Tensor, replace: int) -> None:
     if x.dim() != 3 or x.shape[1] < 1 or x.shape[2] < 1:
         raise ValueError(f"x must be [B, L, D] with L, D >= 1, got {list(x.shape)}")
-    _float_dtype("x", x)
+    float_dtype("x", x)
     B, L, D = x.shape
     if prompts.dim() not in (2, 3) or prompts.shape[-1] != D or (prompts.dim() == 3 and prompts.shape[0] not in (1, B)):
         raise ValueError(f"prompts must be [P, {D}] or [{B}, P, {D}], got {list(prompts.shape)}")
@@ -84,13 +84,13 @@ def _check_prompt_layernorm(x: Tensor, prompts: Tensor, gamma: Tensor, beta: Ten
             raise ValueError(f"{name} must be float32 [{D}], got {t.dtype} {list(t.shape)}")
     if not 0 <= replace < L:
         raise ValueError(f"replace must be between 0 and L - 1 = {L - 1}, got {replace}")
-    _same_device(x=x, prompts=prompts, gamma=gamma, beta=beta)
+    same_device(x=x, prompts=prompts, gamma=gamma, beta=beta)
 
 
 def _prompt_layernorm_native(
     x: Tensor, prompts: Tensor, gamma: Tensor, beta: Tensor, eps: float, replace: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, prompts, gamma, beta = (_dense(t) for t in (x, prompts, gamma, beta))
+    x, prompts, gamma, beta = (dense(t) for t in (x, prompts, gamma, beta))
     B, L, D = x.shape
     G, P, _ = prompts.shape
     T = L - replace + P
@@ -100,7 +100,7 @@ def _prompt_layernorm_native(
     _C.prompt_layernorm(
         x=x.data_ptr(), prompts=prompts.data_ptr(), gamma=gamma.data_ptr(), beta=beta.data_ptr(),
         tokens=tokens.data_ptr(), normed=normed.data_ptr(), mean=mean.data_ptr(), rstd=rstd.data_ptr(),
-        B=B, L=L, P=P, G=G, D=D, R=replace, eps=eps, dtype=_DTYPES[x.dtype], **_where(x),
+        B=B, L=L, P=P, G=G, D=D, R=replace, eps=eps, dtype=DTYPES[x.dtype], **place(x),
     )
     # fmt: on
     return tokens, normed, mean, rstd
@@ -119,35 +119,35 @@ def _prompt_layernorm_backward_native(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, T, D = tokens.shape
     P = T - length + replace
-    d_tokens, d_normed = (t if t is None else _dense(t) for t in (d_tokens, d_normed))
-    tokens, gamma, mean, rstd = (_dense(t) for t in (tokens, gamma, mean, rstd))
+    d_tokens, d_normed = (t if t is None else dense(t) for t in (d_tokens, d_normed))
+    tokens, gamma, mean, rstd = (dense(t) for t in (tokens, gamma, mean, rstd))
     d_x = tokens.new_empty(B, length, D)
     d_prompts = gamma.new_empty(sets, P, D)
     d_gamma, d_beta = gamma.new_empty(D), gamma.new_empty(D)
     sizes = {"B": B, "L": length, "P": P, "G": sets, "D": D, "R": replace}
-    where = _where(tokens)
+    where = place(tokens)
     if tokens.is_cuda:
         scratch = gamma.new_empty(_C.prompt_layernorm_scratch(**sizes, device=where["device"]))
     else:
         scratch = gamma.new_empty(_C.layernorm_chunks, 2, D)
     # fmt: off
     _C.prompt_layernorm_backward(
-        d_tokens=_address(d_tokens), d_normed=_address(d_normed), tokens=tokens.data_ptr(), gamma=gamma.data_ptr(),
+        d_tokens=address(d_tokens), d_normed=address(d_normed), tokens=tokens.data_ptr(), gamma=gamma.data_ptr(),
         mean=mean.data_ptr(), rstd=rstd.data_ptr(), d_x=d_x.data_ptr(), d_prompts=d_prompts.data_ptr(),
         d_gamma=d_gamma.data_ptr(), d_beta=d_beta.data_ptr(), scratch=scratch.data_ptr(),
-        dtype=_DTYPES[tokens.dtype], **sizes, **where,
+        dtype=DTYPES[tokens.dtype], **sizes, **where,
     )
     # fmt: on
     return d_x, d_prompts.to(tokens.dtype), d_gamma, d_beta
 
 
-_prompt_layernorm = _register(
+_prompt_layernorm = register(
     "prompt_layernorm",
     _prompt_layernorm_native,
     "(Tensor x, Tensor prompts, Tensor gamma, Tensor beta, float eps, SymInt replace)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
 )
-_prompt_layernorm_backward = _register(
+_prompt_layernorm_backward = register(
     "prompt_layernorm_backward",
     _prompt_layernorm_backward_native,
     "(Tensor? d_tokens, Tensor? d_normed, Tensor tokens, Tensor gamma, Tensor mean, Tensor rstd, SymInt sets,"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from splip import _C
 from splip.ops import reference
-from splip.ops.dispatch import _CPU_FLOATS, _DTYPES, _FLOATS, _address, _call, _native, _register, _same_device, _where
+from splip.ops.dispatch import CPU_FLOATS, DTYPES, FLOATS, address, call, native, place, register, same_device
 
 
 def patchify(
@@ -49,9 +49,9 @@ def patchify(
     mean, std = [float(v) for v in mean], [float(v) for v in std]
     grid = 1 if permutation is None else grid
     _check_patchify(images, patch, mean, std, permutation, grid, dtype)
-    if not (_native(images, (torch.uint8, torch.float32)) and (images.is_cuda or dtype in _CPU_FLOATS)):
+    if not (native(images, (torch.uint8, torch.float32)) and (images.is_cuda or dtype in CPU_FLOATS)):
         return reference.patchify(images, patch, mean, std, permutation, grid, dtype)
-    return _call(_patchify, _patchify_native, images, permutation, patch, mean, std, grid, dtype)
+    return call(_patchify, _patchify_native, images, permutation, patch, mean, std, grid, dtype)
 
 
 def _check_patchify(
@@ -76,7 +76,7 @@ def _check_patchify(
         raise ValueError(f"mean and std must have {C} values, got {len(mean)} and {len(std)}")
     if not all(v > 0 for v in std):
         raise ValueError(f"std must be positive, got {std}")
-    if dtype not in _FLOATS:
+    if dtype not in FLOATS:
         raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
     if permutation is None:
         return
@@ -86,7 +86,7 @@ def _check_patchify(
         raise ValueError(
             f"permutation must be int64 [{B}, {grid * grid}], got {permutation.dtype} {list(permutation.shape)}"
         )
-    _same_device(images=images, permutation=permutation)
+    same_device(images=images, permutation=permutation)
     if permutation.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = (permutation.sort(dim=1).values != torch.arange(grid * grid, device=permutation.device)).any(dim=1)
         if bool(wrong.any()):
@@ -109,8 +109,8 @@ def _patchify_native(
     # fmt: off
     _C.patchify(
         images=images.data_ptr(), stride_b=stride_b, stride_c=stride_c, stride_y=stride_y, stride_x=stride_x,
-        permutation=_address(permutation), patches=patches.data_ptr(), B=B, C=C, H=H, W=W, S=patch, grid=grid,
-        mean=mean, std=std, image_dtype=_DTYPES[images.dtype], dtype=_DTYPES[dtype], **_where(images),
+        permutation=address(permutation), patches=patches.data_ptr(), B=B, C=C, H=H, W=W, S=patch, grid=grid,
+        mean=mean, std=std, image_dtype=DTYPES[images.dtype], dtype=DTYPES[dtype], **place(images),
     )
     # fmt: on
     return patches
@@ -125,20 +125,20 @@ def _patchify_backward_native(
     d_images = d_patches.new_empty(B, C, H, W, dtype=torch.float32)
     # fmt: off
     _C.patchify_backward(
-        d_patches=d_patches.data_ptr(), permutation=_address(permutation), d_images=d_images.data_ptr(),
-        B=B, C=C, H=H, W=W, S=patch, grid=grid, std=std, dtype=_DTYPES[d_patches.dtype], **_where(d_patches),
+        d_patches=d_patches.data_ptr(), permutation=address(permutation), d_images=d_images.data_ptr(),
+        B=B, C=C, H=H, W=W, S=patch, grid=grid, std=std, dtype=DTYPES[d_patches.dtype], **place(d_patches),
     )
     # fmt: on
     return d_images
 
 
-_patchify = _register(
+_patchify = register(
     "patchify",
     _patchify_native,
     "(Tensor images, Tensor? permutation, SymInt patch, float[] mean, float[] std, SymInt grid, ScalarType dtype)"
     " -> Tensor",
 )
-_patchify_backward = _register(
+_patchify_backward = register(
     "patchify_backward",
     _patchify_backward_native,
     "(Tensor d_patches, Tensor? permutation, SymInt[] shape, SymInt patch, float[] std, SymInt grid) -> Tensor",

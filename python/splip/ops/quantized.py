@@ -7,7 +7,7 @@ from torch import Tensor
 
 from splip import _C
 from splip.ops import reference
-from splip.ops.dispatch import _float_dtype, _where
+from splip.ops.dispatch import float_dtype, place
 
 
 class PackedGallery(NamedTuple):
@@ -44,7 +44,7 @@ class PreparedGallery(NamedTuple):
         return torch.Size((len(self.rows), self.width))
 
 
-def _aligned(count: int, alignment: int = 64) -> Tensor:
+def aligned(count: int, alignment: int = 64) -> Tensor:
     """``count`` bytes at an aligned address."""
     memory = torch.empty(count + alignment, dtype=torch.uint8)
     start = -memory.data_ptr() % alignment
@@ -67,39 +67,39 @@ def pack_gallery(gallery: Tensor) -> "PackedGallery | PreparedGallery":
     if gallery.dim() != 2 or not 1 <= gallery.shape[1] <= 65536 or gallery.shape[0] >= 2**31:
         raise ValueError(f"gallery must be [N, D], N < 2**31, 1 <= D <= 65536, got {list(gallery.shape)}")
     if gallery.device.type == "cuda":
-        return _prepare_gallery(gallery.detach())
+        return prepare_gallery(gallery.detach())
     if gallery.dtype != torch.float32 or gallery.device.type != "cpu":
         raise ValueError(f"gallery must be float32 on the CPU, got {gallery.dtype} on {gallery.device}")
-    return _pack_gallery(gallery)
+    return pack_for_cpu(gallery)
 
 
-def _prepare_gallery(gallery: Tensor) -> PreparedGallery:
+def prepare_gallery(gallery: Tensor) -> PreparedGallery:
     """On any device, for tests."""
-    _float_dtype("gallery", gallery)
+    float_dtype("gallery", gallery)
     N, D = gallery.shape
     rows = torch.nn.functional.pad(gallery, (0, -D % (16 // gallery.element_size()))).contiguous()
     inverse = gallery.new_empty(N, dtype=torch.float32)
-    for first in range(0, N, _QUANTISE_ROWS):
-        part = slice(first, first + _QUANTISE_ROWS)
+    for first in range(0, N, QUANTISE_ROWS):
+        part = slice(first, first + QUANTISE_ROWS)
         norm = rows[part].double().norm(dim=1)
-        inverse[part] = (1 / norm.clamp_min(reference.MIN_NORM)).where(norm.square() <= _LONGEST, torch.nan)
+        inverse[part] = (1 / norm.clamp_min(reference.MIN_NORM)).where(norm.square() <= LONGEST, torch.nan)
     return PreparedGallery(rows, inverse, D)
 
 
-def _pack_gallery(gallery: Tensor) -> PackedGallery:
+def pack_for_cpu(gallery: Tensor) -> PackedGallery:
     rows = gallery.detach().contiguous()
     (N, D), threads = rows.shape, torch.get_num_threads()
     padded = (N + 31) // 32 * 32
     packed = PackedGallery(
         rows,
-        _aligned(_C.packed_panel_bytes(N, D)),
+        aligned(_C.packed_panel_bytes(N, D)),
         torch.empty(padded),
         torch.empty(padded),
         torch.empty(N, dtype=torch.float64),
         torch.empty(D + 1),
     )
-    scratch = _aligned(_C.pack_gallery_scratch(D=D, threads=threads))
-    _C.pack_gallery(**packed.addresses(), scratch=scratch.data_ptr(), N=N, D=D, **_where(rows))
+    scratch = aligned(_C.pack_gallery_scratch(D=D, threads=threads))
+    _C.pack_gallery(**packed.addresses(), scratch=scratch.data_ptr(), N=N, D=D, **place(rows))
     return packed
 
 
@@ -122,7 +122,7 @@ class EightBitGallery(NamedTuple):
         return self.bytes[:, : self.shape[1]] * self.scale[:, None] + self.centre[:-1]
 
 
-_QUANTISE_ROWS = 1 << 16  # at a time
+QUANTISE_ROWS = 1 << 16  # at a time
 
 
 def eight_bit_gallery(gallery: Tensor, keep_rows: bool = True) -> EightBitGallery:
@@ -142,14 +142,14 @@ def eight_bit_gallery(gallery: Tensor, keep_rows: bool = True) -> EightBitGaller
     """
     if gallery.dim() != 2 or not 1 <= gallery.shape[1] <= 65536:
         raise ValueError(f"gallery must be [N, D], 1 <= D <= 65536, got {list(gallery.shape)}")
-    _float_dtype("gallery", gallery)
+    float_dtype("gallery", gallery)
     rows = gallery.detach().contiguous()
     N, D = rows.shape
 
     def unit(part: Tensor) -> Tensor:
         """NaN where a row has no score."""
         norm = part.double().norm(dim=1, keepdim=True)
-        return (part.double() / norm.clamp_min(reference.MIN_NORM)).float().where(norm.square() <= _LONGEST, torch.nan)
+        return (part.double() / norm.clamp_min(reference.MIN_NORM)).float().where(norm.square() <= LONGEST, torch.nan)
 
     made = EightBitGallery(
         rows if keep_rows else None,
@@ -158,10 +158,10 @@ def eight_bit_gallery(gallery: Tensor, keep_rows: bool = True) -> EightBitGaller
         rows.new_empty(N, dtype=torch.float32),
         rows.new_zeros(D + 1, dtype=torch.float32),
     )
-    mean = sum((unit(p).nan_to_num_(0).sum(dim=0, dtype=torch.float64) for p in rows.split(_QUANTISE_ROWS)), 0)
+    mean = sum((unit(p).nan_to_num_(0).sum(dim=0, dtype=torch.float64) for p in rows.split(QUANTISE_ROWS)), 0)
     centre = made.centre[:-1].add_(mean / max(1, N))
-    for first in range(0, N, _QUANTISE_ROWS):
-        part = slice(first, first + _QUANTISE_ROWS)
+    for first in range(0, N, QUANTISE_ROWS):
+        part = slice(first, first + QUANTISE_ROWS)
         residual = unit(rows[part]).sub_(centre)
         scale = residual.abs().amax(dim=1) / 127
         made.scale[part] = scale
@@ -176,4 +176,4 @@ def eight_bit_gallery(gallery: Tensor, keep_rows: bool = True) -> EightBitGaller
 
 
 # The largest square of a float32 row's length that has a score.
-_LONGEST = float(torch.finfo(torch.float32).max)
+LONGEST = float(torch.finfo(torch.float32).max)

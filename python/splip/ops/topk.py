@@ -16,15 +16,15 @@ from torch import Tensor
 
 from splip import _C
 from splip.ops import reference
-from splip.ops.dispatch import _DTYPES, _address, _call, _float_dtype, _native, _register, _same_device, _where
-from splip.ops.quantized import EightBitGallery, PackedGallery, PreparedGallery, _aligned, _pack_gallery
+from splip.ops.dispatch import DTYPES, address, call, float_dtype, native, place, register, same_device
+from splip.ops.quantized import EightBitGallery, PackedGallery, PreparedGallery, aligned, pack_for_cpu
 
 PACK_QUERIES, PACK_ROWS = 8, 4096  # from here on packing a gallery for one search costs less than it saves
 
 
 def _packed_topk(queries: Tensor, gallery: PackedGallery, k: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
     queries = queries.detach().contiguous()
-    (Q, D), N, where = queries.shape, len(gallery.rows), _where(queries)
+    (Q, D), N, where = queries.shape, len(gallery.rows), place(queries)
     scores, indices = queries.new_empty(Q, k), queries.new_empty(Q, k, dtype=torch.int64)
     if not Q or not k:
         return scores, indices
@@ -33,10 +33,10 @@ def _packed_topk(queries: Tensor, gallery: PackedGallery, k: int, allowed: Tenso
         bits = torch.zeros((N + 31) // 32 * 4, dtype=torch.uint8)
         packed = np.packbits(allowed.contiguous().numpy(), bitorder="little")
         bits[: len(packed)] = torch.from_numpy(packed)
-    scratch = _aligned(_C.packed_topk_scratch(Q=Q, D=D, K=k, threads=where["threads"]))
+    scratch = aligned(_C.packed_topk_scratch(Q=Q, D=D, K=k, threads=where["threads"]))
     # fmt: off
     _C.packed_topk(
-        queries=queries.data_ptr(), allowed=_address(bits), scores=scores.data_ptr(), indices=indices.data_ptr(),
+        queries=queries.data_ptr(), allowed=address(bits), scores=scores.data_ptr(), indices=indices.data_ptr(),
         scratch=scratch.data_ptr(), Q=Q, N=N, D=D, K=k, **gallery.addresses(), **where,
     )
     # fmt: on
@@ -85,7 +85,7 @@ def cosine_topk(
         raise ValueError(
             f"queries and gallery must be [Q, D] and [N, D], D >= 1, got {list(queries.shape)} and {list(gallery.shape)}"
         )
-    _float_dtype("queries", queries)
+    float_dtype("queries", queries)
     if isinstance(gallery, PackedGallery):
         return _check_packed_topk(queries, gallery, k, allowed)
     if isinstance(gallery, PreparedGallery):
@@ -100,10 +100,10 @@ def cosine_topk(
         raise ValueError(f"k must be between 0 and the gallery's size {gallery.shape[0]}, got {k}")
     if allowed is not None:
         _check_allowed(allowed, gallery.shape[0])
-    _same_device(queries=queries, gallery=gallery, allowed=allowed)
-    if not _native(queries, (torch.float32,)) or _too_much_for_cuda(queries, shape, k):
+    same_device(queries=queries, gallery=gallery, allowed=allowed)
+    if not native(queries, (torch.float32,)) or _too_much_for_cuda(queries, shape, k):
         return reference.cosine_topk(queries, gallery, k, allowed)
-    return _call(_cosine_topk, _cosine_topk_native, queries, gallery, k, allowed)
+    return call(_cosine_topk, _cosine_topk_native, queries, gallery, k, allowed)
 
 
 def _too_much_for_cuda(queries: Tensor, shape: torch.Size, k: int) -> bool:
@@ -120,7 +120,7 @@ def _check_ready_topk(
         raise ValueError(f"k must be between 0 and the gallery's size {N}, got {k}")
     if allowed is not None:
         _check_allowed(allowed, N)
-    _same_device(queries=queries, gallery=scanned, allowed=allowed)
+    same_device(queries=queries, gallery=scanned, allowed=allowed)
 
 
 def _check_eight_bit_topk(
@@ -128,7 +128,7 @@ def _check_eight_bit_topk(
 ) -> tuple[Tensor, Tensor]:
     _check_ready_topk(queries, gallery, gallery.bytes, k, allowed)
     queries = queries.detach()
-    if _native(queries, ()) and not _too_much_for_cuda(queries, gallery.shape, k):
+    if native(queries, ()) and not _too_much_for_cuda(queries, gallery.shape, k):
         return _cuda_topk(queries, gallery, k, allowed)
     if gallery.rows is not None:
         return reference.cosine_topk(queries, gallery.rows, k, allowed)
@@ -140,7 +140,7 @@ def _check_prepared_topk(
 ) -> tuple[Tensor, Tensor]:
     _check_ready_topk(queries, gallery, gallery.rows, k, allowed)
     queries = queries.detach()
-    if _native(queries, ()) and not _too_much_for_cuda(queries, gallery.shape, k):
+    if native(queries, ()) and not _too_much_for_cuda(queries, gallery.shape, k):
         return _cuda_topk(queries, gallery, k, allowed)
     return reference.cosine_topk(queries, gallery.rows[:, : gallery.width], k, allowed)
 
@@ -174,11 +174,11 @@ def _check_packed_topk(
         raise ValueError(f"k must be between 0 and the gallery's size {N}, got {k}")
     if allowed is not None:
         _check_allowed(allowed, N)
-    _check_pack(gallery)
+    check_pack(gallery)
     return _packed_topk(queries, gallery, k, allowed)
 
 
-def _check_pack(gallery: PackedGallery) -> None:
+def check_pack(gallery: PackedGallery) -> None:
     """The scan reads what the sizes promise: an array that is too short would end the process."""
     N, D = gallery.shape
     padded = (N + 31) // 32 * 32
@@ -212,15 +212,15 @@ def _cosine_topk_native(
     queries, gallery = queries.contiguous(), gallery.contiguous()
     (Q, D), N = queries.shape, gallery.shape[0]
     if Q >= PACK_QUERIES and PACK_ROWS <= N < 2**31 and D <= 65536:
-        return _packed_topk(queries, _pack_gallery(gallery), k, None)
+        return _packed_topk(queries, pack_for_cpu(gallery), k, None)
     scores, indices = queries.new_empty(Q, k), queries.new_empty(Q, k, dtype=torch.int64)
     if Q and k:
-        sizes, where = {"Q": Q, "N": N, "D": D, "K": k}, _where(queries)
+        sizes, where = {"Q": Q, "N": N, "D": D, "K": k}, place(queries)
         scratch = queries.new_empty(_C.cosine_topk_scratch(**sizes, threads=where["threads"]), dtype=torch.uint8)
         # fmt: off
         _C.cosine_topk(
             queries=queries.data_ptr(), gallery=gallery.data_ptr(), scores=scores.data_ptr(),
-            indices=indices.data_ptr(), scratch=scratch.data_ptr(), dtype=_DTYPES[queries.dtype], **sizes, **where,
+            indices=indices.data_ptr(), scratch=scratch.data_ptr(), dtype=DTYPES[queries.dtype], **sizes, **where,
         )
         # fmt: on
     return scores, indices
@@ -259,7 +259,7 @@ def _cuda_topk(
     indices = queries.new_empty(Q, k, dtype=torch.int64)
     if not Q or not k:
         return scores, indices
-    where = _where(queries)
+    where = place(queries)
     mask = None if allowed is None else allowed.contiguous()
 
     def room(n: int) -> int:
@@ -275,15 +275,15 @@ def _cuda_topk(
         q, s, i = (t[first : first + block] for t in (queries, scores, indices))
         # fmt: off
         _C.cosine_topk(
-            queries=q.data_ptr(), gallery=_address(rows), scores=s.data_ptr(), indices=i.data_ptr(),
-            scratch=scratch.data_ptr(), Q=len(q), N=N, D=D, K=k, dtype=_DTYPES[queries.dtype], scan=SCANS[scan],
-            allowed=_address(mask), **eight_bits, **where,
+            queries=q.data_ptr(), gallery=address(rows), scores=s.data_ptr(), indices=i.data_ptr(),
+            scratch=scratch.data_ptr(), Q=len(q), N=N, D=D, K=k, dtype=DTYPES[queries.dtype], scan=SCANS[scan],
+            allowed=address(mask), **eight_bits, **where,
         )
         # fmt: on
     return scores, indices
 
 
-_cosine_topk = _register(
+_cosine_topk = register(
     "cosine_topk",
     _cosine_topk_native,
     "(Tensor queries, Tensor gallery, SymInt k, Tensor? allowed=None) -> (Tensor, Tensor)",

@@ -139,7 +139,7 @@ def settings(application: "ASGIApp", config: ServeConfig) -> "uvicorn.Config":
     """How uvicorn is to run the application."""
     import uvicorn
 
-    from splip.serve.middleware import Connection
+    from splip.serve.connection import Connection
 
     return uvicorn.Config(
         application,

@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../../csrc/fields.h"
+#include "../../../csrc/fields.h"
 #include "guards.h"
 #include "ptx.cuh"
 

@@ -1,0 +1,117 @@
+// CPU pack_gallery: rows in 8 bits in the order of the scan (packed.cpp), with what bounds their
+// scores. Bound by memory: 2 reads of N * D * 4 bytes and a write of N * D.
+#include <algorithm>
+#include <cstring>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "../inverse_length.h"
+#include "../splip.h"
+#include "entry.h"
+#include "isa.h"
+#include "packed.h"
+#include "threads.h"
+
+namespace splip::cpu {
+namespace {
+
+constexpr int64_t kMeanChunks = 64;  // fixed, so that the mean does not depend on the threads
+
+// A scan through small pages spends its time in the page tables.
+void use_huge_pages(void* memory, int64_t bytes) {
+#ifdef __linux__
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
+// The rows' norms, and the mean of the unit rows. sums: [kMeanChunks, D].
+void measure(const PackGallery& a, float* sums, DotKernel dot, int threads) {
+  std::fill(sums, sums + kMeanChunks * a.D, 0.0f);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t chunk = 0; chunk < kMeanChunks; ++chunk) {
+    float* sum = sums + chunk * a.D;
+    for (int64_t n = a.N * chunk / kMeanChunks; n < a.N * (chunk + 1) / kMeanChunks; ++n) {
+      const float* g = a.gallery + n * a.D;
+      a.inverse[n] = inverse_length(dot(g, g, a.D, g + (n + 1 < a.N) * a.D));
+      const auto inverse = static_cast<float>(a.inverse[n]);
+      if (inverse == 0) continue;
+      for (int64_t d = 0; d < a.D; ++d) sum[d] += g[d] * inverse;
+    }
+  }
+  for (int64_t d = 0; d < a.D; ++d) {
+    double total = 0;
+    for (int64_t chunk = 0; chunk < kMeanChunks; ++chunk) total += sums[chunk * a.D + d];
+    a.centre[d] = static_cast<float>(total / std::max<int64_t>(1, a.N));
+  }
+}
+
+// Row n in 8 bits, its scale and its error; returns its length. residual: [D].
+double quantise_row(const PackGallery& a, int64_t n, QuantiseKernel quantise, float* residual,
+                    int8_t* bytes) {
+  if (n >= a.N || a.inverse[n] == 0) {
+    a.scale[n] = 0;
+    a.error[n] = kNever;
+    std::fill(bytes, bytes + a.D, int8_t{0});
+    return 0;
+  }
+  const float* g = a.gallery + n * a.D;
+  const auto inverse = static_cast<float>(a.inverse[n]);
+  for (int64_t d = 0; d < a.D; ++d) residual[d] = g[d] * inverse - a.centre[d];
+  const Quantised row = quantise(residual, a.D, bytes);
+  a.scale[n] = row.scale;
+  a.error[n] = static_cast<float>(row.error * 1.0001 + 1e-6);
+  return row.length;
+}
+
+// Row r of a pair to its place in each step: panel 0 holds rows 0 to 15, panel 1 the others.
+void place_row(const int8_t* bytes, int64_t r, int64_t steps, uint8_t* pair) {
+  uint8_t* out = pair + r * kStepDims;
+  for (int64_t s = 0; s < steps; ++s) {
+    uint32_t word;
+    std::memcpy(&word, bytes + s * kStepDims, sizeof(word));
+    word ^= 0x80808080u;  // + 128 in each byte
+    std::memcpy(out + s * kStepBytes, &word, sizeof(word));
+  }
+}
+
+}  // namespace
+
+int64_t packed_panel_bytes(int64_t N, int64_t D) { return pairs_of(N) * steps_of(D) * kStepBytes; }
+
+int64_t pack_gallery_scratch(int64_t D, int threads) {
+  const int64_t rows = std::min(threads, kMaxThreads) * 2 * round_up(D, kDimAlign);
+  return (kMeanChunks * D + rows) * static_cast<int64_t>(sizeof(float));
+}
+
+void pack_gallery(const PackGallery& a, int threads) {
+  threads = std::min(threads, kMaxThreads);
+  const int64_t Dp = round_up(a.D, kDimAlign), steps = steps_of(a.D), pairs = pairs_of(a.N);
+  auto* sums = static_cast<float*>(a.scratch);
+  float* rows = sums + kMeanChunks * a.D;
+  const Kernels& kernels = current();
+  measure(a, sums, kernels.dot, threads);
+  use_huge_pages(a.panels, pairs * steps * kStepBytes);
+  double longest = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(max : longest)
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    float* residual = rows + thread_number() * 2 * Dp;
+    auto* bytes = reinterpret_cast<int8_t*>(residual + Dp);
+    std::fill(bytes, bytes + Dp, int8_t{0});
+    for (int64_t r = 0; r < kPairRows; ++r) {
+      const double length =
+          quantise_row(a, pair * kPairRows + r, kernels.quantise, residual, bytes);
+      longest = std::max(longest, length);
+      place_row(bytes, r, steps, a.panels + pair * steps * kStepBytes);
+    }
+  }
+  a.centre[a.D] = static_cast<float>(longest * 1.0001);
+}
+
+}  // namespace splip::cpu

@@ -1,0 +1,13 @@
+"""Checkpoints for tests."""
+
+import torch
+
+from splip.models import SpLIP
+from splip.models.config import BackboneConfig, TrainConfig
+
+
+def save_model(path, seed):
+    torch.manual_seed(seed)
+    model = SpLIP(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), ["ball", "box"])
+    torch.save(model.checkpoint(), path)
+    return path
