@@ -30,8 +30,8 @@ from harness import RESULTS, machine
 from splip.encoders import manifest, openvino
 from splip.export import command, verify
 from splip.export.config import ExportConfig
+from splip.models import SpLIP
 from splip.models.config import BackboneConfig, PromptConfig, TrainConfig
-from splip.models.retriever import SpLIP
 
 WORKER = Path(__file__).with_name("encoder_worker.py")
 BATCHES = (1, 8, 32)

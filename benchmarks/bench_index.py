@@ -29,8 +29,8 @@ from PIL import Image
 
 from splip.encoders.encoder import Encoder
 from splip.gallery.gallery import Gallery
+from splip.models import build
 from splip.models.config import BackboneConfig, TrainConfig
-from splip.models.retriever import SpLIP
 
 BLOCK = 65_536  # vectors that are made and committed at a time
 CLASSES = 1000
@@ -41,7 +41,7 @@ def checkpoint(backbone: str, folder: Path) -> Path:
     if Path(backbone).exists():
         return Path(backbone)
     torch.manual_seed(0)
-    model = SpLIP(TrainConfig(backbone=BackboneConfig(name=backbone)), ["horse", "dog"])
+    model = build(TrainConfig(backbone=BackboneConfig(name=backbone)), ["horse", "dog"])
     path = folder / f"{backbone}.pt"
     torch.save(model.checkpoint(), path)
     return path

@@ -28,7 +28,7 @@ from splip.encoders.encoder import Encoder
 from splip.encoders.text import TextTower
 from splip.export import command
 from splip.export.config import ExportConfig
-from splip.models.retriever import load_model
+from splip.models import load_model
 
 COUNTS = (1, 8, 32)
 WORDS = ["old", "small", "red", "horse", "dog", "house", "in", "under", "the", "tree", "street", "water", "sky", "with"]

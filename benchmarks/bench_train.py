@@ -24,8 +24,8 @@ from harness import RESULTS, machine
 from torch import Tensor
 
 from splip.data.splits import find_split, prompt_name
+from splip.models import SpLIP
 from splip.models.config import BackboneConfig, TrainConfig
-from splip.models.retriever import SpLIP
 from splip.ops import reference
 from splip.train import losses
 from splip.train.objective import Objective

@@ -29,7 +29,7 @@ def make(job: dict[str, Any]) -> Encode:
 
     torch.set_num_threads(job["threads"])
     if job["kind"] == "training code":
-        from splip.models.retriever import load_model
+        from splip.models import load_model
 
         model = load_model(Path(job["path"]))
 

@@ -20,7 +20,8 @@ from splip.encoders.text import TextTower
 from splip.errors import UserError
 from splip.export import card, to_onnx, to_openvino, to_tensorrt, verify
 from splip.export.config import ExportConfig
-from splip.models.retriever import SpLIP, load_model
+from splip.models.registry import load_model
+from splip.models.retriever import Retriever
 
 FAILED, NOT_HERE = 1, 3  # exit codes
 NOT_RUN = "built, not run"
@@ -178,7 +179,7 @@ class _Job:
             if reason is not None:
                 self._reject("onnx", precision, reason)
 
-    def openvino(self, model: SpLIP) -> None:
+    def openvino(self, model: Retriever) -> None:
         """Write and verify ``<modality>.xml`` and ``.bin``."""
         precision, files = self.config.precision, {}
         exact = graph.encoders(model, "fp32", self.config.fuse_preprocess, sum_head=True)
@@ -241,7 +242,7 @@ class _Job:
             what = f"{metadata.flavour} {metadata.version} for compute capability {kinds}"
             print(f"tensorrt {c.precision}: {NOT_RUN}: {what}; verify on such a GPU", flush=True)
 
-    def text(self, model: SpLIP) -> None:
+    def text(self, model: Retriever) -> None:
         """Write and verify ``text.onnx`` and ``tokenizer.json``."""
         ranks, vocabulary, end = model.backbone.byte_pairs()
         tokenizer.write(ranks, vocabulary, self.made / tokenizer.FILE)

@@ -21,7 +21,7 @@ from splip.encoders.manifest import MODALITIES, Batch
 from splip.errors import UserError
 from splip.export import to_onnx, to_tensorrt, verify
 from splip.models.config import BackboneConfig, TrainConfig
-from splip.models.retriever import SpLIP
+from splip.models.splip import SpLIP
 
 BACKBONES = ("splip-tiny", "ViT-B-32")
 PRECISIONS = ("fp32", "fp16", "bf16")

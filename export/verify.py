@@ -19,7 +19,7 @@ from splip.encoders.graph import DeployEncoder
 from splip.encoders.manifest import MODALITIES, Manifest
 from splip.errors import UserError
 from splip.images import decode
-from splip.models.retriever import SpLIP
+from splip.models.retriever import Retriever
 
 COUNTS = {"sketch": 64, "photo": 256}
 CALIBRATION = {"sketch": 128, "photo": 128}
@@ -111,7 +111,7 @@ def _of_sample(modality: str, about: Manifest, count: int, part: int) -> np.ndar
     return np.stack(out)
 
 
-def texts(model: SpLIP) -> list[str]:
+def texts(model: Retriever) -> list[str]:
     """Names of its classes, and texts that are not so plain."""
     return [
         *model.classes[:100],
@@ -123,7 +123,7 @@ def texts(model: SpLIP) -> list[str]:
     ]
 
 
-def reference(model: SpLIP, pixels: Pixels) -> Pixels:
+def reference(model: Retriever, pixels: Pixels) -> Pixels:
     """Features of the training code in float32, ``[N, D]`` for each modality."""
 
     def encode(number: int, name: str) -> np.ndarray:

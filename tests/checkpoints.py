@@ -2,8 +2,8 @@
 
 import torch
 
+from splip.models import SpLIP
 from splip.models.config import BackboneConfig, TrainConfig
-from splip.models.retriever import SpLIP
 
 
 def save_model(path, seed):

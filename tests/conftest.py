@@ -133,3 +133,25 @@ def refused(cli):
         return err
 
     return run
+
+
+@pytest.fixture
+def plugged():
+    """What a test registers is forgotten after it."""
+    from splip import plugins
+    from splip.models.registry import METHODS
+    from splip.train import losses, terms
+
+    registries = (METHODS, losses.MARGINS, losses.NEGATIVES, terms.TERMS, terms.FORMS)
+
+    def forget():
+        """As in a new process."""
+        for registry, known in before:
+            registry._known = dict(known)
+        plugins.loaded.clear()
+        plugins._installed.clear()
+
+    registries[0].names()  # those of the package
+    before = [(registry, dict(registry._known)) for registry in registries]
+    yield forget
+    forget()

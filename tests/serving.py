@@ -132,11 +132,11 @@ def real_gallery(folder):
 
     from splip.gallery.gallery import Gallery
     from splip.gallery.ingest import Picture
+    from splip.models import build
     from splip.models.config import BackboneConfig, TrainConfig
-    from splip.models.retriever import SpLIP
 
     torch.manual_seed(0)
-    model = SpLIP(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), SHAPES)
+    model = build(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), SHAPES)
     torch.save(model.checkpoint(), folder / "best.pt")
     pictures = []
     for number in range(18):

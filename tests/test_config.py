@@ -27,6 +27,16 @@ def test_round_trip(tmp_path):
     assert config.differences(TrainConfig(), changed) == ["out: runs/splip -> o", "lr: 0.001 -> 0.5", "seed: 0 -> 3"]
 
 
+def test_numbers_by_name(tmp_path):
+    """Those that are gone count as differences too."""
+    loaded = load(tmp_path, "extra: {a: 1}\nloss: {terms: {mine: 2e-1}}\n")
+    assert (loaded.extra, loaded.loss.terms) == ({"a": 1.0}, {"mine": 0.2})
+    config.save(loaded, tmp_path / "again.yaml")
+    assert config.load(TrainConfig, str(tmp_path / "again.yaml")) == loaded
+    changes = ["loss.terms.mine: 0.2 -> None", "extra.a: 1.0 -> None"]
+    assert sorted(config.differences(loaded, TrainConfig())) == sorted(changes)
+
+
 def test_shipped_configurations_load():
     names = config.shipped()
     assert {"sample", "sketchy-2", "clip-at", "ablations/full", "ablations/no-b_vt"} <= set(names)
@@ -69,6 +79,9 @@ def test_later_files_win(tmp_path):
         ("data: {fit: squash}", "data.fit must be one of pad, stretch, crop, got 'squash'"),
         ("data: {unseen: box}", "data.unseen must be a list, got 'box'"),
         ("data: 3", "data must be a mapping, got 3"),
+        ("extra: 3", "extra must be a mapping, got 3"),
+        ("extra: {1: 2}", "extra must be a mapping, got {1: 2}"),
+        ("loss: {terms: {mine: low}}", "loss.terms.mine must be float, got 'low'"),
         ("- 1", "the file must be a mapping"),
         ("a: [", "not valid YAML"),
     ],

@@ -15,9 +15,9 @@ from splip.errors import UserError
 from splip.export import card, command
 from splip.gallery.catalog import Catalog
 from splip.gallery.gallery import Gallery
+from splip.models import build
 from splip.models.checkpoint import read_checkpoint
-from splip.models.retriever import SpLIP
-from splip.train import loop, pretrain
+from splip.train import log, loop, pretrain
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ CHECKPOINTS = ["last.pt", "best.pt"]
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(settings, tmp_path, monkeypatch):
     """torch.save writes half and raises, as on a full disk."""
-    model = SpLIP(dataclasses.replace(settings, method="zero-shot"), ["dog"])
+    model = build(dataclasses.replace(settings, method="zero-shot"), ["dog"])
     real = torch.save
 
     def half(value, file, *args, **options):
@@ -121,7 +121,7 @@ def test_every_file_of_a_run_is_synced_before_it_has_its_name(settings, calls):
     names = [c[1] for c in calls if c[0] == "replace"]
     assert names.index("best.pt.part") < names.index("last.pt.part")
     calls.clear()
-    loop._trim_log(settings.out / "log.csv", 1)
+    log.trim(settings.out / "log.csv", 1)
     assert [c[0] for c in calls] == ["fsync", "replace", "fsync folder"]
     assert (settings.out / "log.csv").read_text().count("\n") == 2
 
@@ -135,7 +135,7 @@ def test_settings_manifests_and_weights(settings, tmp_path, calls):
         ], name  # fmt: skip
 
     steps(lambda: config.save(settings, tmp_path / "c.yaml"), "c.yaml")
-    model = SpLIP(dataclasses.replace(settings, method="zero-shot"), ["dog"]).eval()
+    model = build(dataclasses.replace(settings, method="zero-shot"), ["dog"]).eval()
     torch.save(model.checkpoint(), tmp_path / "best.pt")
     about = base.describe(tmp_path / "best.pt", model)
     steps(lambda: about.save(tmp_path), manifest.FILE)

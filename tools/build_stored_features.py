@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from splip.data.trees import MODALITIES
+from splip.models import Retriever, build
 from splip.models.config import BackboneConfig, LossConfig, PromptConfig, TrainConfig
-from splip.models.retriever import SpLIP
 
 MODELS = {
     "splip": {},
@@ -37,7 +37,7 @@ def pictures(side: int) -> np.ndarray:
     return np.stack([first, second]).astype(np.uint8)
 
 
-def features(model: SpLIP) -> dict[str, np.ndarray]:
+def features(model: Retriever) -> dict[str, np.ndarray]:
     """What a model says of the pictures and the texts, by modality."""
     images = torch.from_numpy(pictures(model.backbone.image_size))
     found = {}
@@ -47,10 +47,10 @@ def features(model: SpLIP) -> dict[str, np.ndarray]:
     return found
 
 
-def make(changes: dict) -> SpLIP:
+def make(changes: dict) -> Retriever:
     """A model in which every part matters: far from where its parts start."""
     config = TrainConfig(backbone=BackboneConfig(name="splip-tiny"), loss=LossConfig(jigsaw=0))
-    model = SpLIP(dataclasses.replace(config, **changes), CLASSES)
+    model = build(dataclasses.replace(config, **changes), CLASSES)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         model.patch_mean.copy_(torch.randn(model.patch_mean.shape, generator=generator))

@@ -22,8 +22,8 @@ import torch
 from splip.encoders import manifest
 from splip.export import command, verify
 from splip.export.config import ExportConfig
+from splip.models import build, load_model
 from splip.models.config import BackboneConfig, TrainConfig
-from splip.models.retriever import SpLIP, load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,7 +62,7 @@ def main() -> None:
         place = Path(temporary)
         checkpoint = args.checkpoint or place / "best.pt"
         if args.checkpoint is None:
-            model = SpLIP(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), ["dog", "cup"])
+            model = build(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), ["dog", "cup"])
             torch.save(model.checkpoint(), checkpoint)
         config = ExportConfig(checkpoint, place / "exported", onnx=True, openvino=True, text=True, fuse_preprocess=True)
         if code := command.export(config):

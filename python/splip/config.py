@@ -62,6 +62,10 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
         if isinstance(value, (list, tuple)):
             return tuple(_convert(args[0], v, source, key) for v in value)
         raise UserError(f"{source}: {key} must be a list, got {short(value)}")
+    if origin is dict:
+        if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+            return {k: _convert(args[1], v, source, f"{key}.{k}") for k, v in value.items()}
+        raise UserError(f"{source}: {key} must be a mapping, got {short(value)}")
     if hint is float and not isinstance(value, bool):
         try:  # PyYAML reads 2e-3 as a string
             return float(value)
@@ -151,4 +155,4 @@ def differences(a: Any, b: Any) -> list[str]:
         return out
 
     old, new = flat(to_dict(a)), flat(to_dict(b))
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in new if old.get(key) != new.get(key)]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**new, **old} if old.get(key) != new.get(key)]

@@ -24,7 +24,7 @@ from splip.gallery import sources
 from splip.gallery.catalog import Filter
 from splip.gallery.gallery import Gallery
 from splip.images import formats
-from splip.models.retriever import load_model
+from splip.models import load_model
 from splip.train import loop
 
 

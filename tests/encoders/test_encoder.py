@@ -25,8 +25,8 @@ from splip.encoders.tensorrt_runtime import Metadata
 from splip.errors import UserError
 from splip.export import command
 from splip.export.config import ExportConfig
+from splip.models import build, load_model
 from splip.models.config import BackboneConfig, PromptConfig, TrainConfig
-from splip.models.retriever import SpLIP, load_model
 
 S, D = 64, 256
 
@@ -35,7 +35,7 @@ S, D = 64, 256
 def checkpoint(tmp_path_factory):
     torch.manual_seed(1)
     config = TrainConfig(backbone=BackboneConfig(name="splip-tiny"), data=DataConfig(fit="stretch", crop_sketches=True))
-    model = SpLIP(config, ["dog", "palm tree"])
+    model = build(config, ["dog", "palm tree"])
     model.patch_mean.normal_()
     path = tmp_path_factory.mktemp("run") / "best.pt"
     torch.save(model.checkpoint(), path)
@@ -127,7 +127,7 @@ def test_compiled(checkpoint, model):
 def test_prompts_of_each_image(tmp_path):
     """They cannot be folded; torch computes them along."""
     config = TrainConfig(backbone=BackboneConfig(name="splip-tiny"), prompts=PromptConfig(conditioning="instance"))
-    model = SpLIP(config, ["dog", "palm tree"]).eval()
+    model = build(config, ["dog", "palm tree"]).eval()
     torch.save(model.checkpoint(), tmp_path / "best.pt")
     encoder = Encoder.load(tmp_path / "best.pt", device="cpu")
     for modality in MODALITIES:

@@ -20,14 +20,14 @@ from splip.data.trees import load_tree
 from splip.errors import UserError
 from splip.evaluation import evaluate, metrics, test_set
 from splip.evaluation.config import EvalConfig
+from splip.models import build, load_model
 from splip.models.checkpoint import file_hash
-from splip.models.retriever import SpLIP, load_model
 
 SEEN = ["ball", "dash", "red ball", "red box", "slash"]
 
 
 def save(settings, path):
-    model = SpLIP(settings, SEEN)
+    model = build(settings, SEEN)
     model.data = {"seen": SEEN, "validation": ["pole"], "unseen": ["box", "cone"], "pictures": ""}
     torch.save(model.checkpoint(), path)
     return path

@@ -20,8 +20,8 @@ from splip.encoders.manifest import Batch
 from splip.errors import UserError
 from splip.export import command, to_onnx, to_openvino, to_tensorrt, verify
 from splip.export.config import ExportConfig
+from splip.models import build, load_model
 from splip.models.config import BackboneConfig, LossConfig, PromptConfig, TrainConfig
-from splip.models.retriever import SpLIP, load_model
 
 TINY = BackboneConfig(name="splip-tiny")
 S, D = 64, 256
@@ -44,7 +44,7 @@ MODELS = {
 def make(**changes):
     """A model whose prompts, norms and averages are far from where they start, so that each of them matters."""
     torch.manual_seed(1)
-    model = SpLIP(TrainConfig(backbone=TINY, **changes), ["dog", "palm tree", "cup"])
+    model = build(TrainConfig(backbone=TINY, **changes), ["dog", "palm tree", "cup"])
     with torch.no_grad():
         model.patch_mean.normal_()
         for name, parameter in model.named_parameters():

@@ -131,10 +131,10 @@ def test_the_command_line_lists_them(folder, tmp_path, cli, tiny):
 def tiny(tmp_path):
     import torch
 
+    from splip.models import build
     from splip.models.config import BackboneConfig, TrainConfig
-    from splip.models.retriever import SpLIP
 
     torch.save(
-        SpLIP(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), ["a", "b"]).checkpoint(), tmp_path / "t.pt"
+        build(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), ["a", "b"]).checkpoint(), tmp_path / "t.pt"
     )
     return tmp_path / "t.pt"

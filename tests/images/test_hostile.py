@@ -17,7 +17,7 @@ from drawing import draw
 from splip.encoders import base, manifest
 from splip.encoders.encoder import Encoder
 from splip.errors import UserError, one_line, short
-from splip.models.retriever import load_model
+from splip.models import load_model
 
 CHECKPOINTS = Path(__file__).parents[1] / "fixtures" / "checkpoints"
 GOOD = CHECKPOINTS / "clip-at.pt"
@@ -110,7 +110,8 @@ def test_parts_of_another_type(state, tmp_path, part):
         (lambda s: s["buffers"].update(batches_seen=torch.zeros(3)), r"batches_seen has shape \[3\]"),
         (lambda s: s["config"].update(speed=3), "unknown key 'speed'"),
         (lambda s: s["config"].update(seed=2**70), "seed is too large"),
-        (lambda s: s["config"].update(method=["x"] * 10**6), "method must be one of"),
+        (lambda s: s["config"].update(method=["x"] * 10**6), "method must be str"),
+        (lambda s: s["config"].update(method="x" * 10**6), "method 'xx.*xx' of .* is not known here"),
         (lambda s: s["config"]["prompts"].update(visual_tokens=10**9), "must be at most 1000, got 1000000000"),
         (lambda s: s["config"]["loss"].update(jigsaw_width=32 * 10**6), "a multiple of 32 and at most 8192"),
         (lambda s: s["config"]["backbone"].update(name="../../x"), r"unknown backbone \.\./\.\./x"),

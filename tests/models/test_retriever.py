@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from splip.errors import UserError
+from splip.models import Retriever, build, load_model, register
 from splip.models.checkpoint import read_checkpoint
 from splip.models.config import BackboneConfig, LossConfig, PromptConfig, TrainConfig
-from splip.models.retriever import SpLIP, load_model
 from splip.train.objective import Objective
 
 TINY = BackboneConfig(name="splip-tiny")
@@ -14,7 +14,7 @@ CLASSES = ["dog", "palm tree", "cup"]
 
 
 def make(**changes):
-    return SpLIP(TrainConfig(backbone=TINY, **changes), CLASSES)
+    return build(TrainConfig(backbone=TINY, **changes), CLASSES)
 
 
 def batch():
@@ -46,7 +46,7 @@ MAPS = ("b_t.", "b_v.", "b_vt.", "jigsaw.")
 
 def test_a_text_loses_its_article():
     """The template ends with one: "photo of a a horse" is nothing that anybody wrote."""
-    model = SpLIP(TrainConfig(backbone=TINY), CLASSES).eval()
+    model = build(TrainConfig(backbone=TINY), CLASSES).eval()
     bare = model.encode_text(["horse", "apple", "red  car", "a", "thermos"])
     assert torch.equal(model.encode_text(["a horse", "An apple", " the red  car", "a", "thermos"]), bare)
 
@@ -229,7 +229,7 @@ def test_pooled_states_are_means_over_all_classes():
 @pytest.mark.parametrize("name", ["one", "much longer name of a class"])
 def test_one_class(name):
     """With one class everything up to [EOS] is shared."""
-    model = SpLIP(TrainConfig(backbone=TINY), [name]).eval()
+    model = build(TrainConfig(backbone=TINY), [name]).eval()
     features, _ = model.backbone.encode_text(model.tokens[1], [model.b_t(model.patch_mean[1])] * 2)
     torch.testing.assert_close(model.encode_text([name]), torch.nn.functional.normalize(features, dim=-1))
 
@@ -326,7 +326,7 @@ def test_backbone_of_a_run(tmp_path):
     for _ in range(3):
         learn(model, lr=0.1)
     torch.save(model.eval().plain_backbone(), tmp_path / "backbone.pt")
-    again = SpLIP(
+    again = build(
         TrainConfig(
             backbone=dataclasses.replace(TINY, pretrained=str(tmp_path / "backbone.pt")),
             method="zero-shot",
@@ -361,7 +361,7 @@ def test_checkpoint(tmp_path, train_backbone):
 
 def test_checkpoint_of_another_backbone(tmp_path):
     state = make().checkpoint()
-    other = SpLIP(TrainConfig(backbone=dataclasses.replace(TINY, pretrained="random", seed=1)), CLASSES)
+    other = build(TrainConfig(backbone=dataclasses.replace(TINY, pretrained="random", seed=1)), CLASSES)
     with pytest.raises(UserError, match="trained on another backbone: splip-tiny .*package.* is splip-tiny .*seed 1"):
         other.restore(state, "c.pt")
 
@@ -399,3 +399,25 @@ def test_not_a_checkpoint(tmp_path, content):
 def test_rejects(prompts, message):
     with pytest.raises(UserError, match=message):
         make(prompts=prompts)
+
+
+def test_prompts_of_another_size(plugged):
+    """A method that writes more than it has slots for would overwrite words."""
+
+    @register("wide")
+    class Wide(Retriever):
+        def make_prompts(self):
+            self.text_tokens = 2
+
+        def write_text(self, groups, patches):
+            return [torch.zeros(groups, 3, self.backbone.text_width)]
+
+    @register("flat")
+    class Flat(Retriever):
+        def write_visual(self, modality, summary):
+            return [torch.zeros(2, 4, 192), torch.zeros(4, 192)]
+
+    with pytest.raises(ValueError, match=r"Wide.write_text: layer 0 has prompts \[2, 3, 64\], expected \[2, 2, 64\]"):
+        make(method="wide")(*batch())
+    with pytest.raises(ValueError, match=r"Flat.write_visual: layer 1 has prompts \[4, 192\], expected \[2, 4, 192\]"):
+        make(method="flat")(*batch())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from splip.encoders.encoder import Encoder
-from splip.models.retriever import load_model
+from splip.models import load_model
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "checkpoints"
 

@@ -19,10 +19,10 @@ from drawing import draw
 from splip import config
 from splip.errors import UserError
 from splip.evaluation.test_set import TestSet as Measured
+from splip.models import build, load_model
 from splip.models.checkpoint import read_checkpoint
 from splip.models.config import BackboneConfig, LossConfig, TrainConfig
-from splip.models.retriever import SpLIP, load_model
-from splip.train import batches, loop, losses
+from splip.train import batches, log, loop, losses
 from splip.train.objective import Objective
 from splip.train.sampler import Sampler
 
@@ -94,7 +94,7 @@ def test_resume_is_bit_equal(settings, tmp_path, train_backbone, monkeypatch):
     loop.train(dataclasses.replace(again, resume=True))
     same(read_checkpoint(again.out / "last.pt"), whole)
     assert read_checkpoint(again.out / "best.pt")["step"] == read_checkpoint(settings.out / "best.pt")["step"]
-    keep = [c for c in loop.COLUMNS if c != "seconds"]
+    keep = [c for c in log.columns(settings.loss) if c != "seconds"]
     assert [[r[c] for c in keep] for r in rows(again.out)] == [[r[c] for c in keep] for r in rows(settings.out)]
     loop.train(dataclasses.replace(again, resume=True))  # nothing left to do, and no error
 
@@ -304,7 +304,7 @@ def test_every_shipped_row_trains(settings, name):
     images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
     features = model.encode_sketch(images)
     assert torch.isfinite(features).all()
-    fresh = SpLIP(row, model.classes).eval()
+    fresh = build(row, model.classes).eval()
     fresh.remember(model.patch_mean)
     assert torch.equal(fresh.encode_sketch(images), features) == (name == "zero-shot")
 
@@ -340,7 +340,7 @@ def test_accumulated_parts_are_the_whole_batch(settings, tmp_path):
 
 def test_gradients_of_parts_are_those_of_the_whole():
     """Not only in direction, which is all that Adam sees; but for what makes the patch embeddings."""
-    model = SpLIP(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), ["ball", "box", "dash"])
+    model = build(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), ["ball", "box", "dash"])
     images = torch.randint(0, 256, (12, 3, 64, 64), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 0, 0, 1, 2, 0, 1, 2, 0, 2])
     made = []
@@ -381,7 +381,7 @@ def test_share_of_the_data(settings, capsys):
 def test_layernorms_may_have_a_rate_of_their_own(settings):
     still = dataclasses.replace(settings, layernorm_lr=0.0, steps=3)
     state = read_checkpoint(loop.train(still))
-    fresh = SpLIP(still, state["classes"]).trainable()
+    fresh = build(still, state["classes"]).trainable()
     for name, value in state["trainable"].items():
         norm = name.startswith("backbone.")  # all that is trained of it
         assert torch.equal(value, fresh[name]) == norm, name

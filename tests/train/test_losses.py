@@ -1,6 +1,8 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
+from splip.models.config import LossConfig, TrainConfig
 from splip.train import losses
 
 
@@ -94,3 +96,11 @@ def test_divergence_against_a_loop():
     torch.testing.assert_close(got, torch.stack(pairs).mean())
     assert got > 0
     assert losses.relative_distance_divergence(sketch, positive, negative, torch.zeros(6)) == 0
+
+
+def test_margins_by_name():
+    own, other = torch.tensor([0, 1]), torch.tensor([1, 1])
+    similarity, config = torch.tensor([[1.0, 0.3], [0.3, 1.0]]), TrainConfig(loss=LossConfig(fixed_margin=0.7))
+    assert losses.MARGINS["adaptive"](own, other, similarity, config).tolist() == pytest.approx([0.3, 1.0])
+    assert losses.MARGINS["fixed"](own, other, similarity, config) == 0.7
+    assert losses.NEGATIVES["semi-hard"] is losses.semi_hard

@@ -3,9 +3,10 @@ import copy
 import pytest
 import torch
 
+from splip.errors import UserError
+from splip.models import build
 from splip.models.config import BackboneConfig, LossConfig, PromptConfig, TrainConfig
-from splip.models.retriever import SpLIP
-from splip.train import losses
+from splip.train import losses, terms
 from splip.train.objective import Objective
 
 CLASSES = ["dog", "palm tree", "cup"]
@@ -13,7 +14,7 @@ LABELS = torch.tensor([0, 1, 2, 0] + [0, 1, 2, 0] + [1, 2, 0, 2])
 
 
 def make(**changes):
-    return Objective(SpLIP(TrainConfig(backbone=BackboneConfig(name="splip-tiny"), **changes), CLASSES))
+    return Objective(build(TrainConfig(backbone=BackboneConfig(name="splip-tiny"), **changes), CLASSES))
 
 
 def batch(objective, things=None):
@@ -188,3 +189,67 @@ def test_bfloat16(changes):
     )
     assert theirs.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            LossConfig(margin="wide"),
+            "loss.margin: there is no 'wide', only adaptive, fixed; --plugin FILE.py adds others",
+        ),
+        (LossConfig(negatives="easy"), "loss.negatives: there is no 'easy', only random, semi-hard"),
+        (LossConfig(jigsaw_form="round"), "loss.jigsaw_form: there is no 'round', only conditional, permuted-triplet"),
+        (LossConfig(terms={"tight": 0.1}), "loss.terms: there is no 'tight', only triplet, classification, jigsaw"),
+        (LossConfig(terms={"triplet": 0.1}), "loss.terms: the weight of triplet is loss.triplet"),
+        (LossConfig(terms={"stop": 0.1}), "loss.terms: stop is another column of log.csv"),
+        (LossConfig(terms={"tight": -1.0}), "loss.terms.tight must not be negative, got -1.0"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_names_that_nobody_registered(loss, message):
+    with pytest.raises(UserError) as caught:
+        make(loss=loss)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_term_of_another_name(plugged):
+    """Computed beside the others, and weighted by its name."""
+
+    @terms.register_term("short")
+    def short(batch):
+        assert batch.size == 4 and batch.other.tolist() == LABELS[8:].tolist()
+        return batch.negative.sum() * 0 + 3
+
+    objective = make(loss=LossConfig(classification=0, jigsaw=0, terms={"short": 0.5}))
+    found = objective(*batch(objective))
+    assert list(found) == ["loss", "triplet", "short"]
+    torch.testing.assert_close(found["loss"], found["triplet"] + 1.5)
+
+
+def test_a_term_must_be_a_scalar(plugged):
+    terms.register_term("rows")(lambda batch: batch.sketch.sum(dim=1))
+    objective = make(loss=LossConfig(jigsaw=0, terms={"rows": 1.0}))
+    with pytest.raises(ValueError, match=r"the term rows gives \[4\], not a scalar"):
+        objective(*batch(objective))
+
+
+def test_a_form_of_the_jigsaw(plugged):
+    """It says which pictures are shuffled, whether F_js is trained, and what they are asked."""
+
+    @terms.register_jigsaw("photos", head=True)
+    class Photos(terms.JigsawForm):
+        @staticmethod
+        def shuffle(images, first, second):
+            return images[len(first) : 2 * len(first)], second, torch.ones(len(first), dtype=torch.int64)
+
+        @staticmethod
+        def loss(batch):
+            pieces = batch.tokens[3 * batch.size :]
+            logits = batch.model.jigsaw(batch.tokens[: batch.size], pieces)
+            return torch.nn.functional.cross_entropy(logits, batch.pieces[:, 1])
+
+    objective = make(loss=LossConfig(jigsaw_form="photos"), method="clip-ln")
+    terms_ = objective(*batch(objective))
+    terms_["jigsaw"].backward()
+    assert all(p.grad is not None for p in objective.model.jigsaw.parameters())

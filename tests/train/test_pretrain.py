@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from splip.data import augment
+from splip.models import build
 from splip.models.clip import WEIGHTS, PromptedCLIP
 from splip.models.config import BackboneConfig, TrainConfig
-from splip.models.retriever import SpLIP
 from splip.models.stem import ConvStem
 from splip.train.pretrain import SIDE, Batches, Pictures, Prototypes, save_weights
 
@@ -169,7 +169,7 @@ def test_the_packages_weights_are_small_and_whole(tmp_path):
 def test_the_stems_scales_and_shifts():
     """They are trained with LayerNorms, and a deployed stem has them in its weights."""
     for trained in (True, False):
-        model = SpLIP(TrainConfig(method="clip-ln", backbone=TINY, train_layernorm=trained), ["ball", "box"])
+        model = build(TrainConfig(method="clip-ln", backbone=TINY, train_layernorm=trained), ["ball", "box"])
         names = {n.rsplit(".", 1)[1] for n in model.trainable() if ".conv1." in n}
         assert names == ({"scale", "shift"} if trained else set())
     torch.manual_seed(0)

@@ -166,6 +166,7 @@ def usage() -> str:
             f"splip {__version__}: find photos from a drawing",
             "",
             "usage: splip VERB [OPTIONS]      splip VERB --help shows the options of a verb",
+            "       splip VERB --plugin FILE.py [OPTIONS]      with the methods and losses that the file defines",
             "",
             *lines,
             "",
@@ -203,7 +204,7 @@ def parse(verb: str, args: list[str]) -> Any:
         names = ", ".join(name for name in config.shipped() if "/" not in name)
         description += (
             f"\n\n--config FILE.yaml (or a shipped one: {names}, ablations/*) sets the defaults of all options; "
-            "given several times, the later win."
+            "given several times, the later win. --plugin FILE.py runs a file that defines methods or losses first."
         )
     messages = io.StringIO()
     try:
@@ -247,20 +248,29 @@ def _one_line(box: str) -> str:
     return " ".join(" ".join(words).split())
 
 
+def _load_plugins(files: list[str]) -> None:
+    if files:
+        from splip import plugins
+
+        for file in files:
+            plugins.load_plugin(file)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else argv
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0 if args else 2
-    if args[0] in ("-V", "--version"):
-        print(f"splip {__version__}")
-        return 0
     # Pillow's remarks on damaged files do not name them; what cannot be read is listed with its reason.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     try:
+        files, args = _take_options(args, "--plugin")
+        if not args or args[0] in ("-h", "--help", "help"):
+            print(usage())
+            return 0 if args else 2
+        if args[0] in ("-V", "--version"):
+            print(f"splip {__version__}")
+            return 0
         verb = " ".join(args[:2]) if " ".join(args[:2]) in VERBS else args[0]
         if verb not in VERBS:
             choices = [v for v in VERBS if v.startswith(args[0] + " ")] or list(VERBS)
@@ -268,6 +278,7 @@ def main(argv: list[str] | None = None) -> int:
                 print("\n".join(f"splip {v}: {VERBS[v][2]}" for v in choices))
                 return 0
             raise UserError(f"unknown verb '{' '.join(args[:2])}'; choose one of: {', '.join(choices)}")
+        _load_plugins(files)
         config = parse(verb, args[len(verb.split()) :])
         code = _named(VERBS[verb][1])(config)
         return code if isinstance(code, int) else 0

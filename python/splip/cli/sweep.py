@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from splip import __version__, disk
+from splip import __version__, disk, plugins
 from splip.cli.config import SweepConfig
 from splip.config import differences, find, from_dict, load, merge, read, shipped
 from splip.errors import UserError
@@ -56,7 +56,10 @@ def sweep(config: SweepConfig) -> Path:
     threads = max(1, (os.cpu_count() or 1) // config.jobs)
     failed: dict[str, str] = {}
     # A process of its own for the runs: what one leaves behind does not reach the next.
-    with ProcessPoolExecutor(config.jobs, get_context("spawn"), _start, (threads,)) as pool, bars() as progress:
+    with (
+        ProcessPoolExecutor(config.jobs, get_context("spawn"), _start, (threads, tuple(plugins.loaded))) as pool,
+        bars() as progress,
+    ):
         bar = progress.add_task("Sweep", total=len(tasks))
         for (task, _), reason in zip(tasks, pool.map(_run, tasks), strict=True):
             progress.advance(bar)
@@ -119,10 +122,13 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     return out
 
 
-def _start(threads: int) -> None:
+def _start(threads: int, files: tuple[Path, ...]) -> None:
+    """Make a process ready for runs: with the plugins of this one."""
     import torch
 
     torch.set_num_threads(threads)
+    for file in files:
+        plugins.load_plugin(file)
 
 
 def _run(task: tuple[TrainConfig, str]) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from splip.data.trees import MODALITIES
 from splip.encoders.manifest import INPUT, MODALITY, TOKENS
 from splip.errors import UserError
-from splip.models.retriever import SpLIP
+from splip.models.retriever import Retriever
 from splip.models.stem import ConvStem, as_affine
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -101,7 +101,7 @@ class Block(nn.Module):
 
 
 class DeployEncoder(nn.Module):
-    """Images of one modality to unit-length features, equal to ``SpLIP.encode_image`` but for rounding.
+    """Images of one modality to unit-length features, equal to ``Retriever.encode_image`` but for rounding.
 
     Matrix products and attention of the blocks run in ``dtype``. The rest is float32 whatever that is: normalisation
     of the pixels, the residual stream and its LayerNorms, the last projection and normalisation.
@@ -125,7 +125,7 @@ class DeployEncoder(nn.Module):
 
     def __init__(
         self,
-        model: SpLIP,
+        model: Retriever,
         modality: int,
         weights: list[Weights],
         fused: bool = False,
@@ -196,7 +196,7 @@ class DeployEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Words to unit-length features, equal to ``SpLIP.encode_text`` but for rounding; always in float32.
+    """Words to unit-length features, equal to ``Retriever.encode_text`` but for rounding; always in float32.
 
     Args:
         model: in eval mode.
@@ -205,7 +205,7 @@ class TextEncoder(nn.Module):
     mask: Tensor
     position: Tensor
 
-    def __init__(self, model: SpLIP) -> None:
+    def __init__(self, model: Retriever) -> None:
         super().__init__()
         clip, text = model.backbone, model.backbone.text
         states = model.text_prefix()
@@ -252,7 +252,7 @@ class TextEncoder(nn.Module):
         return examples, [{0: batch, 1: words}, {0: batch}]
 
 
-def text_encoder(model: SpLIP) -> TextEncoder:
+def text_encoder(model: Retriever) -> TextEncoder:
     """The text tower of a model in eval mode.
 
     Raises:
@@ -263,7 +263,7 @@ def text_encoder(model: SpLIP) -> TextEncoder:
         return TextEncoder(model).eval().requires_grad_(False)
 
 
-def _check(model: SpLIP) -> None:
+def _check(model: Retriever) -> None:
     if model.training:
         raise RuntimeError("call eval() before exporting")
     if model.per_image:
@@ -274,7 +274,7 @@ def _check(model: SpLIP) -> None:
 
 
 def encoders(
-    model: SpLIP, precision: str = "fp32", fused: bool = False, sum_head: bool = False
+    model: Retriever, precision: str = "fp32", fused: bool = False, sum_head: bool = False
 ) -> dict[str, DeployEncoder]:
     """The encoders of both modalities; they share all weights that are not prompts.
 

@@ -24,7 +24,7 @@ class TorchRunner:
 
             from splip.encoders import graph
             from splip.models.checkpoint import pick_device
-            from splip.models.retriever import load_model
+            from splip.models.registry import load_model
         except ImportError as error:
             raise UserError(
                 f"{path}: a checkpoint needs PyTorch and open_clip ({error}); without them, `splip export` it elsewhere"

@@ -11,7 +11,7 @@ from splip.errors import UserError
 from splip.evaluation import metrics
 from splip.evaluation.test_set import Features, TestSet
 from splip.models.clip import PromptedCLIP
-from splip.models.retriever import SpLIP
+from splip.models.retriever import Retriever
 
 
 def chance(test: TestSet) -> Iterator[Features]:
@@ -66,7 +66,7 @@ def hog(test: TestSet) -> Features:
     return test.embed_alike(encode, torch.device("cpu"))
 
 
-def plain_backbone(test: TestSet, model: SpLIP, device: torch.device) -> Features:
+def plain_backbone(test: TestSet, model: Retriever, device: torch.device) -> Features:
     """The backbone before any training, without prompts."""
     backbone = PromptedCLIP(model.config.backbone).to(device).eval()
 
@@ -76,7 +76,7 @@ def plain_backbone(test: TestSet, model: SpLIP, device: torch.device) -> Feature
     return test.embed_alike(encode, device)
 
 
-def backbone_words(model: SpLIP) -> str:
+def backbone_words(model: Retriever) -> str:
     """The backbone's name and, unless the package holds them, where its weights come from."""
     source = model.backbone_identity["pretrained"]
     if source == "package":

@@ -24,7 +24,8 @@ from splip.evaluation.protocols import Protocol
 from splip.evaluation.test_set import Features, TestSet, View
 from splip.images import grid
 from splip.models.checkpoint import file_hash, pick_device
-from splip.models.retriever import SpLIP, load_model
+from splip.models.registry import load_model
+from splip.models.retriever import Retriever
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         features["HOG"] = [hog(test)]
         features[f"plain {backbone_words(model)}"] = [plain_backbone(test, model, device)]
     method = model.config.method
-    ours = "SpLIP" if method == "splip" else method
+    ours = model.title or method
     features[ours] = [test.embed_model(model, device, bars=True)]
 
     measured = []
@@ -135,7 +136,7 @@ def _same_data_set(data: DataConfig, trained: DataConfig) -> bool:
     )
 
 
-def _leaked(config: EvalConfig, model: SpLIP, data: DataConfig, tree: Tree, names: list[str]) -> list[str]:
+def _leaked(config: EvalConfig, model: Retriever, data: DataConfig, tree: Tree, names: list[str]) -> list[str]:
     """Classes to be measured that the checkpoint knows.
 
     Raises:

@@ -15,7 +15,7 @@ from splip.errors import UserError
 from splip.evaluation import metrics
 from splip.evaluation.protocols import Protocol
 from splip.images import grid
-from splip.models.retriever import SpLIP
+from splip.models.retriever import Retriever
 from splip.progress import track
 
 BATCH = 64
@@ -82,11 +82,11 @@ class TestSet:
         """All sketches among all photos, in the columns of a plain tree."""
         return metrics.measure(sketches, *_labels(self.sketches), photos, *_labels(self.photos))
 
-    def measure_model(self, model: SpLIP, device: torch.device) -> metrics.Result:
+    def measure_model(self, model: Retriever, device: torch.device) -> metrics.Result:
         features = self.embed_model(model, device)
         return self.measure(features.sketches, features.photos)
 
-    def embed_model(self, model: SpLIP, device: torch.device, bars: bool = False) -> Features:
+    def embed_model(self, model: Retriever, device: torch.device, bars: bool = False) -> Features:
         labels = ("Embedding sketches", "Embedding photos") if bars else ("", "")
         return Features(
             embed(self.sketch_pictures, model.encode_sketch, device, labels[0]),

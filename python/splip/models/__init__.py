@@ -1,24 +1,25 @@
-"""Retrieval models: the prompted CLIP, SpLIP and the baselines, and their checkpoints."""
+"""Retrieval models: the prompted CLIP, the methods (SpLIP and the baselines) by name, and their checkpoints."""
 
 from typing import TYPE_CHECKING
 
 from splip._lazy import lazy
 
 if TYPE_CHECKING:
-    from splip.models.checkpoint import pick_device as pick_device
     from splip.models.checkpoint import read_checkpoint as read_checkpoint
     from splip.models.clip import PromptedCLIP as PromptedCLIP
-    from splip.models.config import BackboneConfig as BackboneConfig
-    from splip.models.config import LossConfig as LossConfig
-    from splip.models.config import PromptConfig as PromptConfig
     from splip.models.config import TrainConfig as TrainConfig
-    from splip.models.retriever import SpLIP as SpLIP
-    from splip.models.retriever import load_model as load_model
+    from splip.models.registry import build as build
+    from splip.models.registry import load_model as load_model
+    from splip.models.registry import register as register
+    from splip.models.retriever import Retriever as Retriever
+    from splip.models.splip import SpLIP as SpLIP
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
-    retriever="SpLIP load_model",
-    checkpoint="read_checkpoint pick_device",
+    checkpoint="read_checkpoint",
     clip="PromptedCLIP",
-    config="BackboneConfig LossConfig PromptConfig TrainConfig",
+    config="TrainConfig",
+    registry="build load_model register",
+    retriever="Retriever",
+    splip="SpLIP",
 )

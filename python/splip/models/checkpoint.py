@@ -14,7 +14,8 @@ from splip.images import archive
 FORMAT = 2
 
 
-def _name(identity: dict[str, Any]) -> str:
+def name_of(identity: dict[str, Any]) -> str:
+    """A backbone's identity, as :meth:`PromptedCLIP.identity` gives it, in words."""
     source = identity.get("pretrained")
     weights = f"random weights of seed {identity.get('seed')}" if source in (None, "random") else source
     return f"{identity['name']} ({weights}, sha256 {identity['sha256'][:12]})"
@@ -43,7 +44,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _damage(state: dict[str, Any]) -> str | None:
-    """What cannot be in a checkpoint, or None. Whether it fits its own configuration, :meth:`SpLIP.restore` sees."""
+    """What cannot be in a checkpoint, or None. Whether it fits its own configuration, :meth:`Retriever.restore` sees."""
 
     def words(value: object) -> bool:
         return isinstance(value, list) and all(isinstance(word, str) for word in value)

@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from splip.data.config import DataConfig
+from splip.errors import UserError
+
+LEAST = {"text_tokens": 0, "layer_tokens": 0, "visual_tokens": 1}
+MOST_TOKENS, MOST_WIDTH = 1000, 8192  # beyond any use: sizes that a damaged file could ask for fill the memory
 
 
 @dataclass
@@ -56,21 +60,23 @@ class LossConfig:
     """Weight of CLIP-AT's f-divergence between the classes' relative distances; needs per_class of 2 or more."""
     logit_scale: float | None = None
     """Inverse temperature of the cross-entropy; none: the backbone's own."""
-    margin: Literal["adaptive", "fixed"] = "adaptive"
-    """adaptive: cosine of the two classes' frozen texts (1 for the same class); fixed: fixed_margin."""
+    margin: str = "adaptive"
+    """adaptive: cosine of the two classes' frozen texts (1 for the same class); fixed: fixed_margin; or a plugin's."""
     fixed_margin: float = 0.2
     """Margin of the triplet loss when it is fixed, and of the permuted triplet."""
-    negatives: Literal["random", "semi-hard"] = "random"
-    """The negative photo: the one drawn, or the nearest of the batch (of its part, if it is computed in parts)
-    that is further away than the positive."""
-    jigsaw_form: Literal["conditional", "permuted-triplet"] = "conditional"
-    """SpLIP's conditional cross-modal jigsaw, or CLIP-AT's triplet of shuffled pictures."""
+    negatives: str = "random"
+    """The negative photo. random: the one drawn; semi-hard: the nearest of the batch (of its part, if it is computed in
+    parts) that is further away than the positive; or a plugin's choice."""
+    jigsaw_form: str = "conditional"
+    """conditional: SpLIP's cross-modal jigsaw; permuted-triplet: CLIP-AT's triplet of shuffled pictures; or a plugin's."""
     permutations: int = 100
     """|Y|: tile permutations in the bank, chosen to differ in as many places as possible."""
     tiles: Literal[2, 3] = 3
     """Tiles per side of the jigsaw."""
     jigsaw_width: int = 256
     """Width of F_js; 32 a head."""
+    terms: dict[str, float] = field(default_factory=dict)
+    """Weights of further terms, which plugins define, by name."""
 
 
 @dataclass
@@ -81,14 +87,17 @@ class TrainConfig:
     """Folder of the run: config.yaml, best.pt, last.pt, log.csv, skipped.txt."""
     resume: bool = False
     """Continue the run in --out from last.pt."""
-    method: Literal["splip", "zero-shot", "clip-ln", "clip-at", "maple"] = "splip"
-    """zero-shot trains nothing, clip-ln LayerNorms only; `--config clip-at` and `--config maple` set their recipes."""
+    method: str = "splip"
+    """splip, zero-shot (trains nothing), clip-ln (LayerNorms only), clip-at, maple, or one of a plugin; `--config clip-at`
+    and `--config maple` set their recipes."""
     setting: Literal["category", "fine-grained"] = "category"
     """What a sketch is to find: photos of its class, or the photo it was drawn from."""
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    extra: dict[str, float] = field(default_factory=dict)
+    """Numbers for what plugins define, by name."""
     train_layernorm: bool = True
     """Train the LayerNorms of the visual tower."""
     train_text_layernorm: bool = True
@@ -127,3 +136,31 @@ class TrainConfig:
     """Seed of the new weights, the batches and the augmentation."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
+
+
+def check_numbers(config: TrainConfig, layers: int, any_depth: bool) -> None:
+    """Refuse numbers that no model can have.
+
+    Args:
+        config: of a model, maybe from a damaged file.
+        layers: of the deeper tower.
+        any_depth: a depth beyond it is allowed.
+
+    Raises:
+        UserError: one line that names the setting.
+    """
+    p, loss = config.prompts, config.loss
+    if p.depth is not None and (p.depth < 0 or (p.depth > layers and not any_depth)):
+        raise UserError(f"prompts.depth must be between 0 and {layers} for {config.backbone.name}, got {p.depth}")
+    if not 0 <= p.ema <= 1:
+        raise UserError(f"prompts.ema must be between 0 and 1, got {p.ema}")
+    for name, least in LEAST.items():
+        if getattr(p, name) < least:
+            raise UserError(f"prompts.{name} must be at least {least}, got {getattr(p, name)}")
+        if getattr(p, name) > MOST_TOKENS:
+            raise UserError(f"prompts.{name} must be at most {MOST_TOKENS}, got {getattr(p, name)}")
+    if not 32 <= loss.jigsaw_width <= MOST_WIDTH or loss.jigsaw_width % 32:
+        raise UserError(f"loss.jigsaw_width must be a multiple of 32 and at most {MOST_WIDTH}, got {loss.jigsaw_width}")
+    most = 23 if loss.tiles == 2 else 10_000
+    if loss.jigsaw and not 2 <= loss.permutations <= most:
+        raise UserError(f"loss.permutations must be between 2 and {most}, got {loss.permutations}")

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+WITH_HEAD = {"conditional"}  # forms of the jigsaw loss (loss.jigsaw_form) that train a JigsawHead
+
 
 def permutation_bank(count: int, grid: int = 3, seed: int = 0) -> Tensor:
     """Permutations of grid x grid tiles that differ from each other in as many places as possible.

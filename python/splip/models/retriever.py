@@ -1,39 +1,31 @@
-"""SpLIP: CLIP with prompts that each tower writes for the other (ECCV 2024, arXiv 2407.04207).
+"""What all retrieval methods share: the prompted backbone, its texts, the constants of inference, checkpoints.
+
+A method is a class: it says which prompts it writes and what it trains, and registers its name
+(:func:`splip.models.register`). ``splip.py`` and ``baselines.py`` hold those of the package.
 
 Sizes: B images, C training classes, P patches, M text context, m and n prompt tokens, w template
 words with [SOS], d_v and d_t widths, D joint embedding, G groups of images that share their texts.
 """
 
-import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splip import distributed
-from splip.config import from_dict, to_dict
+from splip.config import to_dict
 from splip.data.trees import MODALITIES
 from splip.errors import UserError, short
-from splip.models.checkpoint import FORMAT, _name, read_checkpoint
+from splip.models.checkpoint import FORMAT, name_of
 from splip.models.clip import PromptedCLIP, in_slots
-from splip.models.config import TrainConfig
-from splip.models.jigsaw import JigsawHead, permutation_bank
-from splip.models.prompts import CoupledPrompts, LayersToVision, ModalityTokens, VisionToText, WordsToVision
+from splip.models.config import TrainConfig, check_numbers
+from splip.models.jigsaw import WITH_HEAD, JigsawHead, permutation_bank
 from splip.models.stem import ConvStem, as_affine
 from splip.models.words import bare
 
-LIMITS = {"text_tokens": 0, "layer_tokens": 0, "visual_tokens": 1}
-MOST_TOKENS, MOST_WIDTH = 1000, 8192  # beyond any use: sizes that a damaged file could ask for fill the memory
-
-
-class Pooled(NamedTuple):
-    """A text layer's states over all classes: mean at [EOS] and mean over the words, both ``[G, d_t]``."""
-
-    at_eos: Tensor
-    over_words: Tensor
+R = TypeVar("R", bound="Retriever")
 
 
 class Conditions(NamedTuple):
@@ -43,20 +35,32 @@ class Conditions(NamedTuple):
     prompts: list[Tensor] | None  # for each of the first visual layers [G, n, d_v]
 
 
-class SpLIP(nn.Module):
-    """The prompted model, its trainable parts, and the classes it was trained on.
+class Retriever(nn.Module):
+    """A CLIP with prompts in either tower, its trainable parts, and the classes it was trained on.
 
-    With ``conditioning: modality`` prompts depend on the modality, not on the image: the patch
-    embeddings are averaged over the images of a modality in the batch, and over training
-    (``patch_mean``) for inference. Then both towers' prompts are constants. With ``instance`` every
-    image has its own texts and prompts.
+    This class itself writes no prompts and trains LayerNorms. A method overrides ``make_prompts``, and of
+    ``write_text``, ``summarise``, ``write_visual``, ``trained`` and ``check`` what it needs. Modules and parameters that
+    it makes are trained and kept in checkpoints under the names that it gives them.
 
-    The baselines (``method``) are the same model with other prompts, or none.
+    Unless ``per_image`` is set, prompts depend on the modality, not on the image: patch embeddings are averaged over
+    the images of a modality in the batch, and over training (``patch_mean``) for inference. Then both towers' prompts
+    are constants after training, and the model can be exported.
 
     Args:
         config: see :class:`splip.models.config.TrainConfig`.
         classes: names of the C training classes, as words.
+
+    Raises:
+        UserError: settings or classes that the method or the backbone cannot work with.
+        ValueError: ``config.method`` is another class's.
     """
+
+    method: ClassVar[str] = ""  # set by register
+    title: ClassVar[str] = ""  # in tables, where it is not the method's name
+    trains: ClassVar[bool] = True  # False: a run measures, and trains nothing
+    any_depth: ClassVar[bool] = False  # a prompts.depth beyond the tower means all layers
+    per_image: bool = False  # every image has texts and prompts of its own
+    text_tokens: int = 0  # m, slots that write_text fills
 
     patch_mean: Tensor
     batches_seen: Tensor
@@ -64,36 +68,27 @@ class SpLIP(nn.Module):
     tokens: Tensor
     word_ids: Tensor
     permutations: Tensor | None
+    jigsaw: JigsawHead | None
 
     def __init__(self, config: TrainConfig, classes: Sequence[str]) -> None:
         super().__init__()
+        if self.method and config.method != self.method:
+            raise ValueError(f"{type(self).__name__} is method {self.method}, not {config.method}: use build()")
         self.config, self.classes = config, list(classes)
         # What the trainer used, as words: seen, validation and unseen classes, and a hash of the pictures' names.
         self.data: dict[str, Any] = {"seen": self.classes, "validation": [], "unseen": [], "pictures": ""}
-        self.backbone = PromptedCLIP(config.backbone)
-        self.backbone_identity = self.backbone.identity()
-        clip, p = self.backbone, config.prompts
-        _check(config, max(clip.visual_layers, clip.text_layers))
-        d_v, d_t = clip.visual_width, clip.text_width
-        splip = config.method == "splip" and p.depth != 0
-        self.per_image = config.method == "splip" and p.conditioning == "instance"
-        self.b_t = self.b_v = self.b_vt = self.modality_tokens = self.coupled = self.jigsaw = None
+        self.check(config)
+        self.backbone = clip = PromptedCLIP(config.backbone)
+        self.backbone_identity = clip.identity()
+        check_numbers(config, max(clip.visual_layers, clip.text_layers), self.any_depth)
+        self.jigsaw = None
         with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
             torch.manual_seed(config.seed)
-            if splip and p.text_tokens:
-                self.b_t = VisionToText(clip.patches, d_v, d_t, p.text_tokens)
-            if splip and p.words:
-                self.b_v = WordsToVision(d_t, d_v)
-            if splip and p.layer_tokens:
-                self.b_vt = LayersToVision(d_t, d_v, p.layer_tokens)
-            if config.method == "clip-at":
-                self.modality_tokens = ModalityTokens(len(MODALITIES), d_v, p.visual_tokens)
-            if config.method == "maple" and p.text_tokens and p.depth != 0:
-                depth = min(self._depth(clip.visual_layers), self._depth(clip.text_layers))
-                self.coupled = CoupledPrompts(depth, p.text_tokens, d_t, d_v, self._first_words(p.text_tokens))
-            self.text_tokens = p.text_tokens if self.b_t is not None or self.coupled is not None else 0
-            if config.loss.jigsaw and config.loss.jigsaw_form == "conditional" and config.method != "zero-shot":
-                self.jigsaw = JigsawHead(clip.patches, d_v, config.loss.permutations, config.loss.jigsaw_width)
+            self.make_prompts()
+            if config.loss.jigsaw and config.loss.jigsaw_form in WITH_HEAD and self.trains:
+                self.jigsaw = JigsawHead(
+                    clip.patches, clip.visual_width, config.loss.permutations, config.loss.jigsaw_width
+                )
         # The bank is part of what was learned: it is saved with the model.
         bank = (
             permutation_bank(config.loss.permutations, config.loss.tiles, config.seed) if config.loss.jigsaw else None
@@ -102,18 +97,18 @@ class SpLIP(nn.Module):
         # From random weights a loss on cosines collapses: every input soon gets the same feature. A
         # BatchNorm after the last LayerNorm of each tower keeps the features apart. In inference it is
         # a constant affine map. Pre-trained towers need none.
-        self.visual_norm = distributed.BatchNorm(d_v) if config.train_backbone else nn.Identity()
+        self.visual_norm = distributed.BatchNorm(clip.visual_width) if config.train_backbone else nn.Identity()
         # The texts of a modality are the same in all processes, those of an image are not.
         text_norm = distributed.BatchNorm if self.per_image else nn.BatchNorm1d
-        self.text_norm = text_norm(d_t) if config.train_backbone else nn.Identity()
-        self.register_buffer("patch_mean", torch.zeros(len(MODALITIES), clip.patches, d_v))
+        self.text_norm = text_norm(clip.text_width) if config.train_backbone else nn.Identity()
+        self.register_buffer("patch_mean", torch.zeros(len(MODALITIES), clip.patches, clip.visual_width))
         self.register_buffer("batches_seen", torch.zeros(()))
         self.register_buffer("tokens", self._tokens(self.classes), persistent=False)
         self.shared = _shared(self.tokens)
         words = [clip.tokenize([self._template(m)])[0, :-1] for m in range(len(MODALITIES))]  # without [EOS]
         if len(words[0]) != len(words[1]):
             raise UserError(
-                f"prompts.template '{p.template}' has {len(words[0])} tokens for sketches and {len(words[1])} for "
+                f"prompts.template '{config.prompts.template}' has {len(words[0])} tokens for sketches and {len(words[1])} for "
                 "photos: both need the same number"
             )
         self.register_buffer("word_ids", torch.stack(words), persistent=False)
@@ -123,36 +118,88 @@ class SpLIP(nn.Module):
         plain = F.normalize(plain, dim=-1)
         self.register_buffer("class_similarity", plain @ plain.T, persistent=False)
         self._constants: Conditions | None = None
-        self._constant_texts: tuple[Tensor, list[Pooled]] | None = None
-        self._set_trainable()
-
-    # ---- what is trained ----
-
-    def _set_trainable(self) -> None:
-        """LayerNorms and the maps; with ``train_backbone`` everything but logit scale and word embeddings."""
-        c = self.config
+        self._constant_texts: tuple[Tensor, Any] | None = None
         for parameter in self.parameters():
             parameter.requires_grad = False
-        if c.method == "zero-shot":
-            return
-        for module in (self.b_t, self.b_v, self.b_vt, self.modality_tokens, self.coupled, self.jigsaw):
-            for parameter in module.parameters() if module is not None else ():
-                parameter.requires_grad = True
-        clip = self.backbone
-        visual_norms = [m for m in clip.visual.modules() if isinstance(m, nn.LayerNorm)]
-        text_norms = [m for m in (*clip.text.transformer.modules(), clip.text.ln_final) if isinstance(m, nn.LayerNorm)]
-        wanted = [p for m in visual_norms for p in m.parameters()] * c.train_layernorm
-        if isinstance(clip.visual.conv1, ConvStem):  # what its BatchNorms left
-            wanted += clip.visual.conv1.affine() * c.train_layernorm
-        wanted += [p for m in text_norms for p in m.parameters()] * c.train_text_layernorm
-        for parameter in wanted:
+        for parameter in self.trained():
             parameter.requires_grad = True
+
+    # ---- what a method says ----
+
+    @classmethod
+    def check(cls, config: TrainConfig) -> None:
+        """Refuse settings that the method cannot work with.
+
+        Raises:
+            UserError: one line that names the setting.
+        """
+
+    def make_prompts(self) -> None:
+        """Make the modules and parameters of the prompts, and set ``text_tokens`` and ``per_image``.
+
+        ``config`` and ``backbone`` are there already. Random numbers drawn here come from ``config.seed``.
+        """
+
+    def write_text(self, groups: int, patches: Tensor | None) -> list[Tensor] | None:
+        """What is written into the slots of the texts before each of the first text layers; None: nothing.
+
+        Args:
+            groups: G.
+            patches: ``[G, P, d_v]`` average patch embeddings of a group's images; None where nobody reads them.
+
+        Returns:
+            For each layer ``[G, m, d_t]``, m being ``text_tokens``.
+        """
+        return None
+
+    def summarise(self, tokens: Tensor, shared: int, hidden: list[tuple[Tensor, Tensor]]) -> Any:
+        """What :meth:`write_visual` needs of the text tower's states, small enough to be kept.
+
+        Args:
+            tokens: ``[G, C, M]`` ids of the class texts.
+            shared: a, tokens that the texts of a group begin with.
+            hidden: after each text layer ``([G, a, d_t], [G, C, s, d_t])``, a + s = M.
+        """
+        return None
+
+    def write_visual(self, modality: Tensor, summary: Any) -> list[Tensor] | None:
+        """What is written after the class token before each of the first visual layers; None: nothing.
+
+        Args:
+            modality: ``[G]`` int64, of each group: 0 sketch, 1 photo.
+            summary: what :meth:`summarise` returned.
+
+        Returns:
+            For each layer ``[G, n, d_v]``, n the same in all.
+        """
+        return None
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that training changes: all outside the backbone, and its LayerNorms as the settings say.
+
+        With ``train_backbone`` everything but logit scale and word embeddings.
+        """
+        c, clip = self.config, self.backbone
         if c.train_backbone:
-            for parameter in self.parameters():
-                parameter.requires_grad = True
-            clip.clip.logit_scale.requires_grad = False
             # Three quarters of a tiny model: random vectors tell words apart as well as trained ones.
-            clip.text.token_embedding.weight.requires_grad = False
+            frozen = (clip.clip.logit_scale, clip.text.token_embedding.weight)
+            return [p for p in self.parameters() if all(p is not f for f in frozen)]
+        wanted = [p for name, p in self.named_parameters() if not name.startswith("backbone.")]
+        if c.train_layernorm:
+            wanted += [p for m in clip.visual.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()]
+            if isinstance(clip.visual.conv1, ConvStem):  # what its BatchNorms left
+                wanted += clip.visual.conv1.affine()
+        if c.train_text_layernorm:
+            text = (*clip.text.transformer.modules(), clip.text.ln_final)
+            wanted += [p for m in text if isinstance(m, nn.LayerNorm) for p in m.parameters()]
+        return wanted
+
+    def depth(self, layers: int) -> int:
+        """How many of a tower's layers get prompts: ``prompts.depth``, or all."""
+        depth = self.config.prompts.depth
+        return layers if depth is None else min(depth, layers)
+
+    # ---- what is trained ----
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
@@ -183,24 +230,6 @@ class SpLIP(nn.Module):
     def _template(self, modality: int) -> str:
         return self.config.prompts.template.replace("{modality}", MODALITIES[modality])
 
-    def _first_words(self, tokens: int) -> Tensor:
-        """Where MaPLe's tokens start: the words of "a photo of a", as many as there are tokens."""
-        ids = self.backbone.tokenize([" ".join(["a photo of a"] * (1 + tokens // 4))])[0, 1 : 1 + tokens]
-        words: Tensor = self.backbone.text.token_embedding.weight[ids].detach()
-        return words
-
-    def _depth(self, layers: int) -> int:
-        depth = self.config.prompts.depth
-        return layers if depth is None else min(depth, layers)
-
-    def _text_prompts(self, groups: int, patches: Tensor | None) -> list[Tensor] | None:
-        """For every prompted text layer ``[G, m, d_t]``, of average patch embeddings ``[G, P, d_v]``."""
-        if self.b_t is not None:
-            return [self.b_t(patches)] * self._depth(self.backbone.text_layers)
-        if self.coupled is not None:
-            return [text.expand(groups, -1, -1) for text in self.coupled.text]
-        return None
-
     @torch.no_grad()
     def text_prefix(self) -> list[Tensor]:
         """What each text layer gets of the tokens that all texts begin with ([SOS], prompts, template): ``[2, a, d_t]``.
@@ -219,57 +248,28 @@ class SpLIP(nn.Module):
             states[layer] = torch.cat([start, in_slots(prompt, position, layer), rest], dim=1)
         return states
 
-    def _encode_classes(self, tokens: Tensor, shared: int, patches: Tensor | None) -> tuple[Tensor, list[Pooled]]:
-        """Prompted texts of G groups: features ``[G, C, D]``, normalised, and every layer's pooled states.
+    def _encode_classes(self, tokens: Tensor, shared: int, patches: Tensor | None) -> tuple[Tensor, Any]:
+        """Prompted texts of G groups: features ``[G, C, D]``, normalised, and the method's summary of all layers.
 
         Args:
             tokens: ``[G, C, M]``.
             shared: tokens that the texts of a group begin with.
-            patches: ``[G, P, d_v]`` what B_t makes its prompts of; other methods ignore it.
+            patches: ``[G, P, d_v]``, for :meth:`write_text`.
         """
         prompts = self._text_prompts(len(tokens), patches)
         features, hidden = self.backbone.encode_groups(tokens, shared, prompts, self.text_norm)
-        pooled: list[Pooled] = []
-        if self.b_vt is not None:
-            (_, C, M), dtype = tokens.shape, hidden[0][0].dtype
-            eos = tokens.argmax(dim=2, keepdim=True)
-            position = torch.arange(M, device=tokens.device)
-            # The words proper: after [SOS] and the m slots, before [EOS].
-            is_word = (position > self.text_tokens) & (position < eos)
-            words = (is_word / is_word.sum(dim=2, keepdim=True) / C).to(dtype)
-            ends = ((position == eos)[:, :, shared:] / C).to(dtype)
-            first, own = words[:, :, :shared].sum(dim=1), words[:, :, shared:]
-            for start, rest in hidden:
-                over = torch.einsum("ga,gad->gd", first, start) + torch.einsum("gcs,gcsd->gd", own, rest)
-                pooled.append(Pooled(torch.einsum("gcs,gcsd->gd", ends, rest), over))
-        return F.normalize(features.float(), dim=-1), pooled
+        return F.normalize(features.float(), dim=-1), self.summarise(tokens, shared, hidden)
 
-    # ---- visual prompts ----
+    # ---- conditions: texts and visual prompts ----
 
-    def _visual_prompts(self, modality: Tensor, pooled: list[Pooled]) -> list[Tensor] | None:
-        """For every prompted visual layer ``[G, n, d_v]``; ``modality`` ``[G]`` says whose words a group takes.
+    def _text_prompts(self, groups: int, patches: Tensor | None) -> list[Tensor] | None:
+        size = (groups, self.text_tokens, self.backbone.text_width)
+        return _of_size(self.write_text(groups, patches), size, f"{type(self).__name__}.write_text")
 
-        SpLIP: the template's words, then the text layer's summary.
-        """
-        choice = F.one_hot(modality, len(MODALITIES))
-        if self.modality_tokens is not None:
-            tokens = self.modality_tokens.tokens
-            return [torch.einsum("gm,mnd->gnd", choice.to(tokens.dtype), tokens)]
-        if self.coupled is not None:
-            return [prompt.expand(len(modality), -1, -1) for prompt in self.coupled.visual()]
-        parts: list[list[Tensor]] = [[] for _ in range(self._depth(self.backbone.visual_layers))]
-        if self.b_v is not None:
-            words = self.b_v(self.backbone.text.token_embedding(self.word_ids))
-            words = torch.einsum("gm,mnd->gnd", choice.to(words.dtype), words)
-            for layer in parts:
-                layer.append(words)
-        if self.b_vt is not None and parts:
-            summaries = [self.b_vt(*layer) for layer in pooled]
-            for number, part in enumerate(parts):
-                # Towers of different depth: visual layer l takes text layer floor(l * L_t / L_v).
-                part.append(summaries[number * len(pooled) // self.backbone.visual_layers])
-        prompts = [torch.cat(part, dim=1) for part in parts if part]
-        return prompts or None
+    def _visual_prompts(self, modality: Tensor, summary: Any) -> list[Tensor] | None:
+        prompts = self.write_visual(modality, summary)
+        size = (len(modality), prompts[0].shape[1] if prompts else 0, self.backbone.visual_width)
+        return _of_size(prompts, size, f"{type(self).__name__}.write_visual")
 
     def condition_modalities(self, mean: Tensor) -> Conditions:
         """Texts and visual prompts of both modalities.
@@ -283,8 +283,8 @@ class SpLIP(nn.Module):
         if self._constant_texts is None:
             with torch.no_grad():
                 self._constant_texts = self._encode_classes(self.tokens, self.shared, mean)
-        texts, pooled = self._constant_texts
-        return Conditions(texts, self._visual_prompts(modality, pooled))
+        texts, summary = self._constant_texts
+        return Conditions(texts, self._visual_prompts(modality, summary))
 
     def condition_images(self, patches: Tensor, modality: Tensor) -> Conditions:
         """Texts and visual prompts of each image, from itself.
@@ -296,8 +296,8 @@ class SpLIP(nn.Module):
         return self._conditions(modality, patches)
 
     def _conditions(self, modality: Tensor, patches: Tensor) -> Conditions:
-        texts, pooled = self._encode_classes(self.tokens[modality], self.shared, patches)
-        return Conditions(texts, self._visual_prompts(modality, pooled))
+        texts, summary = self._encode_classes(self.tokens[modality], self.shared, patches)
+        return Conditions(texts, self._visual_prompts(modality, summary))
 
     # ---- training ----
 
@@ -356,12 +356,12 @@ class SpLIP(nn.Module):
 
     # ---- inference ----
 
-    def train(self, mode: bool = True) -> "SpLIP":
+    def train(self: R, mode: bool = True) -> R:
         self._forget()
         super().train(mode)
         return self
 
-    def _apply(self, *args: Any, **options: Any) -> "SpLIP":  # another device or dtype
+    def _apply(self: R, *args: Any, **options: Any) -> R:  # another device or dtype
         self._forget()
         super()._apply(*args, **options)
         return self
@@ -451,7 +451,7 @@ class SpLIP(nn.Module):
         if state["backbone"]["sha256"] != self.backbone_identity["sha256"]:
             ours, theirs = self.backbone_identity, state["backbone"]
             raise UserError(
-                f"{source}: was trained on another backbone: {_name(theirs)}, but this one is {_name(ours)}"
+                f"{source}: was trained on another backbone: {name_of(theirs)}, but this one is {name_of(ours)}"
             )
         own, buffers = self.trainable(), self._kept_buffers()
         if set(own) != set(state["trainable"]):
@@ -474,43 +474,15 @@ class SpLIP(nn.Module):
         self._forget()
 
 
-def _check(config: TrainConfig, layers: int) -> None:
-    p = config.prompts
-    if config.method == "splip" and "{modality}" not in p.template:
-        raise UserError(f"prompts.template must contain {{modality}}, got '{p.template}'")
-    # MaPLe's recipe names a depth that smaller towers do not have: there it means all layers.
-    if p.depth is not None and not 0 <= p.depth <= (layers if config.method != "maple" else math.inf):
-        raise UserError(f"prompts.depth must be between 0 and {layers} for {config.backbone.name}, got {p.depth}")
-    if not 0 <= p.ema <= 1:
-        raise UserError(f"prompts.ema must be between 0 and 1, got {p.ema}")
-    for name, least in LIMITS.items():
-        if getattr(p, name) < least:
-            raise UserError(f"prompts.{name} must be at least {least}, got {getattr(p, name)}")
-        if getattr(p, name) > MOST_TOKENS:
-            raise UserError(f"prompts.{name} must be at most {MOST_TOKENS}, got {getattr(p, name)}")
-    if not 32 <= config.loss.jigsaw_width <= MOST_WIDTH or config.loss.jigsaw_width % 32:
-        raise UserError(
-            f"loss.jigsaw_width must be a multiple of 32 and at most {MOST_WIDTH}, got {config.loss.jigsaw_width}"
-        )
-    most = 23 if config.loss.tiles == 2 else 10_000
-    if config.loss.jigsaw and not 2 <= config.loss.permutations <= most:
-        raise UserError(f"loss.permutations must be between 2 and {most}, got {config.loss.permutations}")
+def _of_size(prompts: list[Tensor] | None, size: tuple[int, ...], what: str) -> list[Tensor] | None:
+    """Prompts that a method wrote, which must all have this size."""
+    for layer, prompt in enumerate(prompts or ()):
+        if tuple(prompt.shape) != size:
+            raise ValueError(f"{what}: layer {layer} has prompts {list(prompt.shape)}, expected {list(size)}")
+    return prompts
 
 
 def _shared(tokens: Tensor) -> int:
     """How many first tokens all texts of every group have in common, none of them an [EOS]."""
     same = (tokens == tokens[:, :1]).all(dim=1).all(dim=0).long().cumprod(dim=0).sum()
     return min(int(same), int(tokens.argmax(dim=2).min()))
-
-
-def load_model(path: Path, device: torch.device | str = "cpu") -> SpLIP:
-    """The model of a checkpoint, ready for inference.
-
-    Raises:
-        UserError: no checkpoint, damaged, or its backbone cannot be built again with the same weights.
-    """
-    state = read_checkpoint(path)
-    config = from_dict(TrainConfig, state["config"], str(path))
-    model = SpLIP(config, state["classes"])
-    model.restore(state, path)
-    return model.to(device).eval()

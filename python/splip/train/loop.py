@@ -5,41 +5,32 @@ what an uninterrupted one would have seen, and several processes share the batch
 """
 
 import contextlib
-import csv
-import hashlib
 import math
-import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from splip import config as _config
 from splip import disk, distributed
-from splip.config import differences, from_dict
-from splip.data.trees import Items, Tree, load_tree, unpaired
+from splip.data.trees import Tree
 from splip.errors import UserError
 from splip.evaluation.test_set import TestSet
 from splip.images.decode import write_skipped
-from splip.models.checkpoint import pick_device, read_checkpoint
+from splip.models.checkpoint import pick_device
 from splip.models.config import TrainConfig
-from splip.models.retriever import SpLIP
-from splip.progress import bars, is_terminal, stop_signals
+from splip.models.registry import build
+from splip.models.retriever import Retriever
+from splip.progress import is_terminal, stop_signals
+from splip.train import checks, log
 from splip.train.batches import Feed, Part
-from splip.train.objective import TERMS, Objective
-
-COLUMNS = ["step", "loss", *TERMS, "lr", "seconds", "val_mAP", "val_Acc1"]
-# Settings that change nothing about a model: resumed runs, and the machines of one run, may have others.
-FREE = ("out:", "resume:", "device:", "data.root:", "data.memory_gb:", "data.cache:", "tensorboard:")
+from splip.train.objective import Objective
 
 
 def train(config: TrainConfig) -> Path:
@@ -49,213 +40,235 @@ def train(config: TrainConfig) -> Path:
 
     Raises:
         UserError: the data, the configuration or the run's folder do not allow it.
+        KeyboardInterrupt: a signal stopped it; last.pt holds how far it came.
     """
-    _check_settings(config)
+    checks.check_settings(config)
     device = pick_device(config.device)
     if not distributed.is_launched():
-        return _train(config, device)
+        return Run(config, device).train()
     device = distributed.start(device)
     try:
-        return _train(config, device)
+        return Run(config, device).train()
     finally:
         distributed.stop()
 
 
-def _train(config: TrainConfig, device: torch.device) -> Path:
-    out, first = config.out, distributed.rank() == 0
-    last = out / "last.pt"
-    state = distributed.from_first(lambda: _before(config, last))
-    tree = load_tree(config.data.root, config.data)
-    tree.seen = _share_of_classes(tree.seen, config)
-    if len(tree.seen) < 2:
-        raise UserError(f"{tree.root}: only one class to train on ({tree.seen[0]}): classes are told apart by others")
-    if state is not None:
-        _same_config(state, config, last)
+class Run:
+    """One process's part in a run: the model, the data, how far it came, and the files of the run's folder.
 
-    model = SpLIP(config, [tree.texts[tree.classes.index(name)] for name in tree.seen]).to(device)
-    feed = Feed(tree, config, model.backbone.image_size, device)
-    model.data = _data_facts(tree, feed)
-    if state is not None and state["data"] != model.data:
-        changed = ", ".join(key for key, value in model.data.items() if state["data"].get(key) != value)
-        raise UserError(f"--resume: the data in {tree.root} are not those of {last} any more: {changed} changed")
-    _same_everywhere(config, model.data)
-    validation: TestSet | None = None  # in the first process: it measures
+    Args:
+        config: whose numbers are in order, see :func:`splip.train.checks.check_settings`.
+        device: of this process.
 
-    def build() -> None:
-        nonlocal validation
-        validation = _validation(config, tree, model.backbone.image_size)
+    Raises:
+        UserError: the data or the run's folder do not allow it; nothing was written then.
+    """
 
-    distributed.from_first(build)
-    distributed.barrier()  # nobody writes before everybody has checked
-    writer = None
-    if first:
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config, self.device, self.first = config, device, distributed.rank() == 0
+        self.out, self.last, self.best_file = config.out, config.out / "last.pt", config.out / "best.pt"
+        state = distributed.from_first(lambda: checks.before(config, self.last))
+        self.resumed = state is not None
+        self.tree = tree = checks.tree_of(config)
+        if state is not None:
+            checks.same_config(state, config, self.last)
+        self.model = build(config, [tree.texts[tree.classes.index(name)] for name in tree.seen]).to(device)
+        self.feed = Feed(tree, config, self.model.backbone.image_size, device)
+        self.model.data = checks.data_facts(tree, self.feed)
+        if state is not None:
+            checks.same_data(state, self.model.data, tree.root, self.last)
+        checks.same_everywhere(config, self.model.data)
+        self.validation: TestSet | None = None  # in the first process: it measures
+        distributed.from_first(self._make_validation)
+        distributed.barrier()  # nobody writes before everybody has checked
+        self.events = self._make_folder() if self.first else None
+
+        self.trainable = self.model.trainable()
+        steps = config.epochs * self.feed.sampler.steps_per_epoch if config.steps is None else config.steps
+        self.steps = steps if self.trainable else 0
+        if self.first:
+            self._list_skipped()
+            _announce(config, tree, self.feed, self.model, self.steps, device, len(self._skipped()))
+        self.objective = Objective(self.model)
+        self.parallel: Any = self.objective
+        if distributed.size() > 1 and self.trainable:
+            self.parallel = _parallel(self.objective, config, device)
+        self.optimiser = None
+        if self.trainable:
+            groups = _parameter_groups(self.trainable, config)
+            self.optimiser = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        self.step, self.best, self.seconds = 0, -math.inf, 0.0
+        if state is not None:
+            self._restore(state)
+        self.began = time.monotonic()
+
+    # ---- before the first step ----
+
+    def _make_validation(self) -> None:
+        self.validation = checks.validation(self.config, self.tree, self.model.backbone.image_size)
+
+    def _make_folder(self) -> Any:
+        """The run's folder with its config.yaml; returns TensorBoard's writer, if there is to be one."""
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            _config.save(config, out / "config.yaml")
+            self.out.mkdir(parents=True, exist_ok=True)
+            _config.save(self.config, self.out / "config.yaml")
         except OSError as error:
-            raise UserError(f"cannot write the run's folder {out}: {error}") from None
-        writer = _tensorboard(out) if config.tensorboard else None
-    skipped = [*feed.skipped, *(validation.skipped if validation else [])]
+            raise UserError(f"cannot write the run's folder {self.out}: {error}") from None
+        return log.need_tensorboard()(str(self.out)) if self.config.tensorboard else None
 
-    trainable = model.trainable()
-    steps = config.epochs * feed.sampler.steps_per_epoch if config.steps is None else config.steps
-    steps = steps if trainable else 0
-    if first:
-        write_skipped(out / "skipped.txt", skipped)
-        _announce(config, tree, feed, model, steps, device, len(skipped))
-
-    objective = Objective(model)
-    parallel: Any = objective
-    if distributed.size() > 1 and trainable:
-        with warnings.catch_warnings():
-            # Newer versions of torch rename broadcast_buffers; older ones know no other name.
-            warnings.simplefilter("ignore", FutureWarning)
-            parallel = DistributedDataParallel(
-                objective,
-                device_ids=[device.index] if device.type == "cuda" else None,
-                broadcast_buffers=False,  # they follow from averages over all processes
-                find_unused_parameters=not config.loss.classification or config.prompts.depth == 0,
-            )
-    optimiser = torch.optim.AdamW(_parameter_groups(trainable, config), lr=config.lr, fused=True) if trainable else None
-    start, best, seconds = 0, -math.inf, 0.0
-    if state is not None:
-        model.restore(state, last)
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Go on from last.pt."""
+        self.model.restore(state, self.last)
         try:
-            if optimiser is not None:
-                optimiser.load_state_dict(state["optimiser"])
-            start, best, seconds = int(state["step"]), float(state["best"]), float(state["seconds"])
+            if self.optimiser is not None:
+                self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.best, self.seconds = int(state["step"]), float(state["best"]), float(state["seconds"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {str(error)[:120]}"
-            raise UserError(f"{last}: not the end of a run, or damaged ({reason})") from None
-        _say(f"going on after step {start}")
-        if start >= steps:
-            _say(f"{out}: all {steps} steps are done")
-            return out / "best.pt"
-    _trim_log(out / "log.csv", start)
-    began, step = time.monotonic(), start
+            raise UserError(f"{self.last}: not the end of a run, or damaged ({reason})") from None
+        _say(f"going on after step {self.step}")
 
-    def save(quality: float | None = None) -> None:
-        """last.pt, and best.pt if ``quality`` is given and the best so far."""
-        nonlocal best
-        better = quality is not None and quality > best
-        best = quality if better and quality is not None else best
-        if not first:
-            return
-        weights = model.checkpoint()
-        if better:
-            _write({**weights, "step": step, "validation": best}, out / "best.pt")
-        _write({**weights, "optimiser": optimiser.state_dict() if optimiser else {}, "step": step, "best": best,
-                "seconds": seconds + time.monotonic() - began}, last)  # fmt: skip
+    # ---- the run ----
 
-    def measure(row: dict[str, Any]) -> float | None:
+    def train(self) -> Path:
+        """All steps that are left; returns the path of the best checkpoint."""
+        if self.resumed and self.step >= self.steps:
+            _say(f"{self.out}: all {self.steps} steps are done")
+            return self.best_file
+        log.trim(self.out / "log.csv", self.step)
+        if not self.trainable:  # zero-shot
+            row: log.Row = {}
+            self._save(self._measure(row))
+            found = f"validation mAP@all {row.get('val_mAP', 'none')}"
+            _say(f"{self.best_file}: {self.config.method} has nothing to train; {found}")
+            return self.best_file
+        if self._all_steps():
+            if self.first:
+                print(f"stopped at step {self.step} of {self.steps}; go on with --resume", file=sys.stderr)
+            raise KeyboardInterrupt
+        metric = "Acc@1" if self.config.setting == "fine-grained" else "mAP@all"
+        best = f"best validation {metric} {100 * self.best:.1f}%" if self.validation else None
+        _say(f"{self.best_file}: {best or 'no validation classes: the last step'}; {self._took() / 60:.1f} minutes")
+        if self.feed.skipped:
+            _say(f"left out {len(self.feed.skipped)} unreadable pictures, listed in {self.out / 'skipped.txt'}")
+        return self.best_file
+
+    def _all_steps(self) -> bool:
+        """Train until the last step or a signal; returns whether a signal stopped it before."""
+        every, stopped = self.config.eval_every, False
+        names = log.columns(self.config.loss)
+        self.model.train()
+        with log.writing(self.out / "log.csv", names, self.events) as write, stop_signals() as caught, \
+                log.progress() as progress:  # fmt: skip
+            bar = progress.add_task("Training", total=self.steps, completed=self.step, loss=math.nan, val=math.nan)
+            for part in self.feed.batches(self.step, self.steps, self.objective):
+                row, stop = self._one_step(part, caught)
+                progress.update(bar, completed=self.step, loss=float(row["loss"]))
+                if self.step % every == 0 or self.step == self.steps:
+                    self.feed.share_skipped()
+                    self._save(self._measure(row))
+                    if "val_mAP" in row:
+                        progress.update(bar, val=100 * float(row["val_mAP"]))
+                    if self.first and not is_terminal():
+                        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+                write(row)
+                if self.first and self.feed.news():
+                    self._list_skipped()
+                if stop:
+                    stopped = self.step < self.steps
+                    break
+            if stopped and self.step % every:
+                checks.check_weights(self.trainable, self.step, self.last)
+                self._save()
+        return stopped
+
+    def _one_step(self, part: Part, caught: Sized) -> tuple[log.Row, bool]:
+        """Forward, backward and the optimiser; returns the step's row of log.csv, and whether to stop after it.
+
+        Args:
+            part: this process's part of the batch.
+            caught: not empty: this process was told to stop. Then all stop after the same step.
+        """
+        config, optimiser = self.config, self.optimiser
+        assert optimiser is not None
+        rate = _learning_rate(config, self.step, self.steps)
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * rate
+        terms = _forward_backward(self.parallel, self.objective, part, config.accumulate)
+        stop = torch.tensor(float(len(caught) > 0), device=self.device)
+        values = distributed.mean(torch.stack([*terms.values(), stop]))
+        numbers = dict(zip([*terms, "stop"], values.tolist(), strict=True))
+        if not math.isfinite(numbers["loss"]):
+            self._refuse(part, numbers["loss"])
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        row = {"step": self.step, **{name: f"{numbers[name]:.5f}" for name in terms}}
+        return {**row, "lr": f"{config.lr * rate:.3g}", "seconds": f"{self._took():.1f}"}, numbers["stop"] > 0
+
+    def _refuse(self, part: Part, loss: float) -> None:
+        """A loss that is no number: say which pictures made it, before any weight is changed."""
+        bad = [str(path) for each in distributed.gather(self.feed.files(part)) for path in each]
+        file = self.out / "bad_batch.txt"
+        if self.first:
+            disk.write_text(file, "".join(f"{f}\n" for f in bad), "surrogateescape")
+        raise UserError(
+            f"the loss became {loss} at step {self.step}; its {len(bad)} pictures are listed in {file}; "
+            f"{checks.last_good(self.last)}; try a lower --lr"
+        )
+
+    # ---- what it reached, and what stays of it ----
+
+    def _measure(self, row: log.Row) -> float | None:
         """Quality on the validation classes, in the first process; without any, the newest is the best."""
-        _check_weights(trainable, step, last)
-        if not tree.validation:
-            return float(step)
+        checks.check_weights(self.trainable, self.step, self.last)
+        if not self.tree.validation:
+            return float(self.step)
         quality = None
-        if validation is not None:
-            result = validation.measure_model(model.eval(), device).query_mean
-            quality = result["Acc@1" if config.setting == "fine-grained" else "mAP@all"]
+        if self.validation is not None:
+            result = self.validation.measure_model(self.model.eval(), self.device).query_mean
+            quality = result["Acc@1" if self.config.setting == "fine-grained" else "mAP@all"]
             row |= {"val_mAP": f"{result['mAP@all']:.5f}"}
             row |= {"val_Acc1": f"{result['Acc@1']:.5f}"} if "Acc@1" in result else {}
-            model.train()
+            self.model.train()
         distributed.barrier()
         return quality
 
-    if not trainable:  # zero-shot
-        row: dict[str, Any] = {}
-        save(measure(row))
-        _say(
-            f"{out / 'best.pt'}: {config.method} has nothing to train; validation mAP@all {row.get('val_mAP', 'none')}"
+    def _save(self, quality: float | None = None) -> None:
+        """last.pt, and best.pt if ``quality`` is given and the best so far."""
+        better = quality is not None and quality > self.best
+        self.best = quality if better and quality is not None else self.best
+        if not self.first:
+            return
+        weights = self.model.checkpoint()
+        if better:
+            _write({**weights, "step": self.step, "validation": self.best}, self.best_file)
+        optimiser = self.optimiser.state_dict() if self.optimiser else {}
+        reached = {"step": self.step, "best": self.best, "seconds": self._took()}
+        _write({**weights, "optimiser": optimiser, **reached}, self.last)
+
+    def _took(self) -> float:
+        """Seconds of training, those before a stop too."""
+        return self.seconds + time.monotonic() - self.began
+
+    def _skipped(self) -> list[Any]:
+        return [*self.feed.skipped, *(self.validation.skipped if self.validation else [])]
+
+    def _list_skipped(self) -> None:
+        write_skipped(self.out / "skipped.txt", self._skipped())
+
+
+def _parallel(objective: Objective, config: TrainConfig, device: torch.device) -> DistributedDataParallel:
+    """The objective with gradients that are means over all processes."""
+    with warnings.catch_warnings():
+        # Newer versions of torch rename broadcast_buffers; older ones know no other name.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            objective,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # they follow from averages over all processes
+            find_unused_parameters=not config.loss.classification or config.prompts.depth == 0,
         )
-        return out / "best.pt"
-
-    model.train()
-    with _log(out / "log.csv", writer) as log, stop_signals() as caught, _progress() as progress:
-        bar = progress.add_task("Training", total=steps, completed=start, loss=math.nan, val=math.nan)
-        stopped = False
-        for part in feed.batches(start, steps, objective):
-            rate = _learning_rate(config, step, steps)
-            lr = config.lr * rate
-            for group in optimiser.param_groups if optimiser else ():
-                group["lr"] = group["peak"] * rate
-            terms = _forward_backward(parallel, objective, part, config.accumulate)
-            values = distributed.mean(torch.stack([*terms.values(), torch.tensor(float(bool(caught)), device=device)]))
-            numbers = dict(zip([*terms, "stop"], values.tolist(), strict=True))
-            if not math.isfinite(numbers["loss"]):
-                bad = [str(path) for each in distributed.gather(feed.files(part)) for path in each]
-                if first:
-                    disk.write_text(out / "bad_batch.txt", "".join(f"{f}\n" for f in bad), "surrogateescape")
-                raise UserError(
-                    f"the loss became {numbers['loss']} at step {step}; its {len(bad)} pictures are listed in "
-                    f"{out / 'bad_batch.txt'}; {_last_good(last)}; try a lower --lr"
-                )
-            assert optimiser is not None
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            step += 1
-
-            row = {"step": step, **{name: f"{numbers[name]:.5f}" for name in terms}, "lr": f"{lr:.3g}",
-                   "seconds": f"{seconds + time.monotonic() - began:.1f}"}  # fmt: skip
-            progress.update(bar, completed=step, loss=numbers["loss"])
-            if step % config.eval_every == 0 or step == steps:
-                feed.share_skipped()
-                save(measure(row))
-                if "val_mAP" in row:
-                    progress.update(bar, val=100 * float(row["val_mAP"]))
-                if first and not is_terminal():
-                    print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-            if first:
-                log(row)
-                if feed.news():
-                    write_skipped(out / "skipped.txt", [*feed.skipped, *(validation.skipped if validation else [])])
-            if numbers["stop"]:
-                stopped = step < steps
-                break
-        if stopped and step % config.eval_every:
-            _check_weights(trainable, step, last)
-            save()
-    if stopped:
-        if first:
-            print(f"stopped at step {step} of {steps}; go on with --resume", file=sys.stderr)
-        raise KeyboardInterrupt
-    took = seconds + time.monotonic() - began
-    metric = "Acc@1" if config.setting == "fine-grained" else "mAP@all"
-    what = f"best validation {metric} {100 * best:.1f}%" if validation else "no validation classes: the last step"
-    _say(f"{out / 'best.pt'}: {what}; {took / 60:.1f} minutes")
-    if feed.skipped and first:
-        print(f"left out {len(feed.skipped)} unreadable pictures, listed in {out / 'skipped.txt'}")
-    return out / "best.pt"
-
-
-def _before(config: TrainConfig, last: Path) -> dict[str, Any] | None:
-    """The checkpoint to go on from; a new run must not lie in the folder of another."""
-    if not config.resume and (last.exists() or (config.out / "best.pt").exists()):
-        raise UserError(f"{config.out} holds a run already: add --resume to go on with it, or choose another --out")
-    if config.resume and not last.is_file():
-        raise UserError(f"--resume: there is no {last}")
-    return read_checkpoint(last) if config.resume else None
-
-
-def _same_everywhere(config: TrainConfig, data: dict[str, Any]) -> None:
-    """Processes with other settings or other pictures would drift apart unseen."""
-    for number, (settings, found) in enumerate(distributed.gather((config, data))):
-        changed = [d for d in differences(config, settings) if not d.startswith(FREE)]
-        changed += [f"{key} in {config.data.root}" for key, value in data.items() if found.get(key) != value]
-        if changed:
-            own = distributed.rank()
-            raise UserError(f"processes {own} and {number} must train the same model; different: {'; '.join(changed)}")
-
-
-def _validation(config: TrainConfig, tree: Tree, side: int) -> TestSet | None:
-    if not tree.validation:
-        return None
-    made = TestSet(tree, tree.validation, config.data, side)
-    if config.setting == "fine-grained":
-        lacking = unpaired(made.sketches, made.photos)
-        if len(lacking) == len(made.sketches):
-            raise UserError(f"setting: fine-grained, but no validation sketch of {tree.root} has its photo")
-    return made
 
 
 def _say(text: str) -> None:
@@ -264,7 +277,7 @@ def _say(text: str) -> None:
 
 
 def _announce(
-    config: TrainConfig, tree: Tree, feed: Feed, model: SpLIP, steps: int, device: torch.device, skipped: int
+    config: TrainConfig, tree: Tree, feed: Feed, model: Retriever, steps: int, device: torch.device, skipped: int
 ) -> None:
     print(
         f"{config.method}, {config.setting}: {len(tree.seen)} seen classes, {len(feed.sketches)} sketches, "
@@ -280,17 +293,6 @@ def _announce(
         print(f"note: {note}")
     if skipped:
         print(f"left out {skipped} unreadable pictures, listed in {config.out / 'skipped.txt'}")
-
-
-def _check_weights(weights: dict[str, torch.nn.Parameter], step: int, last: Path) -> None:
-    """A finite loss can have a gradient that is not; what it broke must not be saved."""
-    for name, weight in weights.items():
-        if not bool(torch.isfinite(weight).all()):
-            raise UserError(f"{name} became infinite or not a number before step {step}; {_last_good(last)}")
-
-
-def _last_good(last: Path) -> str:
-    return f"the last good checkpoint is {last if last.is_file() else 'none'}"
 
 
 def _forward_backward(parallel: Any, objective: Objective, part: Part, accumulate: int) -> dict[str, Tensor]:
@@ -313,83 +315,6 @@ def _forward_backward(parallel: Any, objective: Objective, part: Part, accumulat
         for name, value in terms.items():
             total[name] = total.get(name, 0) + value.detach() / accumulate
     return total
-
-
-# ---- classes and settings ----
-
-
-def _share_of_classes(seen: list[str], config: TrainConfig) -> list[str]:
-    """A seeded share of the seen classes; at least two."""
-    if config.data.class_fraction == 1:
-        return seen
-    rng = np.random.default_rng([config.data.split_seed, 3])
-    count = min(len(seen), max(2, round(config.data.class_fraction * len(seen))))
-    return sorted(rng.choice(seen, count, replace=False).tolist())
-
-
-def _check_settings(config: TrainConfig) -> None:
-    for name in ("batch_size", "eval_every", "epochs", "steps", "accumulate", "per_class"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
-    for name in ("lr", "weight_decay", "warmup", "seed"):
-        value = getattr(config, name)
-        if not 0 <= value < math.inf:
-            raise UserError(f"{name} must not be negative, got {value}")
-    for name in TERMS:
-        if not 0 <= getattr(config.loss, name) < math.inf:
-            raise UserError(f"loss.{name} must not be negative, got {getattr(config.loss, name)}")
-    for name in ("sample_fraction", "class_fraction"):
-        if not 0 < getattr(config.data, name) <= 1:
-            raise UserError(f"data.{name} must be between 0 and 1, got {getattr(config.data, name)}")
-    if config.method == "zero-shot" and config.train_backbone:
-        raise UserError("method zero-shot trains nothing: leave out --train-backbone")
-    if config.method != "zero-shot" and not any(getattr(config.loss, name) for name in TERMS):
-        raise UserError("all weights of the loss are 0: nothing to train for")
-    if config.loss.divergence and config.per_class < 2:
-        raise UserError("loss.divergence compares the triplets of a class: set per_class to 2 or more")
-    if config.layernorm_lr is not None and not 0 <= config.layernorm_lr < math.inf:
-        raise UserError(f"layernorm_lr must not be negative, got {config.layernorm_lr}")
-    parts = config.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
-    if config.batch_size % parts:
-        raise UserError(f"batch_size {config.batch_size} is not a multiple of {parts} (processes x accumulate)")
-    if config.loss.divergence and parts > 1:
-        raise UserError("loss.divergence compares classes over the whole batch: one process, and accumulate 1")
-    if config.tensorboard:
-        _tensorboard(None)
-
-
-def _tensorboard(folder: Path | None) -> Any:
-    """A TensorBoard writer; without a folder, only whether there can be one."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError('--tensorboard needs TensorBoard: pip install "splip[tensorboard]"') from None
-    return None if folder is None else SummaryWriter(str(folder))
-
-
-def _data_facts(tree: Tree, feed: Feed) -> dict[str, Any]:
-    """Which classes are trained on, choose the checkpoint and are held out, and which pictures there are.
-
-    Batches are drawn from the pictures that are known to be readable: they count too.
-    """
-    words = {name: tree.texts[i] for i, name in enumerate(tree.classes)}
-
-    def digest(*lists: Items) -> str:
-        names = hashlib.sha256()
-        for path in (path for items in lists for path in items.paths):
-            names.update(os.fsencode(path.relative_to(tree.root)) + b"\0")
-        return names.hexdigest()
-
-    return {
-        "dataset": tree.dataset,
-        "split": tree.split,
-        "seen": [words[name] for name in tree.seen],
-        "validation": [words[name] for name in tree.validation],
-        "unseen": [words[name] for name in tree.unseen],
-        "pictures": digest(tree.sketches, tree.photos),
-        "pictures to draw from": digest(feed.sketches, feed.photos),
-    }
 
 
 def _parameter_groups(trainable: dict[str, torch.nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:
@@ -421,13 +346,6 @@ def _learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _same_config(state: dict[str, Any], config: TrainConfig, last: Path) -> None:
-    old = from_dict(TrainConfig, state["config"], str(last))
-    changed = [d for d in differences(old, config) if not d.startswith(FREE)]
-    if changed:
-        raise UserError(f"--resume: the settings differ from those of {last}: {'; '.join(changed)}")
-
-
 def _write(state: dict[str, Any], path: Path) -> None:
     """Whole or not at all: a stop while writing leaves the previous file."""
     try:
@@ -435,54 +353,3 @@ def _write(state: dict[str, Any], path: Path) -> None:
             torch.save(state, file)
     except (OSError, RuntimeError) as error:
         raise UserError(f"cannot write {path}: {error}") from None
-
-
-def _trim_log(path: Path, step: int) -> None:
-    """Drop rows after the checkpoint that training goes on from."""
-    if not path.is_file() or distributed.rank() != 0:
-        return
-    with open(path, newline="") as file:
-        rows = [r for r in csv.DictReader(file) if int(r["step"]) <= step]
-    with disk.replacing(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-@contextmanager
-def _log(path: Path, writer: Any) -> Iterator[Any]:
-    """A function that writes a row to log.csv, and to TensorBoard if there is a writer."""
-    if distributed.rank() != 0:
-        yield None
-        return
-    new = not path.is_file()
-    with open(path, "a", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            table.writeheader()
-
-        def write(row: dict[str, Any]) -> None:
-            table.writerow(row)
-            file.flush()
-            for name, value in row.items() if writer is not None else ():
-                if name not in ("step", "seconds"):
-                    writer.add_scalar(
-                        ("validation/" if name.startswith("val") else "train/") + name, float(value), row["step"]
-                    )
-
-        try:
-            yield write
-        finally:
-            if writer is not None:
-                writer.close()
-
-
-def _progress() -> Progress:
-    return bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  val mAP {task.fields[val]:.1f}%"),
-        TimeRemainingColumn(),
-        transient=False,
-    )

@@ -1,11 +1,24 @@
-"""The training losses, one function per term. Features have unit length.
+"""The mathematics of the training losses: functions of tensors; and the margins and choices of negatives, by name.
 
-Sizes: B triplets, D embedding, C classes, G groups of texts, Y permutations.
+Features have unit length. Sizes: B triplets, D embedding, C classes, G groups of texts, Y permutations.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from splip.models.config import TrainConfig
+from splip.plugins import Registry
+
+Margin = Callable[[Tensor, Tensor, Tensor, TrainConfig], Tensor | float]
+MARGINS: Registry[Margin] = Registry("loss.margin")
+register_margin = MARGINS.register
+
+Negatives = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor | None]
+NEGATIVES: Registry[Negatives] = Registry("loss.negatives")
+register_negatives = NEGATIVES.register
 
 
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -26,7 +39,35 @@ def triplet(sketch: Tensor, positive: Tensor, negative: Tensor, margin: Tensor |
     return F.relu(squared_distance(sketch, positive) - squared_distance(sketch, negative) + margin).mean()
 
 
-def semi_hard(sketch: Tensor, positive: Tensor, photos: Tensor, allowed: Tensor) -> Tensor:
+@register_margin("adaptive")
+def adaptive_margin(own: Tensor, other: Tensor, similarity: Tensor, config: TrainConfig) -> Tensor | float:
+    """mu: the cosine of the two classes' frozen texts, 1 when the classes are the same.
+
+    Args:
+        own: ``[B]`` int64, the sketches' classes.
+        other: ``[B]`` int64, the negatives' classes.
+        similarity: ``[C, C]``, cosines of the classes' texts.
+
+    Returns:
+        ``[B]``, or one number for all.
+    """
+    return similarity[own, other]
+
+
+@register_margin("fixed")
+def fixed_margin(own: Tensor, other: Tensor, similarity: Tensor, config: TrainConfig) -> Tensor | float:
+    """mu: ``loss.fixed_margin``, whatever the classes are."""
+    return config.loss.fixed_margin
+
+
+@register_negatives("random")
+def drawn(sketch: Tensor, positive: Tensor, photos: Tensor, allowed: Tensor) -> Tensor | None:
+    """For each sketch the photo that was drawn as its negative: nothing is mined."""
+    return None
+
+
+@register_negatives("semi-hard")
+def semi_hard(sketch: Tensor, positive: Tensor, photos: Tensor, allowed: Tensor) -> Tensor | None:
     """For each sketch the photo of the batch to use as its negative: the nearest that is further away than
     the positive (Schroff et al., CVPR 2015).
 

@@ -1,0 +1,80 @@
+"""The baselines: the same model with other prompts, or none."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from splip.data.trees import MODALITIES
+from splip.errors import UserError
+from splip.models.config import TrainConfig
+from splip.models.prompts import CoupledPrompts, ModalityTokens
+from splip.models.registry import register
+from splip.models.retriever import Retriever
+
+
+@register("zero-shot")
+class ZeroShot(Retriever):
+    """The backbone as it is: nothing is trained."""
+
+    trains = False
+
+    @classmethod
+    def check(cls, config: TrainConfig) -> None:
+        if config.train_backbone:
+            raise UserError("method zero-shot trains nothing: leave out --train-backbone")
+
+    def trained(self) -> list[nn.Parameter]:
+        return []
+
+
+@register("clip-ln")
+class ClipLayerNorm(Retriever):
+    """LayerNorms are trained, and nothing else: what the base class does by itself."""
+
+
+@register("clip-at")
+class ClipAT(Retriever):
+    """CLIP-AT (Sain et al., CVPR 2023): learned tokens at the visual input, a set for each modality, and LayerNorms."""
+
+    def make_prompts(self) -> None:
+        self.modality_tokens = ModalityTokens(
+            len(MODALITIES), self.backbone.visual_width, self.config.prompts.visual_tokens
+        )
+
+    def write_visual(self, modality: Tensor, summary: object) -> list[Tensor]:
+        tokens = self.modality_tokens.tokens
+        choice = F.one_hot(modality, len(MODALITIES))
+        return [torch.einsum("gm,mnd->gnd", choice.to(tokens.dtype), tokens)]
+
+
+@register("maple")
+class MaPLe(Retriever):
+    """MaPLe (Khattak et al., CVPR 2023): learned text tokens in the first layers, linear maps of them as visual ones.
+
+    Its recipe names a depth that smaller towers do not have: there it means all layers.
+    """
+
+    any_depth = True
+
+    def make_prompts(self) -> None:
+        p, clip = self.config.prompts, self.backbone
+        self.coupled: CoupledPrompts | None = None
+        if p.text_tokens and p.depth != 0:
+            depth = min(self.depth(clip.visual_layers), self.depth(clip.text_layers))
+            first = self._first_words(p.text_tokens)
+            self.coupled = CoupledPrompts(depth, p.text_tokens, clip.text_width, clip.visual_width, first)
+            self.text_tokens = p.text_tokens
+
+    def _first_words(self, tokens: int) -> Tensor:
+        """Where the tokens start: the words of "a photo of a", as many as there are tokens."""
+        ids = self.backbone.tokenize([" ".join(["a photo of a"] * (1 + tokens // 4))])[0, 1 : 1 + tokens]
+        words: Tensor = self.backbone.text.token_embedding.weight[ids].detach()
+        return words
+
+    def write_text(self, groups: int, patches: Tensor | None) -> list[Tensor] | None:
+        return None if self.coupled is None else [text.expand(groups, -1, -1) for text in self.coupled.text]
+
+    def write_visual(self, modality: Tensor, summary: object) -> list[Tensor] | None:
+        if self.coupled is None:
+            return None
+        return [prompt.expand(len(modality), -1, -1) for prompt in self.coupled.visual()]
