@@ -451,7 +451,7 @@ def test_two_processes_are_one(settings, tmp_path, train_backbone):
     From random weights, BatchNorms over the batches of both processes too: their averages are buffers.
     """
     run = dict(steps=6, eval_every=3, lr=1e-3, warmup=0, train_backbone=train_backbone, out=tmp_path / "of-1")
-    train.train(dataclasses.replace(settings, **run))
+    loop.train(dataclasses.replace(settings, **run))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     command += ["splip.train", "--data.root", settings.data.root, "--data.unseen", "box", "cone"]
     command += ["--data.validation", "pole", "--backbone.name", "splip-tiny", "--device", "cpu"]
