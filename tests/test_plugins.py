@@ -64,7 +64,7 @@ def test_methods_of_the_package_cannot_be_replaced(plugged):
 
 
 def test_built_in_names():
-    assert METHODS.names()[:5] == ["splip", "zero-shot", "clip-ln", "clip-at", "maple"]
+    assert {"splip", "zero-shot", "clip-ln", "clip-at", "maple"} <= set(METHODS.names())
     code = (
         "from splip.models import SpLIP, build; from splip.models.registry import METHODS; print(len(METHODS.names()))"
     )
