@@ -70,6 +70,9 @@ def test_a_stage_that_hangs_is_killed_and_what_it_had_is_kept(run, capsys):
     entry = made.report["stages"]["hangs"]
     assert entry["error"] == "killed after 12 s" and made.failed
     assert "hangs: the last words" in logs() and [row["sizes"] for row in made.report["rows"]] == ["Q=8"]
+    deadline = time.monotonic() + 20  # a signal takes effect when its process gets to run
+    while alive(entry["found"]["sleeper"]) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert not alive(entry["found"]["sleeper"])
     assert "hangs: killed after 12 s" in capsys.readouterr().out
 
