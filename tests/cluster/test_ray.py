@@ -421,12 +421,8 @@ def test_the_service_runs_on_shards(machines, photos, tmp_path):
                 assert all(one["partial"] is False for one in answer) and max(one["batch"] for one in answer) > 1
                 assert client.get(f"/v1/thumbnails/{answer[0]['matches'][0]['id']}").status_code == 200
                 if served is gallery:
-<<<<<<< HEAD:tests/cluster/test_ray.py
                     ray.kill(gallery.replicas.all[0].actor)
-=======
-                    ray.kill(gallery._replicas[0].actor)
                     deadline = time.monotonic() + 20  # a kill is a request: the shard may still answer one or two
->>>>>>> install:tests/test_cluster.py
                     one = client.post("/v1/search", json={"id": 1, "k": 3}).json()
                     while not one["partial"] and time.monotonic() < deadline:
                         time.sleep(0.05)
