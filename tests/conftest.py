@@ -1,6 +1,5 @@
 """Seed, poison, and the devices that every op test runs on."""
 
-import contextlib
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -12,6 +11,7 @@ if at_a_time := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 import pytest
 import torch
 from drawing import draw
+from levels import kernels
 
 from splip import _C
 
@@ -52,20 +52,6 @@ def device(request, two_threads):
         return
     with kernels(request.param.removeprefix("cpu-")):
         yield torch.device("cpu")
-
-
-@contextlib.contextmanager
-def kernels(name):
-    """Run with one level of CPU kernels; skip what this machine cannot run."""
-    before = _C.isa()
-    try:
-        _C.set_isa(name)
-    except ValueError:
-        pytest.skip(f"this processor cannot run the {name} kernels")
-    try:
-        yield
-    finally:
-        _C.set_isa(before)
 
 
 @pytest.fixture(params=[*LEVELS, "amx-emulated"])

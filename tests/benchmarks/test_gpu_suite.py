@@ -46,7 +46,7 @@ def stage(name, limit=60, needs=(), estimate=1):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A suite that finds the stages of the tests; (suite, logs so far)."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests/helpers"))
     (tmp_path / "site").mkdir()
     told = {"site": str(tmp_path / "site"), "shared": str(tmp_path), "out": str(tmp_path / "out"), "arch": "90a",
             "module": None, "leave_out": []}  # fmt: skip
@@ -205,7 +205,7 @@ def test_without_a_gpu_it_says_so(tmp_path):
 
 def test_the_whole_command_on_a_card(tmp_path, monkeypatch, capsys):
     """With stages of this test: what is asked for, what it needs, files, exit codes, an earlier run."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests/helpers"))
     card = {"gpu": "a card", "capability": [9, 0]}
     monkeypatch.setattr(gpu_suite.machine, "gpu", lambda: card)
     monkeypatch.setattr(gpu_suite.machine, "missing", lambda *names: [])

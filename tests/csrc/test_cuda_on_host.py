@@ -111,14 +111,14 @@ class Build:
 
     def __init__(self, folder, compiler, include):
         self.folder, self.compiler = folder, compiler
-        emulator = ROOT / "tests/cuda_on_host"
+        emulator = ROOT / "tests/csrc/cuda_on_host"
         (folder / "csrc/cuda").mkdir(parents=True)
         for header in (ROOT / "csrc").glob("*.h"):
             shutil.copy(header, folder / "csrc")
         for header in (ROOT / "csrc/cuda").glob("*.cuh"):
             (folder / "csrc/cuda" / header.name).write_text(as_host_code(header.read_text()))
         shutil.copy(emulator / "ptx.cuh", folder / "csrc/cuda")
-        shutil.copytree(emulator, folder / "tests/cuda_on_host")
+        shutil.copytree(emulator, folder / "tests/csrc/cuda_on_host")
         self.flags = ["-std=c++17", "-O1", "-w", "-fPIC", "-DSPLIP_HAS_CUDA", "-DSPLIP_WGMMA", f"-I{emulator}"]
         self.flags += [f"-isystem{path}" for path in include]
         # What these find calls the emulator: on_host.cpp has its functions.
@@ -126,7 +126,7 @@ class Build:
         self.plants = 0
         jobs = [self.start(name, source_of(name)) for name in SOURCES]
         main = folder / "on_host.o"
-        command = [compiler, *self.flags, "-c", folder / "tests/cuda_on_host/on_host.cpp", "-o", main]
+        command = [compiler, *self.flags, "-c", folder / "tests/csrc/cuda_on_host/on_host.cpp", "-o", main]
         jobs.append((main, subprocess.Popen(command)))
         assert not any([job.wait() for _, job in jobs])
         self.objects = dict(zip([*SOURCES, "on_host"], [made for made, _ in jobs], strict=True))

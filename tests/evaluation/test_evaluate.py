@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from evaluation.test_protocols import pair
+from drawing import pair
 from PIL import Image
 
 import splip

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from drawing import pair
 
 from splip.data.config import DataConfig
 from splip.data.trees import load_tree
@@ -9,17 +10,6 @@ from splip.errors import UserError
 from splip.evaluation import protocols
 
 UNSEEN = ["box", "cone"]
-
-
-def pair(root, lacking=()):
-    """instances.csv: photo 0 shows what sketches 0 and 1 show, photo 1 what sketch 2 shows."""
-    lines = ["path,instance"]
-    for sketch in sorted((root / "sketch").rglob("*.png")):
-        if sketch.relative_to(root).as_posix() not in lacking:
-            lines.append(f"{sketch.relative_to(root).as_posix()},{sketch.parent.name}-{int(sketch.stem) // 2}")
-    for photo in sorted((root / "photo").rglob("*.jpg")):
-        lines.append(f"{photo.relative_to(root).as_posix()},{photo.parent.name}-{photo.stem}")
-    (root / "instances.csv").write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture

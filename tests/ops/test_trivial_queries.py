@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import kernels
+from levels import kernels
 
 from splip import _C, ops
 from splip.ops import reference

@@ -1,6 +1,4 @@
-import contextlib
 import copy
-import csv
 import dataclasses
 import os
 import shutil
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from drawing import draw
+from runs import at_step_two, power_cut, rows
 
 from splip import config
 from splip.errors import UserError
@@ -24,12 +23,6 @@ from splip.models.checkpoint import read_checkpoint
 from splip.models.config import BackboneConfig, LossConfig, TrainConfig
 from splip.train import batches, log, loop, losses
 from splip.train.objective import Objective
-from splip.train.sampler import Sampler
-
-
-def rows(run):
-    with open(run / "log.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def same(a, b):
@@ -37,25 +30,6 @@ def same(a, b):
     for part in ("trainable", "buffers"):
         for name, value in a[part].items():
             assert torch.equal(value, b[part][name]), name
-
-
-@contextlib.contextmanager
-def at_step_two(monkeypatch, happening):
-    """Something happens when the batch of step 2 is drawn."""
-    batch = Sampler.batch
-
-    def draw(self, step):
-        if step == 2:
-            happening()
-        return batch(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Sampler, "batch", draw)
-        yield
-
-
-def power_cut():
-    raise RuntimeError("power cut")
 
 
 def test_run(settings, capsys):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from train.test_loop import at_step_two, power_cut, rows
+from runs import at_step_two, power_cut, rows
 
 from splip.train import loop
 

@@ -23,3 +23,14 @@ def draw(path, kind, colour, seed, size=(48, 40)):
         pen.line([(x + 13, y), (x + 13, y + 26)], colour, 5)
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
+
+
+def pair(root, lacking=()):
+    """instances.csv: photo 0 shows what sketches 0 and 1 show, photo 1 what sketch 2 shows."""
+    lines = ["path,instance"]
+    for sketch in sorted((root / "sketch").rglob("*.png")):
+        if sketch.relative_to(root).as_posix() not in lacking:
+            lines.append(f"{sketch.relative_to(root).as_posix()},{sketch.parent.name}-{int(sketch.stem) // 2}")
+    for photo in sorted((root / "photo").rglob("*.jpg")):
+        lines.append(f"{photo.relative_to(root).as_posix()},{photo.parent.name}-{photo.stem}")
+    (root / "instances.csv").write_text("\n".join(lines) + "\n")
