@@ -28,6 +28,7 @@ def norm(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
 
 # ---- the maps between the towers ----
 
+
 def b_t(patches: Tensor, w: dict[str, Tensor]) -> Tensor:  # [P, d_v] -> [m, d_t]
     """Three linear layers with GELU between: the first over the patch axis, the others over the width."""
     x = linear(norm(patches, w, "b_t.norm").T, w, "b_t.over_patches").T  # [m, d_v]
@@ -106,7 +107,9 @@ class Towers:
         return torch.stack([linear(self.clip.token_embedding.weight[i], self.w, "b_v.project") for i in ids])
 
     def patches(self, image: Tensor) -> Tensor:  # [3, H, W] of 0..1 -> E_0 [P, d_v]
-        mean, std = (torch.tensor(t, dtype=torch.float32)[:, None, None] for t in (MEAN, STD))  # as the package holds them
+        mean, std = (
+            torch.tensor(t, dtype=torch.float32)[:, None, None] for t in (MEAN, STD)
+        )  # as the package holds them
         pixels = (image - mean) / std
         return self.clip.visual.conv1(pixels[None])[0].flatten(1).T
 
@@ -153,8 +156,8 @@ def prompts(towers: Towers, kind: int, patches: Tensor, classes: list[str]) -> t
     t = b_t(patches, towers.w)
     features, states, spans = zip(*[towers.encode_text(kind, name, t) for name in classes], strict=True)
     summary = []
-    for l in range(len(towers.visual_layers)):
-        source = math.floor(l * len(towers.text_layers) / len(towers.visual_layers))
+    for layer in range(len(towers.visual_layers)):
+        source = math.floor(layer * len(towers.text_layers) / len(towers.visual_layers))
         summary.append(b_vt([state[source] for state in states], spans, towers.w))
     return list(features), towers.word_tokens(kind), summary
 
