@@ -20,7 +20,7 @@ demo: $(VENV)/.demo
 	"$(BIN)/splip" demo --out "$(DEMO)" $(DEMO_ARGS)
 
 test: $(VENV)/.test
-	$(say) "the tests, $(JOBS) at a time: under five minutes on two cores"
+	$(say) "the tests, $(JOBS) at a time: minutes"
 	"$(BIN)/python" -m pytest -q -n $(JOBS) --dist worksteal
 
 lint: $(VENV)/.dev

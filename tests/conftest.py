@@ -3,8 +3,8 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Tests that run at a time share the cores. More threads than cores wait for each other: a fifth more work, and much
-# longer on a busy machine. The kernels' own tests ask for two.
+# Tests that run at a time share the cores: more threads than cores wait for each other. The kernels' own tests ask for
+# two threads.
 if at_a_time := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(at_a_time))))
 
