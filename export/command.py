@@ -268,7 +268,7 @@ class _Job:
 
     def hash_files(self) -> None:
         known = self.about.sha256  # files are written once
-        self.about.sha256 = {n: known.get(n) or manifest.file_hash(self.made / n) for n in _files(self.about)}
+        self.about.sha256 = {n: known.get(n) or disk.file_hash(self.made / n) for n in _files(self.about)}
 
     def _measure(self, kind: str, precision: str, engine: str) -> verify.Fidelity:
         """The files as a user would load them, against the training code."""

@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from splip import disk
 from splip.encoders import cuda
-from splip.encoders.manifest import INPUT, Batch, file_hash
+from splip.encoders.manifest import INPUT, Batch
 from splip.encoders.tensorrt_runtime import INSTALL, Metadata, Unavailable, load_library, make_logger
 from splip.errors import UserError
 
@@ -106,8 +107,8 @@ def write(
         hardware=hardware,
         version_compatible=version_compatible,
         batch=list(batch),
-        onnx_sha256=file_hash(source),
-        engine_sha256=file_hash(path),
+        onnx_sha256=disk.file_hash(source),
+        engine_sha256=disk.file_hash(path),
     )
     metadata.save(path)
     return metadata

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from splip import images
+from splip import disk, images
 from splip.data.cache import Pictures
 from splip.data.config import DataConfig
 from splip.data.trees import MODALITIES
@@ -85,7 +85,7 @@ def test_every_engine_gives_the_models_features(engine, checkpoint, model, reque
     encoder = load(engine, checkpoint, request)
     assert (encoder.engine, encoder.image_size, encoder.embed_dim) == (engine, S, D)
     assert (encoder.fit, encoder.crop_sketches) == ("stretch", True)
-    assert encoder.identity == manifest.file_hash(checkpoint) and encoder.name == "best.pt (splip-tiny, splip)"
+    assert encoder.identity == disk.file_hash(checkpoint) and encoder.name == "best.pt (splip-tiny, splip)"
     assert encoder.precision == ("bf16" if engine == "openvino" and openvino.has_amx() else "fp32")
     for modality in MODALITIES:
         for count in (0, 1, 3, 70):  # 70: more than the largest batch
@@ -456,7 +456,7 @@ def test_damaged_files(copy):
         Encoder.load(copy, "onnxruntime")
     (copy / "photo.onnx").write_bytes((copy / "photo.onnx").read_bytes()[:1000])
     about = manifest.read(copy)
-    about.sha256["photo.onnx"] = manifest.file_hash(copy / "photo.onnx")  # exported so, by whatever wrote it
+    about.sha256["photo.onnx"] = disk.file_hash(copy / "photo.onnx")  # exported so, by whatever wrote it
     about.save(copy)
     with pytest.raises(UserError, match="photo.onnx: onnxruntime cannot load it"):
         Encoder.load(copy, "onnxruntime", device="cpu").encode(pixels(1), "photo")
@@ -505,7 +505,7 @@ def an_engine(folder, **changes):
     path.write_bytes(b"plan" * 100)
     values = {
         "flavour": "tensorrt-rtx", "version": "1.7.1", "capabilities": ["8.9"], "hardware": "none",
-        "version_compatible": False, "batch": [2, 4, 8], "onnx_sha256": "", "engine_sha256": manifest.file_hash(path),
+        "version_compatible": False, "batch": [2, 4, 8], "onnx_sha256": "", "engine_sha256": disk.file_hash(path),
     }  # fmt: skip
     metadata = Metadata(**(values | changes))
     metadata.save(path)
@@ -666,7 +666,7 @@ def test_an_engine_that_the_library_refuses(tmp_path, monkeypatch):
     gpu = FakeGpu(monkeypatch)
     path, metadata = an_engine(tmp_path)
     path.write_bytes(b"other")
-    dataclasses.replace(metadata, engine_sha256=manifest.file_hash(path)).save(path)
+    dataclasses.replace(metadata, engine_sha256=disk.file_hash(path)).save(path)
     with pytest.raises(UserError, match="photo.engine: tensorrt-rtx 1.7.1 refuses it: it gives no reason"):
         tensorrt_runtime.Engine(path)
     assert gpu.closed

@@ -17,11 +17,11 @@ from PIL import Image
 
 import splip
 from splip.data.trees import load_tree
+from splip.disk import file_hash
 from splip.errors import UserError
 from splip.evaluation import evaluate, metrics, test_set
 from splip.evaluation.config import EvalConfig
 from splip.models import build, load_model
-from splip.models.checkpoint import file_hash
 
 SEEN = ["ball", "dash", "red ball", "red box", "slash"]
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from drawing import draw
 
 import splip.export
+from splip import disk
 from splip.data.config import DataConfig
 from splip.data.trees import MODALITIES
 from splip.encoders import base, cuda, graph, manifest, tensorrt_runtime
@@ -329,7 +330,7 @@ def check_engine(source, path, capabilities):
     metadata = to_tensorrt.write(source, path, [S, S, 3], Batch(1, 4, 16), capabilities=capabilities)
     assert path.stat().st_size > 100_000
     assert tensorrt_runtime.read_metadata(path) == metadata
-    assert metadata.batch == [1, 4, 16] and metadata.onnx_sha256 == manifest.file_hash(source)
+    assert metadata.batch == [1, 4, 16] and metadata.onnx_sha256 == disk.file_hash(source)
     if capabilities or not cuda.gpus():
         assert metadata.capabilities == list(capabilities)
 
@@ -373,7 +374,7 @@ def test_export_folder(exported, checkpoint):
         json.loads((exported / "export.json").read_text())["sha256"]
     )
     about = json.loads((exported / "export.json").read_text())
-    assert about["identity"] == manifest.file_hash(checkpoint) and about["name"] == "best.pt (splip-tiny, splip)"
+    assert about["identity"] == disk.file_hash(checkpoint) and about["name"] == "best.pt (splip-tiny, splip)"
     assert about["input"] == {"name": "images", "dtype": "uint8", "shape": ["batch", S, S, 3]}
     assert about["output"] == {"name": "features", "dtype": "float32", "shape": ["batch", D]}
     assert about["batch"] == [1, 8, 64] and about["opset"] == 20 and about["precision"] == "fp32"
@@ -386,7 +387,7 @@ def test_export_folder(exported, checkpoint):
             and fidelity["top10"] > 0.99
             and about["engines"][kind]["status"] == "verified"
         )
-    assert about["sha256"]["photo.onnx"] == manifest.file_hash(exported / "photo.onnx")
+    assert about["sha256"]["photo.onnx"] == disk.file_hash(exported / "photo.onnx")
     card = (exported / "README.md").read_text()
     assert about["identity"] in card and "| openvino | fp32 | verified |" in card and "`text.onnx`" in card
     assert about["text"]["max_difference"] < 1e-5 and about["text"]["texts"] > 5

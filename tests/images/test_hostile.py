@@ -14,6 +14,7 @@ import pytest
 import torch
 from drawing import draw
 
+from splip import disk
 from splip.encoders import base, manifest
 from splip.encoders.encoder import Encoder
 from splip.errors import UserError, one_line, short
@@ -191,7 +192,7 @@ def export(tmp_path):
     def write(change=None, files=()):
         names = [*files] or ["x.onnx"]
         about.engines = {"onnx": manifest.Built({m: names for m in manifest.MODALITIES}, ["fp32"], "verified")}
-        about.sha256 = {n: manifest.file_hash(folder / n) for n in names if (folder / n).is_file()}
+        about.sha256 = {n: disk.file_hash(folder / n) for n in names if (folder / n).is_file()}
         about.save(folder)
         if change is not None:
             values = json.loads((folder / manifest.FILE).read_text())

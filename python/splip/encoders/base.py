@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from splip import disk
 from splip.encoders import manifest
 from splip.encoders.manifest import Built, Manifest
 from splip.errors import UserError
@@ -67,7 +68,7 @@ def describe(path: Path, model: Any) -> Manifest:
     return Manifest(
         format=manifest.FORMAT,
         splip=splip.__version__,
-        identity=manifest.file_hash(path),
+        identity=disk.file_hash(path),
         name=f"{path.name} ({config.backbone.name}, {config.method})",
         image_size=clip.image_size,
         embed_dim=clip.embed_dim,

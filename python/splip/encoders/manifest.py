@@ -1,7 +1,6 @@
 """``export.json``: what an export folder holds. Imports neither torch nor an engine: it is read where encoders run."""
 
 import dataclasses
-import hashlib
 import json
 import typing
 from collections.abc import Iterable
@@ -126,7 +125,7 @@ class Manifest:
             path = folder / name
             if not path.is_file():
                 raise UserError(f"{path}: is missing; {folder / FILE} lists it")
-            if file_hash(path) != self.sha256.get(name):
+            if disk.file_hash(path) != self.sha256.get(name):
                 raise UserError(f"{path}: damaged, or not the file that was exported (sha256 differs); export again")
 
 
@@ -224,12 +223,3 @@ def _damage(about: Manifest) -> str | None:
     if not whole(text.length, MOST_WIDTH) or type(text.end) is not int or not 0 <= text.end < 2**31:
         return f"the text tower takes {short(text.length)} tokens that end with {short(text.end)}"
     return None
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -17,7 +17,7 @@ import numpy as np
 
 from splip import disk
 from splip.encoders import cuda
-from splip.encoders.manifest import INPUT, OUTPUT, file_hash
+from splip.encoders.manifest import INPUT, OUTPUT
 from splip.errors import UserError
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -66,7 +66,7 @@ def read_metadata(engine: Path) -> Metadata:
         raise UserError(f"{sidecar(engine)}: is missing; without it nobody knows what the engine is for") from None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{sidecar(engine)}: damaged: {error}") from None
-    if file_hash(engine) != metadata.engine_sha256:
+    if disk.file_hash(engine) != metadata.engine_sha256:
         raise UserError(f"{engine}: damaged, or not the engine that {sidecar(engine).name} describes; export again")
     return metadata
 

@@ -23,7 +23,7 @@ from splip.evaluation.config import EvalConfig
 from splip.evaluation.protocols import Protocol
 from splip.evaluation.test_set import Features, TestSet, View
 from splip.images import grid
-from splip.models.checkpoint import file_hash, pick_device
+from splip.models.checkpoint import pick_device
 from splip.models.registry import load_model
 from splip.models.retriever import Retriever
 
@@ -88,7 +88,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "order": "cosine in float32, falling; ties by gallery index",
         "seed": config.seed,
         "method": method,
-        "checkpoint": {"file": str(config.checkpoint), "sha256": file_hash(config.checkpoint)},
+        "checkpoint": {"file": str(config.checkpoint), "sha256": disk.file_hash(config.checkpoint)},
         "backbone": model.backbone_identity,
         "splip": splip.__version__,
         "query_mean": sets[0]["query_mean"],

@@ -1,6 +1,5 @@
 """Checkpoint files: reading, checking, hashing."""
 
-import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -67,15 +66,6 @@ def _damage(state: dict[str, Any]) -> str | None:
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 return f"{name} holds numbers that are not finite"
     return None
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def pick_device(name: str) -> torch.device:
