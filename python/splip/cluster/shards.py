@@ -10,7 +10,7 @@ is partial, says so, and Ray starts the process again, on another machine if nee
 
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,13 @@ from splip.cluster.replicas import Replica, Replicas
 from splip.cluster.settings import SearchSettings
 from splip.cluster.shard import STATES
 from splip.errors import UserError
-from splip.gallery.catalog import Filter, Item
-from splip.gallery.folder import GalleryFolder
+from splip.gallery.catalog import Filter
 from splip.gallery.matches import Key, Match
 from splip.gallery.protocol import Searchable
-from splip.gallery.queries import QueryEncoder, checked
+from splip.gallery.queries import checked
 from splip.gallery.scan import Best, merge, nothing
-from splip.gallery.snapshot import Filters, Snapshots, State, passing
+from splip.gallery.snapshot import Filters, State, passing
+from splip.gallery.stored import StoredGallery
 from splip.milvus import address
 from splip.milvus.gallery import open_gallery
 
@@ -39,7 +39,7 @@ ANSWER_SECONDS = 20.0  # for all shards to answer; what is late counts as gone
 LARGE = 65_536  # bytes of queries that are worth to be sent once to each machine, not to each process
 
 
-class ShardedGallery(QueryEncoder):
+class ShardedGallery(StoredGallery):
     """A gallery, open for reading, whose searches run on a cluster: see :func:`open_sharded`."""
 
     def __init__(
@@ -54,19 +54,9 @@ class ShardedGallery(QueryEncoder):
         model: Path | None = None,
         encoder: "Encoder | None" = None,
     ) -> None:
-        self.folder, self._files = folder, GalleryFolder(folder)
         self.replicas: Replicas | None = None
+        super().__init__(folder, None, engine=engine, device=device, model=model, encoder=encoder)
         try:
-            super().__init__(
-                str(folder),
-                self._files.facts,
-                lambda: self._files.model_source(model),
-                engine=engine,
-                device=device,
-                encoder=encoder,
-            )
-            self._snapshots = Snapshots(self._files, device=None)
-            self._snapshots.refresh()
             self._ray = import_ray()
             shards = shards or len(cluster.nodes())
             if shards < 1 or replicas < 1:
@@ -76,46 +66,20 @@ class ShardedGallery(QueryEncoder):
             self.replicas = Replicas(cluster, files, shards, replicas, on_gpu=device.startswith("cuda"))
             self.replicas.start(self._tell())
         except BaseException:
-            self._release()
+            self._end_replicas()
+            self._files.close()
             raise
 
-    def _release(self) -> None:
+    def _end_replicas(self) -> None:
         if self.replicas is not None:
             self.replicas.close()
-        self._files.close()
 
     def close(self) -> None:
         """End the processes, release the database, and the encoder unless it was given."""
-        self._release()
-        self.close_encoder()
-        self._snapshots.forget()
+        self._end_replicas()
+        super().close()
 
     # ---- what it holds ----
-
-    def __len__(self) -> int:
-        """Items, as of the last search or refresh."""
-        return self._snapshots.state.live
-
-    @property
-    def revision(self) -> int:
-        """Grows with every commit; as of the last search or refresh."""
-        return self._snapshots.state.revision
-
-    def labels(self) -> dict[str, int]:
-        """Items of each label, by name; those without one are not counted."""
-        return self._files.labels()
-
-    def item(self, id: int) -> Item:
-        """An item; KeyError: no such item (any more)."""
-        return self._files.item(id)
-
-    def find(self, path: Path | str) -> Item | None:
-        """The item of a file, if there is one."""
-        return self._files.find(path)
-
-    def items(self, filter: Filter | None = None) -> Iterator[Item]:
-        """All items that pass a filter, by id; a consistent list however long it is read."""
-        return self._files.items(filter)
 
     def vector(self, id: int) -> np.ndarray:
         """The vector of an item, float32 ``[D]``, from the file; KeyError: no such item (any more)."""

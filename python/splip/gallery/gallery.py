@@ -6,7 +6,7 @@ meanwhile; every search sees one committed state (:mod:`splip.gallery.snapshot`)
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,14 +16,15 @@ import torch
 
 from splip.gallery import catalog, ingest, maintenance
 from splip.gallery.catalog import Catalog, Filter, Item
-from splip.gallery.folder import GalleryFolder, make, need_free
+from splip.gallery.folder import make, need_free
 from splip.gallery.ingest import Added, Picture
 from splip.gallery.maintenance import Checked, Compacted
 from splip.gallery.matches import Match
-from splip.gallery.queries import QueryEncoder, checked
+from splip.gallery.queries import checked
 from splip.gallery.scan import Part
 from splip.gallery.segments import Segments
-from splip.gallery.snapshot import Snapshots, State
+from splip.gallery.snapshot import State
+from splip.gallery.stored import StoredGallery
 from splip.gallery.writer import Writer
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 SEGMENT_ROWS = 262_144
 
 
-class Gallery(QueryEncoder):
+class Gallery(StoredGallery):
     """Embedded pictures, and the model that embedded them.
 
     Example::
@@ -56,23 +57,14 @@ class Gallery(QueryEncoder):
         write: bool = False,
         encoder: "Encoder | None" = None,
     ) -> None:
-        self.folder, self._files = folder, GalleryFolder(folder, write)
-        try:
-            super().__init__(
-                str(folder),
-                self._files.facts,
-                lambda: self._files.model_source(model),
-                engine=engine,
-                device=device,
-                encoder=encoder,
-            )
-            self._snapshots, self._writer = Snapshots(self._files, device), Writer(self._files)
-            self._snapshots.refresh()
-            if write:
+        super().__init__(folder, device, engine=engine, device=device, model=model, write=write, encoder=encoder)
+        self._writer = Writer(self._files)
+        if write:
+            try:
                 self.files.sweep({segment.number for segment in self._snapshots.state.segments})
-        except BaseException:
-            self._files.close()
-            raise
+            except BaseException:
+                self._files.close()
+                raise
 
     # ---- making, opening, closing ----
 
@@ -136,12 +128,6 @@ class Gallery(QueryEncoder):
         own = None if model is None else Path(model)
         return cls(Path(folder), engine=engine, device=device, model=own, write=write, encoder=encoder)
 
-    def close(self) -> None:
-        """Release files, the lock and the database. The encoder goes too, unless it was given."""
-        self._files.close()
-        self.close_encoder()
-        self._snapshots.forget()
-
     def model_source(self) -> Path:
         """Where the model is loaded from: a checkpoint or an export folder.
 
@@ -171,35 +157,6 @@ class Gallery(QueryEncoder):
     def parts(self) -> Sequence[Part]:
         """What the last search scanned."""
         return self._snapshots.state.parts
-
-    def __len__(self) -> int:
-        """Items, as of the last search or refresh."""
-        return self._snapshots.state.live
-
-    @property
-    def revision(self) -> int:
-        """Grows with every commit; as of the last search or refresh."""
-        return self._snapshots.state.revision
-
-    def labels(self) -> dict[str, int]:
-        """Items of each label, by name; those without one are not counted."""
-        return self._files.labels()
-
-    def item(self, id: int) -> Item:
-        """An item.
-
-        Raises:
-            KeyError: no such item (any more).
-        """
-        return self._files.item(id)
-
-    def find(self, path: Path | str) -> Item | None:
-        """The item of a file, if there is one."""
-        return self._files.find(path)
-
-    def items(self, filter: Filter | None = None) -> Iterator[Item]:
-        """All items that pass a filter, by id; a consistent list however long it is read."""
-        return self._files.items(filter)
 
     def vector(self, id: int) -> np.ndarray:
         """The vector of an item, float32 ``[D]``, e.g. to search for more like it.

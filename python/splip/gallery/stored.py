@@ -1,0 +1,94 @@
+"""What galleries of a folder have in common, whether this process searches them or a cluster does."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from splip.gallery.catalog import Filter, Item
+from splip.gallery.folder import GalleryFolder
+from splip.gallery.queries import QueryEncoder
+from splip.gallery.snapshot import Snapshots
+
+if TYPE_CHECKING:
+    from splip.encoders.encoder import Encoder
+
+
+class StoredGallery(QueryEncoder):
+    """A gallery whose folder is open, with the committed state that its searches see.
+
+    Args:
+        folder: of the gallery.
+        search_device: where this process searches, see :class:`splip.gallery.snapshot.Snapshots`.
+        engine: what encodes, see :class:`splip.encoders.encoder.Encoder`.
+        device: of the encoder.
+        model: in place of the gallery's own.
+        write: take the right to write, which one process can have.
+        encoder: of the gallery's model, if it is loaded already.
+
+    Raises:
+        UserError: not a gallery, damaged, of another version or model, or being written by another process.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        search_device: str | None,
+        *,
+        engine: str,
+        device: str,
+        model: Path | None,
+        write: bool = False,
+        encoder: "Encoder | None",
+    ) -> None:
+        self.folder, self._files = folder, GalleryFolder(folder, write)
+        try:
+            super().__init__(
+                str(folder),
+                self._files.facts,
+                lambda: self._files.model_source(model),
+                engine=engine,
+                device=device,
+                encoder=encoder,
+            )
+            self._snapshots = Snapshots(self._files, search_device)
+            self._snapshots.refresh()
+        except BaseException:
+            self._files.close()
+            raise
+
+    def close(self) -> None:
+        """Release files, the lock and the database. The encoder goes too, unless it was given."""
+        self._files.close()
+        self.close_encoder()
+        self._snapshots.forget()
+
+    # ---- what it holds ----
+
+    def __len__(self) -> int:
+        """Items, as of the last search or refresh."""
+        return self._snapshots.state.live
+
+    @property
+    def revision(self) -> int:
+        """Grows with every commit; as of the last search or refresh."""
+        return self._snapshots.state.revision
+
+    def labels(self) -> dict[str, int]:
+        """Items of each label, by name; those without one are not counted."""
+        return self._files.labels()
+
+    def item(self, id: int) -> Item:
+        """An item.
+
+        Raises:
+            KeyError: no such item (any more).
+        """
+        return self._files.item(id)
+
+    def find(self, path: Path | str) -> Item | None:
+        """The item of a file, if there is one."""
+        return self._files.find(path)
+
+    def items(self, filter: Filter | None = None) -> Iterator[Item]:
+        """All items that pass a filter, by id; a consistent list however long it is read."""
+        return self._files.items(filter)
