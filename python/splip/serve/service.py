@@ -76,18 +76,11 @@ def check_files(gallery: Any) -> None:
     from splip.ops.quantized import PackedGallery
 
     for part in getattr(gallery, "parts", ()):
-        if not isinstance(part.rows, PackedGallery):  # a copy on a GPU
-            continue
-        needed = {gallery.files.rows_path(part.segment): part.stop * gallery.files.dim * 4}
-        if part.stored:
-            needed[gallery.files.pack_path(part.segment)] = sum(array.nbytes for array in part.rows[1:])
-        for path, size in needed.items():
+        if isinstance(part.rows, PackedGallery):  # else a copy on a GPU
             try:
-                found = path.stat().st_size
-            except FileNotFoundError:
-                continue
-            if found < size:
-                raise UserError(f"{path}: truncated: {found} bytes, {size} were mapped; restore it")
+                gallery.files.check_mapped(part.segment, part.stop, part.bytes if part.stored else 0)
+            except Unavailable as error:  # of the service nobody is told where its files are
+                raise UserError(str(error)) from None
 
 
 class Service:
