@@ -2,7 +2,6 @@
 
 import errno
 import gc
-import importlib.util
 import itertools
 import json
 import os
@@ -16,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+import gallery_faults as faults
 import numpy as np
 import pytest
 import torch
@@ -32,9 +32,6 @@ from splip.gallery.ingest import Picture
 from splip.images import decode, formats
 
 ROOT = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location("gallery_faults", ROOT / "tools/gallery_faults.py")
-faults = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(faults)
 PixelEncoder, paint, SIDE, DIM = faults.PixelEncoder, faults.paint, faults.SIDE, faults.DIM
 
 

@@ -1,7 +1,6 @@
 """``splip index push`` and searches in Milvus: Milvus Lite, and with ``-m exhaustive`` a server too."""
 
 import contextlib
-import importlib.util
 import itertools
 import json
 import os
@@ -9,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import gallery_faults as faults
 import numpy as np
 import pytest
 from drawing import draw
@@ -28,9 +28,6 @@ pymilvus = pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 
 ROOT = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location("gallery_faults", ROOT / "tools/gallery_faults.py")
-faults = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(faults)
 PixelEncoder, paint, DIM = faults.PixelEncoder, faults.paint, faults.DIM
 OTHER = b"another model"
 numbers = itertools.count()
