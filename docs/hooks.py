@@ -5,7 +5,6 @@ MkDocs calls ``on_config`` and ``on_files``. Nothing that is made here is commit
 
 import html
 import importlib
-import importlib.util
 import inspect
 import re
 import tempfile
@@ -64,7 +63,7 @@ WINGS: list[tuple[str, str, list[str]]] = [
 
 @event_priority(100)  # before mkdocstrings looks at its settings
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Fill in the pages that are made here, and leave out those that do not exist."""
+    """Fill in the pages that are made here."""
     sections = {title: pages for entry in config.nav for title, pages in entry.items()}
     for entry in sections["Reference"]:
         if "Commands" in entry:
@@ -74,9 +73,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
             ]
         if "Python" in entry:
             entry["Python"] = ["reference/python/index.md", *(f"reference/python/{name}.md" for name, *_ in _wings())]
-    sections["How to"][:] = [
-        entry for entry in sections["How to"] if all((ROOT / "docs" / page).is_file() for page in entry.values())
-    ]
     config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [_whole_package()]
     return config
 
