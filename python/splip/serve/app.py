@@ -24,7 +24,7 @@ from splip.serve import bodies
 from splip.serve.middleware import COOKIE, Access, Guard, Refusal, is_loopback
 from splip.serve.openapi import ADD_BODY, BATCH_BODY, PICTURE, PROBLEMS, SEARCH_BODY, document
 from splip.serve.queries import Query, Whole
-from splip.serve.requests import client_of, problem, read_query, unless_gone
+from splip.serve.requests import client_of, media_type, problem, read_query, unless_gone
 from splip.serve.schemas import About, Added, Answer, Answers, Problem, State
 from splip.serve.service import RETRY, Service
 from splip.serve.thumbnails import SIDES, File
@@ -149,7 +149,7 @@ def _add_searches(app: FastAPI, service: Service) -> None:
         began = time.perf_counter()
         deadline = time.monotonic() + config.timeout_s
         _need_ready(service)
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        if media_type(request) != "application/json":
             raise Refusal(415, "media_type", "send JSON")
         body = await request.body()
         asked = await service.parsing.run(bodies.queries, body, config.max_queries, client=client_of(request))

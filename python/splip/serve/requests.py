@@ -55,6 +55,11 @@ def client_of(request: Request) -> str:
     return request.client.host if request.client else "?"
 
 
+def media_type(request: Request) -> str:
+    """Of the request's body, without its parameters; empty if there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def read_query(request: Request, service: Service) -> tuple[Query, bytes | None]:
     """A search in any of its forms: JSON, a form with a file, or a file with parameters in the address.
 
@@ -62,7 +67,7 @@ async def read_query(request: Request, service: Service) -> tuple[Query, bytes |
         UserError, ValidationError: it makes no sense.
         Refusal: a media type that is not taken.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = media_type(request)
     upload: bytes | None = None
     if kind == "application/json":
         body = await request.body()
