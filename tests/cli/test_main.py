@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +75,7 @@ def test_info(cli):
     assert code == 0
     for word in ("splip", "torch", "open_clip_torch", "instruction sets", "cpu kernels", "cuda kernels"):
         assert word in out
+    assert f"{splip.__version__} ({Path(splip.__file__).parent})" in out
 
 
 def test_module_spellings():

@@ -4,16 +4,17 @@ import importlib.metadata
 import os
 import platform
 
+import splip
 from splip.cli.config import InfoConfig
 
 
 def info(_: InfoConfig) -> None:
     import torch
 
-    from splip import _C, __version__
+    from splip import _C
 
     lines: list[tuple[str, object]] = [
-        ("splip", f"{__version__} ({os.path.dirname(os.path.abspath(__file__))})"),
+        ("splip", f"{splip.__version__} ({os.path.dirname(os.path.abspath(splip.__file__))})"),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", torch.__version__),
     ]
