@@ -55,6 +55,8 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
             return None
         return _convert(next(a for a in args if a is not type(None)), value, source, key)
     if origin is Literal:
+        if isinstance(value, bool) and {"true", "false"} <= set(args):
+            value = str(value).lower()  # YAML reads true and false as truth values
         if value in args:
             return value
         raise UserError(f"{source}: {key} must be one of {', '.join(map(str, args))}, got {short(value)}")

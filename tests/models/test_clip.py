@@ -117,7 +117,7 @@ def test_pretrained_tag_goes_through_open_clips_loader(monkeypatch):
     monkeypatch.setattr(open_clip, "create_model", create_model)
     with pytest.raises(UserError, match="cannot load ViT-B-32 with pretrained weights openai: no route to the hub"):
         PromptedCLIP(BackboneConfig(name="ViT-B-32", pretrained="openai"))
-    assert asked == {"name": "ViT-B-32", "pretrained": "openai", "force_quick_gelu": True}
+    assert asked == {"name": "ViT-B-32", "pretrained": "openai", "quick_gelu": True}
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from splip import ops
 from splip.config import CONFIGS
 from splip.errors import UserError
+from splip.models import activation
 from splip.models.config import BackboneConfig
 from splip.models.stem import STEMS, ConvStem
 
@@ -46,7 +47,7 @@ class PromptedCLIP(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.clip = _create(config)
+        self.clip, self.quick_gelu = _create(config)
         self.config = config
         visual, text = self.visual, self.text
         _check_supported(config.name, visual, text)
@@ -60,7 +61,8 @@ class PromptedCLIP(nn.Module):
         self.embed_dim = int(visual.output_dim)
         preprocess = open_clip.get_model_preprocess_cfg(self.clip)
         self.mean, self.std = tuple(preprocess["mean"]), tuple(preprocess["std"])
-        self.tokenizer = open_clip.get_tokenizer(config.name)
+        folder = activation.folder_of(config)
+        self.tokenizer = open_clip.get_tokenizer(config.name if folder is None else f"{activation.FOLDER}{folder}")
 
     @property
     def visual(self) -> Any:
@@ -80,7 +82,15 @@ class PromptedCLIP(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         c = self.config
         source = c.pretrained if c.pretrained or _source(c) is None else "package"
-        return {"name": c.name, "pretrained": source, "seed": c.seed, "sha256": digest.hexdigest()}
+        if source is None and c.name.startswith(activation.FOLDER):
+            source = c.name
+        return {
+            "name": c.name,
+            "pretrained": source,
+            "seed": c.seed,
+            "quick_gelu": self.quick_gelu,
+            "sha256": digest.hexdigest(),
+        }
 
     # ---- visual tower ----
 
@@ -309,42 +319,53 @@ def _prompted_block(block: Any, x: Tensor, prompts: Tensor, replace: int, mask: 
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
-def _create(config: BackboneConfig) -> nn.Module:
-    if config.name not in open_clip.list_models():
+def _create(config: BackboneConfig) -> tuple[nn.Module, bool]:
+    """The model, and whether its GELU is QuickGELU."""
+    folder = activation.folder_of(config)
+    if not config.name.startswith(activation.FOLDER) and config.name not in open_clip.list_models():
         names = ", ".join(m for m in open_clip.list_models() if m.startswith("ViT-") and "SigLIP" not in m)
         raise UserError(f"unknown backbone {config.name}: choose splip-tiny or one of open_clip's {names}")
-    pretrained, stem = _source(config), STEMS.get(config.name)
-    options: dict[str, Any] = {}
-    if pretrained is not None:
-        tags: list[str] = open_clip.list_pretrained_tags_by_model(config.name)
-        if pretrained in tags:
-            # Weights trained with QuickGELU give other features under GELU, silently.
-            tag = open_clip.get_pretrained_cfg(config.name, pretrained)
-            options["force_quick_gelu"] = bool(tag.get("quick_gelu", False))
-        elif not Path(pretrained).is_file():
-            known = ", ".join(tags) or "none"
-            raise UserError(
-                f"no pretrained weights {pretrained} for {config.name}: not a file, and open_clip's tags are {known}"
-            )
+    pretrained = _source(config) if folder is None else None
+    if pretrained is not None and not activation.is_tag(config.name, pretrained) and not Path(pretrained).is_file():
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(config.name)) or "none"
+        raise UserError(
+            f"no pretrained weights {pretrained} for {config.name}: not a file, and open_clip's tags are {known}"
+        )
     try:
+        file = pretrained is not None and not activation.is_tag(config.name, pretrained)
+        found = activation.look(Path(str(pretrained)), config.name) if file else activation.Found()
+        quick_gelu = activation.choose(config, pretrained, folder, found)
         # open_clip reports what it loads through logging and warnings; errors are reported here.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             logging.disable(logging.WARNING)
             torch.manual_seed(config.seed)
-            if stem is None:
-                return open_clip.create_model(config.name, pretrained=pretrained, **options).eval()
-            model = open_clip.create_model(config.name)
-            model.visual.conv1 = ConvStem(model.visual.conv1.out_channels, stem)
-            if pretrained is not None:
-                state = load_state_dict(pretrained)
-                model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
-            return model.eval()
+            return _load(config, pretrained, folder, found, quick_gelu).eval(), quick_gelu
+    except UserError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"cannot load {config.name} with pretrained weights {pretrained}: {reason}") from None
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _load(
+    config: BackboneConfig, pretrained: str | None, folder: Path | None, found: activation.Found, quick_gelu: bool
+) -> nn.Module:
+    stem = STEMS.get(config.name)
+    if folder is not None:
+        name, weights = f"{activation.FOLDER}{folder}", config.pretrained != "random"
+        return open_clip.create_model(name, load_weights=weights, quick_gelu=quick_gelu)
+    if stem is None and found.state is None:
+        return open_clip.create_model(config.name, pretrained=pretrained, quick_gelu=quick_gelu)
+    model = open_clip.create_model(config.name, quick_gelu=quick_gelu)
+    if stem is not None:
+        model.visual.conv1 = ConvStem(model.visual.conv1.out_channels, stem)
+    if pretrained is not None:
+        state = load_state_dict(pretrained) if found.state is None else found.state
+        model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
+    return model
 
 
 def _source(config: BackboneConfig) -> str | None:

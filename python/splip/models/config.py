@@ -16,10 +16,13 @@ class BackboneConfig:
     """The CLIP model that SpLIP adapts."""
 
     name: str = "ViT-B-32"
-    """open_clip architecture (ViT-*), or splip-tiny."""
+    """open_clip architecture (ViT-*), splip-tiny, or local-dir:FOLDER with an open_clip_config.json and its weights."""
     pretrained: str | None = None
-    """open_clip tag (openai, laion2b_s34b_b79k, ...), a weights file, or random; none: the weights in the package for
+    """open_clip tag (openai, laion2b_s34b_b79k, ...), a weights file, local-dir:FOLDER, or random; none: the weights in the package for
     splip-tiny, random ones for others."""
+    quick_gelu: Literal["auto", "true", "false"] = "auto"
+    """Whether the weights were trained with QuickGELU, as OpenAI's were; auto: as open_clip knows of its tags, and a file
+    or a configuration beside it says."""
     seed: int = 0
     """Seed of random weights."""
 

@@ -8,6 +8,7 @@ import torch
 
 from splip.config import from_dict
 from splip.errors import UserError, short
+from splip.models.activation import as_recorded
 from splip.models.checkpoint import read_checkpoint
 from splip.models.config import TrainConfig
 from splip.models.retriever import Retriever
@@ -58,6 +59,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> Retriever:
         raise UserError(
             f"method {short(config.method)} of {path} is not known here: name the file that defines it with --plugin"
         )
+    config.backbone = as_recorded(config.backbone, state["backbone"])
     model = build(config, state["classes"])
     model.restore(state, path)
     return model.to(device).eval()

@@ -7,6 +7,7 @@ Sizes: B images, C training classes, P patches, M text context, m and n prompt t
 words with [SOS], d_v and d_t widths, D joint embedding, G groups of images that share their texts.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -420,7 +421,8 @@ class Retriever(nn.Module):
         The BatchNorms of ``train_backbone`` are folded into the LayerNorms before them: in inference both
         are a scale and a shift of each channel.
         """
-        state = {name: value.detach().cpu().clone() for name, value in self.backbone.clip.state_dict().items()}
+        state = OrderedDict((name, t.detach().cpu().clone()) for name, t in self.backbone.clip.state_dict().items())
+        state._metadata = {"": {"quick_gelu": self.backbone.quick_gelu}}  # type: ignore[attr-defined]
         prefix = "text." if self.backbone.text is not self.backbone.clip else ""
         for norm, name in ((self.visual_norm, "visual.ln_post"), (self.text_norm, f"{prefix}ln_final")):
             if isinstance(norm, nn.BatchNorm1d):
@@ -453,6 +455,8 @@ class Retriever(nn.Module):
             raise UserError(
                 f"{source}: was trained on another backbone: {name_of(theirs)}, but this one is {name_of(ours)}"
             )
+        if state["backbone"].get("quick_gelu", self.backbone.quick_gelu) != self.backbone.quick_gelu:
+            raise UserError(f"{source}: was trained with another GELU than backbone.quick_gelu says")
         own, buffers = self.trainable(), self._kept_buffers()
         if set(own) != set(state["trainable"]):
             odd = sorted(set(own) ^ set(state["trainable"]))

@@ -14,6 +14,7 @@ from splip.config import differences, from_dict
 from splip.data.trees import Items, Tree, load_tree, unpaired
 from splip.errors import UserError
 from splip.evaluation.test_set import TestSet
+from splip.models.activation import as_recorded
 from splip.models.checkpoint import read_checkpoint
 from splip.models.config import TrainConfig
 from splip.models.registry import METHODS
@@ -115,6 +116,8 @@ def data_facts(tree: Tree, feed: Feed) -> dict[str, Any]:
 def same_config(state: dict[str, Any], config: TrainConfig, last: Path) -> None:
     """A run goes on with the settings that it began with, but for those that change nothing."""
     old = from_dict(TrainConfig, state["config"], str(last))
+    old.backbone = as_recorded(old.backbone, state["backbone"])
+    config.backbone = as_recorded(config.backbone, state["backbone"])  # so that what was built is built again
     changed = [d for d in differences(old, config) if not d.startswith(FREE)]
     if changed:
         raise UserError(f"--resume: the settings differ from those of {last}: {'; '.join(changed)}")

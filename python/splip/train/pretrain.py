@@ -399,4 +399,4 @@ def save_weights(clip: PromptedCLIP, path: Path) -> None:
     state = {name: tensor.detach().cpu() for name, tensor in clip.clip.state_dict().items()}
     halves = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in state.items()}
     with disk.replacing(path) as file:
-        file.write(safetensors.torch.save(halves))
+        file.write(safetensors.torch.save(halves, {"quick_gelu": str(clip.quick_gelu).lower()}))
