@@ -20,11 +20,11 @@ class BackboneConfig:
     pretrained: str | None = None
     """open_clip tag (openai, laion2b_s34b_b79k, ...), a weights file, local-dir:FOLDER, or random; none: the weights in the package for
     splip-tiny, random ones for others."""
+    seed: int = 0
+    """Seed of random weights."""
     quick_gelu: Literal["auto", "true", "false"] = "auto"
     """Whether the weights were trained with QuickGELU, as OpenAI's were; auto: as open_clip knows of its tags, and a file
     or a configuration beside it says."""
-    seed: int = 0
-    """Seed of random weights."""
 
 
 @dataclass
