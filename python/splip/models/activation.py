@@ -97,7 +97,7 @@ def choose(config: BackboneConfig, source: str | None, folder: Path | None, foun
         UserError: it cannot be known, and both kinds of weights are about.
     """
     if folder is not None:
-        by_name, told = bool(read_folder(folder, config).get("quick_gelu", False)), found
+        by_name = bool(read_folder(folder, config).get("quick_gelu", False))
         told = Found(by_name, "open_clip_config.json")
     else:
         by_name, told = by_architecture(config.name), found
@@ -175,7 +175,8 @@ def _both_kinds(name: str) -> bool:
 def _archive(path: Path) -> Found:
     """OpenAI's files are TorchScript archives; the code in them says what was computed."""
     archive = read_archive(path)
-    state = {name: tensor for name, tensor in archive.state.items() if name not in OPENAI}
+    # Masks are made by the architecture; a trace may have kept them.
+    state = {n: t for n, t in archive.state.items() if n not in OPENAI and not n.endswith("attn_mask")}
     if "torch.gelu(" in archive.code:
         return Found(False, "its own code", state)
     if "torch.sigmoid(" in archive.code or set(OPENAI) <= set(archive.state):
@@ -234,8 +235,11 @@ def _json(path: Path) -> dict[str, Any] | None:
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:
     """The first size in which two architectures differ, in words."""
     for part, names in SIZES.items():
-        a, b = (values.get(part) if part else values for values in (theirs, ours))
-        for name in names if isinstance(a, dict) and isinstance(b, dict) else ():
+        a: Any = theirs.get(part) if part else theirs
+        b: Any = ours.get(part) if part else ours
+        if not isinstance(a, dict) or not isinstance(b, dict):
+            continue
+        for name in names:
             if name in a and name in b and a[name] != b[name]:
                 return f"{part}{'.' if part else ''}{name} is {a[name]}, not {b[name]}"
     return None
