@@ -95,3 +95,10 @@ def test_rejects(tmp_path, text, message):
 def test_no_such_configuration():
     with pytest.raises(UserError, match="no configuration nowhere: .*sample"):
         config.load(TrainConfig, "nowhere")
+
+
+def test_quick_gelu_is_a_word_or_a_truth_value(tmp_path):
+    for text, value in (("true", "true"), ("false", "false"), ("auto", "auto"), ("'true'", "true")):
+        assert load(tmp_path, f"backbone: {{quick_gelu: {text}}}").backbone.quick_gelu == value
+    with pytest.raises(UserError, match="backbone.quick_gelu must be one of auto, true, false, got 1"):
+        load(tmp_path, "backbone: {quick_gelu: 1}")

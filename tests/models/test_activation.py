@@ -307,6 +307,6 @@ def test_exported_graph_keeps_the_activation(tmp_path, state):
     )
     to_onnx.write(encoders(right, fused=True)["photo"], tmp_path / "g.onnx", Batch(1, 3, 8), OPSETS["fp32"], {})
     session = onnxruntime.InferenceSession(tmp_path / "g.onnx", providers=["CPUExecutionProvider"])
-    got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+    got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.permute(0, 2, 3, 1).numpy()})[0])
     torch.testing.assert_close(got, right.encode_photo(images), rtol=0, atol=1e-5)
     assert (got - wrong.encode_photo(images)).abs().max() > MARGIN
