@@ -82,3 +82,13 @@ def test_module_spellings():
     for module in ("splip", "splip.train"):
         run = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)
         assert run.returncode == 0 and "usage: splip" in run.stdout
+
+
+def test_warnings_are_one_line():
+    code = (
+        "import warnings, splip.cli.main as m\n"
+        "m.main(['-V'])\n"
+        "warnings.warn('runs with GELU, but\\nw.pt was not', RuntimeWarning)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "splip: warning: runs with GELU, but w.pt was not\n"

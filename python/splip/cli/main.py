@@ -256,6 +256,11 @@ def _load_plugins(files: list[str]) -> None:
             plugins.load_plugin(file)
 
 
+def _warning(message: Warning | str, category: type[Warning], file: str, line: int, code: str | None = None) -> str:
+    """A warning as people at a terminal read it: one line, without the place in the code."""
+    return f"splip: warning: {one_line(str(message))}\n"
+
+
 def main(argv: list[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else argv
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -263,6 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     # Pillow's remarks on damaged files do not name them; what cannot be read is listed with its reason.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    warnings.formatwarning = _warning
     try:
         files, args = _take_options(args, "--plugin")
         if not args or args[0] in ("-h", "--help", "help"):

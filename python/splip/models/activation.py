@@ -143,6 +143,12 @@ def as_recorded(config: BackboneConfig, identity: dict[str, Any]) -> BackboneCon
     return dataclasses.replace(config, quick_gelu="true" if known else "false")
 
 
+def metadata(config: BackboneConfig, quick_gelu: bool) -> dict[str, str] | None:
+    """What a weights file is to say of itself; None: its architecture says it."""
+    known = config.name in open_clip.list_models() and not _both_kinds(config.name)
+    return None if known and by_architecture(config.name) == quick_gelu else {"quick_gelu": str(quick_gelu).lower()}
+
+
 def look(path: Path, name: str) -> Found:
     """What a weights file and the configurations beside it say of an architecture's GELU."""
     found = _archive(path) if is_archive(path) else _tensors(path)

@@ -34,6 +34,7 @@ from splip.evaluation.test_set import TestSet
 from splip.images.decode import formats
 from splip.models.checkpoint import pick_device
 from splip.models.clip import PromptedCLIP
+from splip.models.activation import metadata
 from splip.models.config import BackboneConfig
 from splip.models.stem import ConvStem, as_affine
 from splip.progress import bars, is_terminal, stop_signals, track
@@ -399,4 +400,4 @@ def save_weights(clip: PromptedCLIP, path: Path) -> None:
     state = {name: tensor.detach().cpu() for name, tensor in clip.clip.state_dict().items()}
     halves = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in state.items()}
     with disk.replacing(path) as file:
-        file.write(safetensors.torch.save(halves, {"quick_gelu": str(clip.quick_gelu).lower()}))
+        file.write(safetensors.torch.save(halves, metadata(clip.config, clip.quick_gelu)))
