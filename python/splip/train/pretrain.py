@@ -32,9 +32,9 @@ from splip.data.trees import load_tree
 from splip.errors import UserError
 from splip.evaluation.test_set import TestSet
 from splip.images.decode import formats
+from splip.models.activation import metadata
 from splip.models.checkpoint import pick_device
 from splip.models.clip import PromptedCLIP
-from splip.models.activation import metadata
 from splip.models.config import BackboneConfig
 from splip.models.stem import ConvStem, as_affine
 from splip.progress import bars, is_terminal, stop_signals, track
