@@ -161,6 +161,55 @@ class PromptedCLIP(nn.Module):
         x = x if norm is None else norm(x)
         return (x if visual.proj is None else x @ visual.proj), tokens
 
+    @torch.no_grad()
+    def patch_states(self, patches: Tensor) -> Tensor:
+        """The mean state of patches before each layer, without prompts: ``[L_v, d_v]``, of E_0 ``[B, P, d_v]``."""
+        blocks, total = self.visual.transformer.resblocks, torch.zeros(self.visual_layers, self.visual_width)
+        total = total.to(patches)
+
+        def watch(layer: int, x: Tensor) -> None:
+            total[layer] += x[:, 1:].sum(dim=(0, 1))
+
+        watched = [b.register_forward_pre_hook(lambda _, x, n=n: watch(n, x[0])) for n, b in enumerate(blocks)]
+        try:
+            for part in patches.split(64):
+                self.encode_visual(part)
+        finally:
+            for hook in watched:
+                hook.remove()
+        return total / (len(patches) * self.patches)
+
+    @torch.no_grad()
+    def slot_attention(self, patches: Tensor, prompts: list[Tensor]) -> Tensor:
+        """The share of the class token's attention that goes to the prompts: mean over images and heads, ``[layers]``.
+
+        Arguments as for :meth:`encode_visual_tokens`.
+        """
+        shares: list[Tensor] = []
+        layers = iter(prompts)
+
+        def watch(attention: nn.MultiheadAttention, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+            prompt = next(layers, None)
+            if prompt is None:
+                return
+            x = options["query"] if "query" in options else inputs[0]
+            width, heads = x.shape[-1], attention.num_heads
+            q, k = (
+                F.linear(rows, attention.in_proj_weight[part], attention.in_proj_bias[part]).unflatten(-1, (heads, -1))
+                for rows, part in ((x[:, 0], slice(0, width)), (x, slice(width, 2 * width)))
+            )
+            scores = torch.einsum("bhd,blhd->bhl", q, k) * (width // heads) ** -0.5
+            shares.append(scores.softmax(dim=-1)[:, :, 1 : 1 + prompt.shape[-2]].sum(dim=-1).mean())
+
+        blocks = self.visual.transformer.resblocks
+        watched = [block.attn.register_forward_pre_hook(watch, with_kwargs=True) for block in blocks]
+        try:
+            self.encode_visual(patches, prompts)
+        finally:
+            for hook in watched:
+                hook.remove()
+        return torch.stack(shares)
+
     # ---- text tower ----
 
     def tokenize(self, texts: list[str], truncate: bool = True) -> Tensor:
@@ -278,6 +327,12 @@ class PromptedCLIP(nn.Module):
         elif projection is not None:
             x = x @ projection
         return x.unflatten(0, (G, C)), hidden
+
+
+def shared_tokens(tokens: Tensor) -> int:
+    """How many first tokens all texts of every group have in common, none of them an [EOS]."""
+    same = (tokens == tokens[:, :1]).all(dim=1).all(dim=0).long().cumprod(dim=0).sum()
+    return min(int(same), int(tokens.argmax(dim=2).min()))
 
 
 def in_slots(prompt: Tensor, position: Tensor, layer: int) -> Tensor:

@@ -9,7 +9,7 @@ words with [SOS], d_v and d_t widths, D joint embedding, G groups of images that
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,12 @@ from splip import distributed
 from splip.config import to_dict
 from splip.data.trees import MODALITIES
 from splip.errors import UserError, short
+from splip.models import selection
 from splip.models.checkpoint import FORMAT, name_of
-from splip.models.clip import PromptedCLIP, in_slots
+from splip.models.clip import PromptedCLIP, in_slots, shared_tokens
 from splip.models.config import TrainConfig, check_numbers
 from splip.models.jigsaw import WITH_HEAD, JigsawHead, permutation_bank
-from splip.models.stem import ConvStem, as_affine
+from splip.models.stem import as_affine
 from splip.models.words import bare
 
 R = TypeVar("R", bound="Retriever")
@@ -105,7 +106,7 @@ class Retriever(nn.Module):
         self.register_buffer("patch_mean", torch.zeros(len(MODALITIES), clip.patches, clip.visual_width))
         self.register_buffer("batches_seen", torch.zeros(()))
         self.register_buffer("tokens", self._tokens(self.classes), persistent=False)
-        self.shared = _shared(self.tokens)
+        self.shared = shared_tokens(self.tokens)
         words = [clip.tokenize([self._template(m)])[0, :-1] for m in range(len(MODALITIES))]  # without [EOS]
         if len(words[0]) != len(words[1]):
             raise UserError(
@@ -139,6 +140,14 @@ class Retriever(nn.Module):
         """Make the modules and parameters of the prompts, and set ``text_tokens`` and ``per_image``.
 
         ``config`` and ``backbone`` are there already. Random numbers drawn here come from ``config.seed``.
+        """
+
+    def begin(self, patches: Tensor, modality: Tensor) -> None:
+        """Before the first step of a new run: set what starts from the data. The same in all processes.
+
+        Args:
+            patches: ``[B, P, d_v]`` patch embeddings of the first batch, this process's part.
+            modality: ``[B]`` int64, 0 sketch, 1 photo.
         """
 
     def write_text(self, groups: int, patches: Tensor | None) -> list[Tensor] | None:
@@ -176,24 +185,8 @@ class Retriever(nn.Module):
         return None
 
     def trained(self) -> list[nn.Parameter]:
-        """The parameters that training changes: all outside the backbone, and its LayerNorms as the settings say.
-
-        With ``train_backbone`` everything but logit scale and word embeddings.
-        """
-        c, clip = self.config, self.backbone
-        if c.train_backbone:
-            # Three quarters of a tiny model: random vectors tell words apart as well as trained ones.
-            frozen = (clip.clip.logit_scale, clip.text.token_embedding.weight)
-            return [p for p in self.parameters() if all(p is not f for f in frozen)]
-        wanted = [p for name, p in self.named_parameters() if not name.startswith("backbone.")]
-        if c.train_layernorm:
-            wanted += [p for m in clip.visual.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()]
-            if isinstance(clip.visual.conv1, ConvStem):  # what its BatchNorms left
-                wanted += clip.visual.conv1.affine()
-        if c.train_text_layernorm:
-            text = (*clip.text.transformer.modules(), clip.text.ln_final)
-            wanted += [p for m in text if isinstance(m, nn.LayerNorm) for p in m.parameters()]
-        return wanted
+        """The parameters that training changes, see :mod:`splip.models.selection`."""
+        return selection.trained(self)
 
     def depth(self, layers: int) -> int:
         """How many of a tower's layers get prompts: ``prompts.depth``, or all."""
@@ -238,7 +231,7 @@ class Retriever(nn.Module):
         The tower is causal: they do not depend on the words that follow. Sketches first, then photos.
         """
         tokens = self._tokens(["x", "y"])
-        shared, text = _shared(tokens), self.backbone.text
+        shared, text = shared_tokens(tokens), self.backbone.text
         tokens = tokens[:, :1].to(self.tokens.device)
         prompts = self._text_prompts(len(MODALITIES), self.patch_mean) or []
         _, hidden = self.backbone.encode_groups(tokens, shared, prompts)
@@ -301,6 +294,17 @@ class Retriever(nn.Module):
         return Conditions(texts, self._visual_prompts(modality, summary))
 
     # ---- training ----
+
+    @torch.no_grad()
+    def start(self, images: Tensor) -> None:
+        """Before the first step of a new run, see :meth:`begin`.
+
+        Args:
+            images: ``[3 * B, 3, S, S]`` uint8 of the first batch: a third of sketches, two of photos.
+        """
+        patches = torch.cat([self.backbone.embed_patches(part) for part in images.split(64)])
+        self.begin(patches, (torch.arange(len(images), device=images.device) >= len(images) // 3).long())
+        self._forget()
 
     def average(self, patches: Tensor, modality: Tensor) -> Tensor:
         """Mean patch embeddings of the two modalities over the batch, of all processes: ``[2, P, d_v]``.
@@ -386,18 +390,26 @@ class Retriever(nn.Module):
         return [None if prompts is None else [p[m] for p in prompts] for m in range(len(MODALITIES))]
 
     @torch.no_grad()
-    def encode_image(self, images: Tensor, modality: int) -> Tensor:
-        """Unit-length features ``[B, D]`` of uint8 images ``[B, 3, S, S]`` of one modality."""
+    def encode_image(self, images: Tensor, modality: int, prompts_of: int | None | Literal["own"] = "own") -> Tensor:
+        """Unit-length features ``[B, D]`` of uint8 images ``[B, 3, S, S]`` of one modality.
+
+        Args:
+            prompts_of: the modality whose visual prompts are written, or None: no prompts. For tests of what they do.
+        """
         if self.training:
             raise RuntimeError("call eval() before encode_image")
         patches = self.backbone.embed_patches(images)
-        prompts: list[Tensor] | None
-        if self.per_image:
-            prompts = self.condition_images(patches, torch.full((len(images),), modality, device=images.device)).prompts
-        else:
-            prompts = self.visual_prompts()[modality]
+        chosen = modality if prompts_of == "own" else prompts_of
+        prompts = None if chosen is None else self.prompts_for(patches, chosen)
         features = self.backbone.encode_visual(patches, prompts, self.visual_norm)
         return F.normalize(features.float(), dim=-1)
+
+    @torch.no_grad()
+    def prompts_for(self, patches: Tensor, modality: int) -> list[Tensor] | None:
+        """The visual prompts of images in inference: ``[n, d_v]`` a layer, or ``[B, n, d_v]`` with ``per_image``."""
+        if not self.per_image:
+            return self.visual_prompts()[modality]
+        return self.condition_images(patches, torch.full((len(patches),), modality, device=patches.device)).prompts
 
     def encode_sketch(self, images: Tensor) -> Tensor:
         """Unit-length features ``[B, D]`` of sketches, uint8 ``[B, 3, S, S]``."""
@@ -411,7 +423,7 @@ class Retriever(nn.Module):
     def encode_text(self, names: Sequence[str], modality: int = 1) -> Tensor:
         """Unit-length features ``[C, D]`` of class names, prompted as sketches or photos; "a horse" is read as "horse"."""
         tokens = self._tokens([bare(name) for name in names]).to(self.tokens.device)[modality : modality + 1]
-        return self._encode_classes(tokens, _shared(tokens), self.patch_mean[modality : modality + 1])[0][0]
+        return self._encode_classes(tokens, shared_tokens(tokens), self.patch_mean[modality : modality + 1])[0][0]
 
     # ---- checkpoints ----
 
@@ -484,9 +496,3 @@ def _of_size(prompts: list[Tensor] | None, size: tuple[int, ...], what: str) -> 
         if tuple(prompt.shape) != size:
             raise ValueError(f"{what}: layer {layer} has prompts {list(prompt.shape)}, expected {list(size)}")
     return prompts
-
-
-def _shared(tokens: Tensor) -> int:
-    """How many first tokens all texts of every group have in common, none of them an [EOS]."""
-    same = (tokens == tokens[:, :1]).all(dim=1).all(dim=0).long().cumprod(dim=0).sum()
-    return min(int(same), int(tokens.argmax(dim=2).min()))
