@@ -46,3 +46,14 @@ def test_pairs_are_mirrored_together():
     out = augment(images, torch.arange(30) < 10, "light", torch.Generator().manual_seed(0), pairs=True)
     left = ((255 - out[:, 0, :, :16].float()).sum((1, 2)) > (255 - out[:, 0, :, 16:].float()).sum((1, 2))).view(3, 10)
     assert (left == left[:1]).all() and left.any() and not left.all()
+
+
+def test_pictures_stay_on_their_device():
+    """With the shapes of a GPU's tensors, and no GPU: an operation on two devices would fail."""
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        images = torch.empty(6, 3, 32, 32, dtype=torch.uint8, device="cuda")
+        for strength in ("light", "strong"):
+            out = augment(images, torch.arange(6) < 2, strength, torch.Generator().manual_seed(0), pairs=True)
+            assert out.device.type == "cuda" and out.shape == images.shape and out.dtype == torch.uint8

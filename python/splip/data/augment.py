@@ -24,7 +24,7 @@ def augment(
         images: ``[B, 3, S, S]`` uint8.
         is_sketch: ``[B]`` bool: sketches change their stroke width, photos their colours.
         strength: none, light or strong.
-        generator: of all random numbers.
+        generator: of all random numbers, on the CPU: they are the same wherever the pictures are.
         rows: ``[B]`` int64 places of these pictures in the batch of all processes, so that a picture
             gets the same variant however many processes share the batch; None: this is the whole batch.
         total: pictures in the batch of all processes; with ``rows``.
@@ -36,24 +36,25 @@ def augment(
     """
     if strength == "none":
         return images
-    a, (B, _, S, _) = STRENGTH[strength], images.shape
+    a, (B, _, S, _), device = STRENGTH[strength], images.shape, images.device
 
     if rows is None or total is None:
         rows, total = torch.arange(B), B
+    is_sketch = is_sketch.to(device)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(total, *shape, generator=generator)[rows] * (high - low) + low
+        return (torch.rand(total, *shape, generator=generator)[rows] * (high - low) + low).to(device)
 
     # Work on distance from white, so that zeros are background.
     ink = 1 - images.float() / 255
     angle = uniform(-a, a) * (math.pi / 9)
     mirrored = torch.rand(total, generator=generator) < 0.5
-    flip = torch.where(mirrored[rows % (total // 3) if pairs else rows], -1.0, 1.0)
+    flip = torch.where(mirrored[rows % (total // 3) if pairs else rows], -1.0, 1.0).to(device)
     zoom = torch.exp(uniform(-a, a) * 0.25)
     aspect = torch.exp(uniform(-a, a) * 0.15)
     shear = uniform(-a, a) * 0.15
     cos, sin = torch.cos(angle), torch.sin(angle)
-    theta = torch.zeros(B, 2, 3)
+    theta = torch.zeros(B, 2, 3, device=device)
     theta[:, 0, 0], theta[:, 0, 1] = flip * zoom * aspect * cos, flip * zoom * (shear * cos - sin)
     theta[:, 1, 0], theta[:, 1, 1] = zoom / aspect * sin, zoom / aspect * (shear * sin + cos)
     theta[:, :, 2] = uniform(-a, a, 2) * 0.15
@@ -62,25 +63,28 @@ def augment(
 
     # Sketches: thicker or thinner strokes.
     thick = is_sketch & (uniform(0, 1) < 0.3 * a)
-    if bool(thick.any()):
+    if device.type != "cpu":  # to ask which would make it wait
+        ink = torch.where(thick[:, None, None, None], F.max_pool2d(ink, 3, 1, 1), ink)
+    elif bool(thick.any()):
         ink[thick] = F.max_pool2d(ink[thick], 3, 1, 1)
-    gain = torch.where(is_sketch, uniform(1 - 0.3 * a, 1 + 0.3 * a), torch.ones(B))
+    gain = torch.where(is_sketch, uniform(1 - 0.3 * a, 1 + 0.3 * a), torch.ones(B, device=device))
 
     # Photos: contrast, colour casts, sometimes grey or other hues.
-    cast = torch.where(is_sketch[:, None], torch.ones(B, 3), uniform(1 - 0.5 * a, 1 + 0.4 * a, 3))
+    plain = torch.ones(B, 3, device=device)
+    cast = torch.where(is_sketch[:, None], plain, uniform(1 - 0.5 * a, 1 + 0.4 * a, 3))
     ink = ink * (gain[:, None] * cast)[:, :, None, None]
     grey = ~is_sketch & (uniform(0, 1) < 0.6 * a)
     ink = torch.where(grey[:, None, None, None], ink.mean(dim=1, keepdim=True), ink)
-    order = torch.stack([torch.randperm(3, generator=generator) for _ in range(total)])[rows]
+    order = torch.stack([torch.randperm(3, generator=generator) for _ in range(total)])[rows].to(device)
     swap = ~is_sketch & (uniform(0, 1) < 0.3 * a)
-    order = torch.where(swap[:, None], order, torch.arange(3))
+    order = torch.where(swap[:, None], order, torch.arange(3, device=device))
     ink = ink.gather(1, order[:, :, None, None].expand(-1, -1, S, S))
 
     # Cut-out: a rectangle of background.
     size = uniform(0.1, 0.1 + 0.3 * a, 2) * S
     centre = uniform(0, 1, 2) * S
     cut = uniform(0, 1) < 0.5 * a
-    at = torch.arange(S, dtype=torch.float32)
+    at = torch.arange(S, dtype=torch.float32, device=device)
     inside = [(at[None] - centre[:, i : i + 1]).abs() < size[:, i : i + 1] / 2 for i in (0, 1)]
     hole = inside[0][:, None, :, None] & inside[1][:, None, None, :] & cut[:, None, None, None]
     ink = ink.masked_fill(hole, 0.0)

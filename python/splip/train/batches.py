@@ -134,17 +134,17 @@ class Feed:
             images = images[torch.from_numpy(np.concatenate([rows, rows + B, rows + 2 * B]))]
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         places = torch.from_numpy(np.concatenate([mine + i * config.batch_size for i in range(3)]))
+        device = self.device
         images = augment(
-            images, torch.arange(3 * B) < B, config.data.augment, generator, places, 3 * config.batch_size,
+            images.to(device, non_blocking=True), torch.arange(3 * B) < B, config.data.augment, generator, places, 3 * config.batch_size,
             pairs=config.setting == "fine-grained",
         )  # fmt: skip
         generator.manual_seed(config.seed * 1_000_003 + step + 500_000)
         pieces = objective.pieces(config.batch_size, generator)[torch.from_numpy(mine)]
         labels = [self.sketch_labels[batch.sketches], *(self.photo_labels[p] for p in batch[1:])]
         things = [self.sampler.instances[batch.sketches], *(self.sampler.photo_instances[p] for p in batch[1:])]
-        device = self.device
         return Part(
-            images.to(device, non_blocking=True),
+            images,
             torch.from_numpy(np.concatenate(labels)).to(device),
             torch.from_numpy(np.concatenate(things)).to(device),
             pieces.to(device),
