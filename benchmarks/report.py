@@ -354,7 +354,30 @@ GPU_GALLERIES = ("N=10,000,000 D=512 K=10 float16", "N=10,000,000 D=512 K=10 int
 GPU_BOUND = {"memory": "bandwidth", "arithmetic": "multiplying"}
 
 
+def worlds() -> str:
+    """What each row reached in the two worlds, over seeds: own prompts, swapped, removed."""
+    report, parts = load("worlds"), []
+    for world, title in (("two_objects", "Two objects"), ("planted", "Planted teacher")):
+        found: dict[str, list[Any]] = {}
+        for one in report[world]:
+            found.setdefault(one["row"], []).append(one)
+
+        def cells(runs: list[Any], key: str, metric: str) -> str:
+            return percent([one[key][metric] / 100 for one in runs]) if key in runs[0] else ""
+
+        rows = [
+            [name, *(cells(runs, key, metric) for key in ("own", "swapped", "removed") for metric in ("AUC", "mAP"))]
+            for name, runs in found.items()
+        ]
+        parts.append(table([f"**{title}**", "AUC", "mAP", "swapped: AUC", "mAP", "removed: AUC", "mAP"], rows))
+    settings = report["settings"]
+    return "\n\n".join(parts) + (
+        f"\n\nUnseen classes; {len(settings['seeds'])} seeds, {settings['steps']} steps. {_machine(report['machine'])}"
+    )
+
+
 TABLES = {
+    "worlds": worlds,
     "demo": demo,
     "results": results,
     "exact": exact,
