@@ -13,6 +13,9 @@ class DataConfig:
     """Folder of the data set or its parent; for a tree, the one that holds sketch/ and photo/."""
     dataset: Literal["tree", "sketchy", "tuberlin", "quickdraw"] = "tree"
     """tree: {sketch,photo}/<class>/*; the others in any of the layouts they are passed around in."""
+    sketches: Literal["drawn", "pseudo"] = "drawn"
+    """Of seen classes. pseudo: lines of their photos, so that a folder of photos is enough: photo/<class>/*, <class>/*, or
+    photos alone. Sketches that a tree holds are what is measured on then."""
     split: str | None = None
     """Named split of the data set: sketchy-2 (or just 2), sketchy-1, sketchy-1-sempcyc, tuberlin, tuberlin-sempcyc,
     tuberlin-kdsbir, quickdraw, quickdraw-kdsbir; none: sketchy-2, tuberlin, quickdraw."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from splip.data import cache, datasets
+from splip.data import cache, datasets, pseudo
 from splip.data.config import CheckConfig, DataConfig
 from splip.data.splits import Split, class_of, dataset_facts, find_split, normal_name, prompt_name
 from splip.errors import UserError, shown
@@ -60,6 +60,7 @@ class Tree:
     notes: list[str]  # what was left out and why, and which folders were taken for which class
     dataset: str = "tree"
     split: str = ""  # name of the split, if it has one
+    drawn: bool = True  # False: there are no sketches, the photos stand for them (splip.data.pseudo)
 
     def items(self, names: list[str]) -> tuple[Items, Items]:
         """Sketches and photos of these classes."""
@@ -142,6 +143,8 @@ def _named_split(
 def _load_plain(root: Path, config: DataConfig, need_split: bool) -> Tree:
     if config.split is not None:
         raise UserError(f"--data.split {config.split}: only sketchy, tuberlin and quickdraw have splits with a name")
+    if config.sketches == "pseudo" and not all((root / m).is_dir() for m in MODALITIES):
+        return _load_photos(root, config, need_split)
     parts = [root]
     if not any((root / m).is_dir() for m in MODALITIES):
         parts = [root / part for part in datasets.PARTS if (root / part).is_dir()] or parts
@@ -187,6 +190,22 @@ def _load_plain(root: Path, config: DataConfig, need_split: bool) -> Tree:
     if need_split:
         if len(parts) > 1 and not (config.unseen or meta.get("unseen") or meta.get("seen")):
             meta |= _split_of_parts(root, classes, parts_of)
+        tree.seen, tree.validation, tree.unseen = _split(root, classes, meta, config)
+    return tree
+
+
+def _load_photos(root: Path, config: DataConfig, need_split: bool) -> Tree:
+    """A folder of photos: each is its own sketch, too."""
+    found, notes = pseudo.photos(root)
+    classes, meta, items = sorted(found), _read_meta(root), Items()
+    for label, name in enumerate(classes):
+        for path in found[name]:
+            items.paths.append(path)
+            items.labels.append(label)
+            items.instances.append(len(items.instances))
+    texts = [meta.get("classes", {}).get(name, prompt_name(name)) for name in classes]
+    tree = Tree(root, classes, texts, classes, [], [], items, items.take(list(range(len(items)))), notes, drawn=False)
+    if need_split:
         tree.seen, tree.validation, tree.unseen = _split(root, classes, meta, config)
     return tree
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from splip import ops
 from splip.data.cache import Pictures
 from splip.data.config import DataConfig
+from splip.data.pseudo import Drawn
 from splip.data.trees import Items, Tree, paired
 from splip.errors import UserError
 from splip.evaluation import metrics
@@ -65,7 +66,8 @@ class TestSet:
             gallery = np.flatnonzero(np.isin(tree.photos.labels, labels))
         sketches, photos = tree.sketches.take(queries.tolist()), tree.photos.take(gallery.tolist())
         self.tree, self.names = tree, names
-        self.sketch_pictures = Pictures(
+        drawing = Pictures if tree.drawn else Drawn
+        self.sketch_pictures = drawing(
             sketches.paths, side, config.fit, config.crop_sketches, config.memory_gb, "Decoding sketches", config.cache
         )
         self.photo_pictures = Pictures(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from splip import distributed
+from splip.data import pseudo
 from splip.data.augment import augment
 from splip.data.cache import Pictures
 from splip.data.trees import Items, Tree, paired, unpaired
@@ -41,6 +42,9 @@ class Feed:
         self.config, self.device = config, device
         self.notes: list[str] = []
         sketches, photos = _share_of_pictures(*tree.items(tree.seen), config)
+        self.pseudo = config.data.sketches == "pseudo"
+        if self.pseudo:
+            sketches = photos
         by_instance = config.setting == "fine-grained" or config.positives == "instance"
         lacking = unpaired(sketches, photos) if by_instance else []
         if lacking:
@@ -49,10 +53,11 @@ class Feed:
             raise UserError(f"{what}, but {lacking[0]} has no photo of the same instance{more}")
         data = config.data
         options: dict[str, Any] = {"memory_gb": data.memory_gb, "cache": data.cache, "scan": False}
-        self.pictures = (
-            Pictures(sketches.paths, side, data.fit, data.crop_sketches, label="Decoding sketches", **options),
-            Pictures(photos.paths, side, data.fit, False, label="Decoding photos", **options),
-        )
+        second = Pictures(photos.paths, side, data.fit, False, label="Decoding photos", **options)
+        first = second  # which the sketches are drawn from
+        if not self.pseudo:
+            first = Pictures(sketches.paths, side, data.fit, data.crop_sketches, label="Decoding sketches", **options)
+        self.pictures = (first, second)
         self.sketches, self.photos = (
             items.take(source.kept) for items, source in zip((sketches, photos), self.pictures, strict=True)
         )
@@ -83,7 +88,7 @@ class Feed:
     @property
     def skipped(self) -> list[Any]:
         """Pictures that cannot be read, those found on the way too."""
-        return [*self.pictures[0].skipped, *self.pictures[1].skipped]
+        return [*self.pictures[0].skipped, *(() if self.pseudo else self.pictures[1].skipped)]
 
     def share_skipped(self) -> None:
         """What one process found unreadable is listed by the first."""
@@ -135,8 +140,12 @@ class Feed:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         places = torch.from_numpy(np.concatenate([mine + i * config.batch_size for i in range(3)]))
         device = self.device
+        images = images.to(device, non_blocking=True)
+        if self.pseudo:
+            drawn = pseudo.draw(images[:B], generator, torch.from_numpy(mine), config.batch_size)
+            images = torch.cat([drawn, images[B:]])
         images = augment(
-            images.to(device, non_blocking=True), torch.arange(3 * B) < B, config.data.augment, generator, places, 3 * config.batch_size,
+            images, torch.arange(3 * B) < B, config.data.augment, generator, places, 3 * config.batch_size,
             pairs=config.setting == "fine-grained",
         )  # fmt: skip
         generator.manual_seed(config.seed * 1_000_003 + step + 500_000)
