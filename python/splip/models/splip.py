@@ -50,6 +50,10 @@ class SpLIP(Retriever):
         self.b_t = self.b_v = self.b_vt = None
         if p.depth == 0:
             return
+        self.reads_texts = bool(p.text_tokens or p.words or p.layer_tokens)
+        if self.reads_texts:
+            self.backbone.need_prompts()
+            self.backbone.need_words(self.config.method)
         if p.text_tokens:
             self.b_t = VisionToText(clip.patches, d_v, d_t, p.text_tokens)
             self.text_tokens = p.text_tokens
@@ -67,12 +71,11 @@ class SpLIP(Retriever):
         if self.b_vt is None:
             return []
         (_, C, M), dtype = tokens.shape, hidden[0][0].dtype
-        eos = tokens.argmax(dim=2, keepdim=True)
-        position = torch.arange(M, device=tokens.device)
+        reader, position = self.backbone.reader, torch.arange(M, device=tokens.device)
         # The words proper: after [SOS] and the m slots, before [EOS].
-        is_word = (position > self.text_tokens) & (position < eos)
+        is_word = (position >= reader.start + self.text_tokens) & (position < reader.end(tokens).unsqueeze(-1))
         words = (is_word / is_word.sum(dim=2, keepdim=True) / C).to(dtype)
-        ends = ((position == eos)[:, :, shared:] / C).to(dtype)
+        ends = ((position == reader.pooled(tokens).unsqueeze(-1))[:, :, shared:] / C).to(dtype)
         first, own = words[:, :, :shared].sum(dim=1), words[:, :, shared:]
         pooled = []
         for start, rest in hidden:
