@@ -17,7 +17,7 @@ from timm.models import convnext, eva, fastvit, vision_transformer, vision_trans
 from torch import nn
 
 SIDE = 32
-TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3}
+TEXT = {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3}
 SMALL = {"img_size": SIDE, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4}
 SIGLIP_TEXT = {
     "context_length": 16, "vocab_size": 64, "hf_tokenizer_name": "splip-tests/none",
@@ -27,7 +27,7 @@ SIGLIP_TEXT = {
 NAMES = {
     "clip": "tiny-clip", "siglip": "tiny-siglip", "eva": "tiny-eva", "pe": "tiny-pe", "mobile-vit": "tiny-mobile-vit",
     "dinov2": "timm:tiny_dinov2", "dinov2-reg": "timm:tiny_dinov2_reg", "dinov3": "timm:tiny_dinov3",
-    "mobile": "tiny-mobile", "convnext": "tiny-convnext", "resnet": "tiny-resnet",
+    "whole-text": "tiny-whole-text", "mobile": "tiny-mobile", "convnext": "tiny-convnext", "resnet": "tiny-resnet",
 }  # fmt: skip
 
 
@@ -75,6 +75,7 @@ CONFIGS = {
     },
     "tiny-siglip": _timm("tiny_siglip", "map", "none") | {"embed_dim": 48, "init_logit_bias": -10, "text_cfg": SIGLIP_TEXT},
     "tiny-eva": _timm("tiny_eva", "token"),
+    "tiny-whole-text": _timm("tiny_eva", "token", no_causal_mask=True),
     "tiny-pe": _timm("tiny_pe", "map"),
     "tiny-mobile-vit": _timm("tiny_mobile_vit", "token"),
     "tiny-mobile": _timm("tiny_fastvit", "avg", no_causal_mask=True),

@@ -272,6 +272,11 @@ class Retriever(nn.Module):
             states[layer] = torch.cat([start, reader.in_slots(prompt, position, layer), rest], dim=1)
         return states
 
+    @torch.no_grad()
+    def text_prompts(self) -> list[Tensor] | None:
+        """The constant text prompts of both modalities, ``[2, m, d_t]`` for each prompted layer."""
+        return self._text_prompts(len(MODALITIES), self.patch_mean)
+
     def _encode_classes(self, tokens: Tensor, shared: int, patches: Tensor | None) -> tuple[Tensor, Any]:
         """Prompted texts of G groups: features ``[G, C, D]``, normalised, and the method's summary of all layers.
 

@@ -43,6 +43,26 @@ class Parts(NamedTuple):
     half: bool = True  # rotary positions turn the first half of d_h against the second, else neighbours
 
 
+class Constants(NamedTuple):
+    """What a visual tower adds to every picture."""
+
+    prefix: Tensor  # [T - P, d_v] class and register tokens as the first layer gets them
+    position: Tensor | None  # [P, d_v] added to the patches, before pre_norm
+    pre_norm: nn.LayerNorm | None
+    turns: Tensor | None = None  # [P, 2 * d_h] sines and cosines of rotary positions
+
+
+class Head(NamedTuple):
+    """What is made of the last layer's tokens."""
+
+    kind: str  # token: the first; avg: the mean of the patches; map: attention
+    norm: nn.LayerNorm | None  # of all that is pooled
+    after: nn.LayerNorm | None  # of what was pooled
+    project: list[Affine]
+    first: int = 0  # the first token that avg and map pool
+    latent: Any = None  # map: timm's AttentionPoolLatent
+
+
 class VisualTower:
     """One visual tower, run layer by layer. It holds no weights of its own: they are the library's module's.
 
@@ -99,6 +119,26 @@ class VisualTower:
         Raises:
             UserError: it does what the graph does not know.
         """
+        raise NotImplementedError
+
+    def stem_module(self) -> nn.Module | None:
+        """Where :meth:`product` is None: a copy, for inference, that makes ``[B, d_v, h, w]`` of normalised images."""
+        return None
+
+    def constants(self) -> Constants:
+        """For the deploy graph: what :meth:`start` adds."""
+        raise NotImplementedError
+
+    def head(self) -> Head:
+        """For the deploy graph: what :meth:`finish` does.
+
+        Raises:
+            UserError: it does what the graph does not know.
+        """
+        raise NotImplementedError
+
+    def deployed(self) -> nn.Module:
+        """Of a tower without layers: a copy for inference, which gives ``[B, D]`` of normalised images."""
         raise NotImplementedError
 
     def normalisations(self) -> list[nn.Parameter]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from splip.errors import UserError
 from splip.models.stem import ConvStem
-from splip.models.towers.base import Affine, Norm, Parts, VisualTower
+from splip.models.towers.base import Affine, Constants, Head, Norm, Parts, VisualTower
 
 
 class ClipViT(VisualTower):
@@ -67,6 +67,22 @@ class ClipViT(VisualTower):
 
     def parts(self, layer: int) -> Parts:
         return open_clip_parts(self.module.transformer.resblocks[layer])
+
+    def stem_module(self) -> nn.Module | None:
+        embedding = self.module.conv1
+        return embedding.merged() if isinstance(embedding, ConvStem) else None
+
+    def constants(self) -> Constants:
+        visual = self.module
+        position = visual.positional_embedding.detach()
+        # The class token is the same for every image until the first attention.
+        token = visual.ln_pre(visual.class_embedding + position[0]).detach()
+        pre_norm = visual.ln_pre if isinstance(visual.ln_pre, nn.LayerNorm) else None
+        return Constants(token.view(1, -1), position[1:], pre_norm)
+
+    def head(self) -> Head:
+        visual = self.module
+        return Head("token", visual.ln_post, None, [] if visual.proj is None else [(visual.proj.T, None)])
 
     def normalisations(self) -> list[nn.Parameter]:
         wanted = [p for m in self.module.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()]

@@ -4,10 +4,12 @@ They have no sequence of tokens that a prompt could join: a slot would need a pl
 are, and their normalisations can be trained.
 """
 
+import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from timm.utils.model import reparameterize_model
+from torch import Tensor, nn
 
 from splip.models.towers.base import Norm, VisualTower, patch_side
 from splip.models.towers.timm_vit import width_of
@@ -39,3 +41,9 @@ class ConvTower(VisualTower):
         features: Tensor = self.module(patches)
         features = features if norm is None else norm(features)
         return features, torch.unsqueeze(features, 1)
+
+    def deployed(self) -> nn.Module:
+        """A copy for inference; what timm can merge of its branches is merged (FastViT)."""
+        made = copy.deepcopy(self.module).eval()
+        merged: nn.Module = reparameterize_model(made, inplace=True)
+        return merged

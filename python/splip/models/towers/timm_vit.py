@@ -4,17 +4,18 @@ timm has two classes for them, ``VisionTransformer`` and ``Eva``, that are laid 
 ``TimmModel`` with a projection; one that timm names alone is pooled as timm pools it.
 """
 
+import copy
 from typing import Any
 
 import torch
-from timm.layers import Attention, Mlp, SwiGLU
+from timm.layers import Attention, AttentionPoolLatent, HybridEmbed, Mlp, SwiGLU
 from timm.layers.attention import AttentionRope
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from splip.errors import UserError
-from splip.models.towers.base import Affine, Norm, Parts, VisualTower
+from splip.models.towers.base import Affine, Constants, Head, Norm, Parts, VisualTower
 from splip.models.towers.clip import scaled
 
 
@@ -44,6 +45,11 @@ class TimmViT(VisualTower):
             return f"its blocks are {', '.join(sorted(odd))}"
         if trunk.global_pool not in ("token", "map", "avg"):
             return f"it pools by '{trunk.global_pool}'"
+        embed = trunk.patch_embed
+        size, grid = embed.img_size, embed.grid_size
+        ratio = embed.feat_ratio(as_scalar=False)
+        if size[0] != size[1] or grid[0] * ratio[0] != size[0]:
+            return f"pictures of {size[0]} pixels are no whole number of its patches of {ratio[0]}"
         if getattr(trunk, "rope_mixed", False):
             return "its rotary positions differ by layer"
         return ""
@@ -88,13 +94,48 @@ class TimmViT(VisualTower):
         x = trunk.head(trunk.head_drop(x))
         return x if trunk is self.module else self.module.head(x)
 
-    def rope(self) -> Tensor | None:
-        """Sines and cosines ``[P, 2 * d_h]`` of the patches' rotary positions; None: it has none."""
-        if getattr(self.trunk, "rope", None) is None:
+    def stem_module(self) -> nn.Module | None:
+        embed = self.trunk.patch_embed
+        if self.product() is not None:
             return None
-        zeros = torch.zeros(1, self.patches, self.width, device=next(self.trunk.parameters()).device)
-        table: Tensor = self.start(zeros)[1]
-        return table.detach()
+        if not isinstance(embed, HybridEmbed):
+            raise UserError(f"cannot export this backbone: its patch embedding is a {type(embed).__name__} with a norm")
+        return copy.deepcopy(nn.Sequential(embed.backbone, embed.proj))
+
+    def constants(self) -> Constants:
+        trunk = self.trunk
+        zeros = torch.zeros(1, self.patches, self.width, device=next(trunk.parameters()).device)
+        found = trunk._pos_embed(zeros.unflatten(1, self.grid) if trunk.dynamic_img_size else zeros)
+        x, turns = found if isinstance(trunk, Eva) else (found, None)
+        pre_norm = _or_none(trunk.norm_pre)
+        position = x[0, self.prefix :].detach()
+        return Constants(
+            prefix=trunk.norm_pre(x[0, : self.prefix]).detach(),
+            position=position if bool(position.any()) else None,
+            pre_norm=pre_norm,
+            turns=None if turns is None else turns.detach(),
+        )
+
+    def head(self) -> Head:
+        trunk = self.trunk
+        project: list[Affine] = []
+        for layer in (trunk.head, *([] if trunk is self.module else self.module.head.children())):
+            if isinstance(layer, nn.Linear):
+                project.append((layer.weight, layer.bias))
+            elif not isinstance(layer, nn.Identity | nn.Dropout):
+                raise UserError(f"cannot export this backbone: a {type(layer).__name__} follows its last layer")
+        latent = trunk.attn_pool
+        if latent is not None and (type(latent) is not AttentionPoolLatent or latent.pos_embed is not None):
+            raise UserError(f"cannot export this backbone: it pools by {type(latent).__name__}")
+        whole = isinstance(trunk, Eva) if latent is not None else getattr(trunk, "pool_include_prefix", False)
+        return Head(
+            kind=trunk.global_pool if latent is None else "map",
+            norm=_or_none(trunk.norm),
+            after=_or_none(trunk.fc_norm),
+            project=project,
+            first=0 if whole else self.prefix,
+            latent=latent,
+        )
 
     def parts(self, layer: int) -> Parts:
         block = self.trunk.blocks[layer]
