@@ -1,14 +1,25 @@
 """Models of every family for tests of what is deployed, far from where random weights start."""
 
 import dataclasses
+import functools
 
+import open_clip
 import torch
-from tiny_towers import NAMES, SIDE, lively
+from tiny_towers import NAMES, SIDE, Words, lively
 
 from splip.models import build
 from splip.models.config import BackboneConfig, LossConfig, PromptConfig, TrainConfig
 
 CLASSES = ["dog", "palm tree", "cup"]
+
+
+_tokenizer = functools.cache(open_clip.get_tokenizer)  # each takes a fifth of a second to make
+
+
+def known_words(monkeypatch):
+    """SigLIP's tokenizer cannot be here: words by another that has the same interface. CLIP's is made once."""
+    monkeypatch.setattr("splip.models.towers.pieces.load", lambda *_: Words())
+    monkeypatch.setattr("open_clip.get_tokenizer", _tokenizer)
 
 
 def settings(family, method, **changes):

@@ -4,46 +4,26 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_towers import NAMES, SIDE, Words, lively
+from tiny_towers import NAMES, lively
+from tower_models import CLASSES, known_words, pictures, settings
 
 from splip.errors import UserError
 from splip.models import build
 from splip.models.clip import PromptedCLIP
-from splip.models.config import BackboneConfig, LossConfig, PromptConfig, TrainConfig
+from splip.models.config import BackboneConfig, LossConfig
 from splip.models.towers import table
 from splip.models.towers.table import FAMILIES
 from splip.models.towers.text import PieceTower
 from splip.train.objective import Objective
 
 METHODS = ("zero-shot", "clip-ln", "clip-at", "maple", "splip")
-CLASSES = ["dog", "palm tree", "cup"]
 CELLS = [(family, method) for family in FAMILIES for method in METHODS]
 IDS = [f"{family.key}-{method}" for family, method in CELLS]
 
 
 @pytest.fixture(autouse=True)
 def words(monkeypatch):
-    """SigLIP's tokenizer cannot be here: words by another that has the same interface."""
-    monkeypatch.setattr("splip.models.towers.pieces.load", lambda *_: Words())
-
-
-def config(family, method, **changes):
-    text = "words" not in family.refused
-    loss = LossConfig(
-        classification=1.0 if text else 0.0, margin="adaptive" if text else "fixed", jigsaw=0, fixed_margin=4
-    )
-    settings = TrainConfig(
-        method=method, backbone=BackboneConfig(NAMES[family.key], "random"), loss=loss,
-        prompts=PromptConfig(text_tokens=2, template="{modality} of"),
-    )  # fmt: skip
-    return dataclasses.replace(settings, **changes)
-
-
-def pictures(count):
-    images = torch.randint(0, 256, (count, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
-    for number in range(count):
-        images[number, :, : 4 * number] //= 3
-    return images.to(torch.uint8)
+    known_words(monkeypatch)
 
 
 LABELS, INSTANCES, PIECES = torch.tensor([0, 1, 0, 1, 1, 0]), torch.arange(6), torch.zeros(2, 2, dtype=torch.int64)
@@ -53,11 +33,11 @@ LABELS, INSTANCES, PIECES = torch.tensor([0, 1, 0, 1, 1, 0]), torch.arange(6), t
 def test_a_training_step_changes_what_it_should(family, method):
     if method in family.refused:
         with pytest.raises(UserError) as caught:
-            build(config(family, method), CLASSES)
+            build(settings(family, method), CLASSES)
         assert family.refused[method] in str(caught.value) and "\n" not in str(caught.value)
         assert NAMES[family.key] in str(caught.value)
         return
-    model = build(config(family, method), CLASSES)
+    model = build(settings(family, method), CLASSES)
     lively(model.backbone.visual)
     assert model.config.method == method and not model.no_words or "words" in family.refused
     if model.trains:
@@ -95,7 +75,7 @@ def _dead(name):
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.key)
 def test_words(family):
-    model = build(config(family, "zero-shot"), CLASSES).eval()
+    model = build(settings(family, "zero-shot"), CLASSES).eval()
     if "words" in family.refused:
         with pytest.raises(UserError, match=family.refused["words"]):
             model.encode_text(["dog"])
@@ -111,7 +91,7 @@ def test_words(family):
 def test_a_checkpoint_comes_back(family, tmp_path):
     from splip.models import load_model
 
-    model = build(config(family, "splip"), CLASSES)
+    model = build(settings(family, "splip"), CLASSES)
     with torch.no_grad():
         for parameter in model.trainable().values():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -126,15 +106,15 @@ def test_a_checkpoint_comes_back(family, tmp_path):
 @pytest.mark.parametrize("form", ["conditional", "permuted-triplet"])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.key)
 def test_jigsaw(family, form):
-    settings = config(family, "clip-ln")
+    made = settings(family, "clip-ln")
     settings.loss = dataclasses.replace(
-        settings.loss, jigsaw=0.1, jigsaw_form=form, permutations=4, tiles=2, jigsaw_width=32
+        made.loss, jigsaw=0.1, jigsaw_form=form, permutations=4, tiles=2, jigsaw_width=32
     )
     if form == "conditional" and "splip" in family.refused and "clip-at" in family.refused:
         with pytest.raises(UserError, match="loss.jigsaw must be 0, or its form permuted-triplet"):
-            build(settings, CLASSES)
+            build(made, CLASSES)
         return
-    objective = Objective(build(settings, CLASSES).train())
+    objective = Objective(build(made, CLASSES).train())
     terms = objective(pictures(6), LABELS, INSTANCES, torch.tensor([[0, 1], [2, 3]]))
     assert torch.isfinite(terms["loss"]) and "jigsaw" in terms
 
@@ -146,17 +126,17 @@ def test_without_words_the_losses_that_need_them_are_named():
         (LossConfig(jigsaw=0, classification=0), "loss.margin must be fixed, because backbone timm:tiny_dinov2"),
     ):
         with pytest.raises(UserError, match=message):
-            Objective(build(config(family, "clip-ln", loss=loss), CLASSES))
+            Objective(build(settings(family, "clip-ln", loss=loss), CLASSES))
 
 
 def test_whole_backbones_are_trained_of_clip_only():
     for family in FAMILIES:
-        settings = config(family, "clip-ln", train_backbone=True)
+        made = settings(family, "clip-ln", train_backbone=True)
         if family.key == "clip":
-            build(settings, CLASSES)
+            build(made, CLASSES)
         else:
             with pytest.raises(UserError, match="--train-backbone is for CLIP ViTs"):
-                build(settings, CLASSES)
+                build(made, CLASSES)
 
 
 def test_the_table_is_the_documentations():
@@ -199,7 +179,7 @@ def test_timm_weights_of_a_file(tmp_path):
 
 
 def test_prompts_of_siglip_go_into_the_first_places():
-    model = build(config(FAMILIES[1], "splip"), CLASSES)
+    model = build(settings(FAMILIES[1], "splip"), CLASSES)
     reader = model.backbone.reader
     assert isinstance(reader, PieceTower) and reader.start == 0
     plain = reader.tokenize(["sketch of dog"])[0]
