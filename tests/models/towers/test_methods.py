@@ -107,7 +107,7 @@ def test_a_checkpoint_comes_back(family, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.key)
 def test_jigsaw(family, form):
     made = settings(family, "clip-ln")
-    settings.loss = dataclasses.replace(
+    made.loss = dataclasses.replace(
         made.loss, jigsaw=0.1, jigsaw_form=form, permutations=4, tiles=2, jigsaw_width=32
     )
     if form == "conditional" and "splip" in family.refused and "clip-at" in family.refused:
