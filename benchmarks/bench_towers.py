@@ -27,7 +27,13 @@ from splip.models.config import BackboneConfig, LossConfig, TrainConfig
 
 BACKBONES = (
     *("ViT-B-32", "ViT-B-16-SigLIP", "EVA02-B-16", "PE-Core-B-16", "timm:vit_small_patch14_dinov2@224"),
-    *("timm:vit_small_patch14_reg4_dinov2@224", "timm:vit_small_patch16_dinov3", "MobileCLIP2-S0", "convnext_base_w", "RN50"),
+    *(
+        "timm:vit_small_patch14_reg4_dinov2@224",
+        "timm:vit_small_patch16_dinov3",
+        "MobileCLIP2-S0",
+        "convnext_base_w",
+        "RN50",
+    ),
 )
 BATCHES = (1, 8)
 
@@ -49,7 +55,9 @@ def measure(name: str, repeats: int) -> list[dict[str, Any]]:
         order = list(encoders)
         with torch.inference_mode():
             wanted = F.normalize(encoders["library"](images), dim=-1)
-            errors = {key: float((F.normalize(run(images), dim=-1) - wanted).abs().max()) for key, run in encoders.items()}
+            errors = {
+                key: float((F.normalize(run(images), dim=-1) - wanted).abs().max()) for key, run in encoders.items()
+            }
             for round_ in range(repeats + 2):  # two warm up
                 for key in order[round_ % 3 :] + order[: round_ % 3]:
                     began = time.perf_counter()
@@ -65,7 +73,10 @@ def measure(name: str, repeats: int) -> list[dict[str, Any]]:
         row["max_difference"] = errors
         rows.append(row)
         ratios = "  ".join(f"{key} {row['ratio'][key]:.3f}" for key in order[1:])
-        print(f"{name:40} {batch}  {row['ms']['library']['median']:8.1f} ms  {ratios}  {max(errors.values()):.1e}", flush=True)
+        print(
+            f"{name:40} {batch}  {row['ms']['library']['median']:8.1f} ms  {ratios}  {max(errors.values()):.1e}",
+            flush=True,
+        )
     return rows
 
 

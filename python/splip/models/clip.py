@@ -131,8 +131,8 @@ class PromptedCLIP(nn.Module):
         """Raises UserError if the towers have no last LayerNorm that a BatchNorm behind it could be folded into."""
         if not self.visual_tower.trains_whole:
             raise UserError(
-                f"backbone {self.config.name}: --train-backbone is for CLIP ViTs: other towers have no last LayerNorm that "
-                "its BatchNorm could be folded into"
+                f"backbone {self.config.name}: whole towers are trained (--train-backbone, splip pretrain) of CLIP ViTs only: "
+                "others have no last LayerNorm that the BatchNorm behind it could be folded into"
             )
 
     # ---- visual tower ----
