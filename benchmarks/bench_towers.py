@@ -90,11 +90,9 @@ def main() -> None:
     for name in args.backbones:
         rows += measure(name, args.repeats)
         gc.collect()
-    if args.save:
-        path = RESULTS / f"towers-{args.save}.json"
-        about = {"benchmark": "towers", "machine": machine("cpu"), "rows": rows}
-        path.write_text(json.dumps(about, indent=1) + "\n")
-        print(path)
+        if args.save:  # what is measured is kept if the rest is stopped
+            about = {"benchmark": "towers", "machine": machine("cpu"), "rows": rows}
+            (RESULTS / f"towers-{args.save}.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":

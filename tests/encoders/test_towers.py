@@ -31,6 +31,7 @@ def test_graph_equals_the_model(family, method, depth):
     wanted = [model.encode_image(images, number) for number in range(2)]
     if method != "clip-ln":
         assert (wanted[0] - wanted[1]).abs().max() > 1e-4
+    trained = set(model.trainable())
     for fused in (True, False):
         batch = pixels
         if not fused:
@@ -40,6 +41,7 @@ def test_graph_equals_the_model(family, method, depth):
             torch.testing.assert_close(
                 encoders[name](batch), wanted[number], rtol=0, atol=2e-6 if model.backbone.patches else 1e-5
             )
+    assert trained == set(model.trainable())  # what is deployed shares nothing that it changes
 
 
 @torch.no_grad()

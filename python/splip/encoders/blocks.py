@@ -3,6 +3,7 @@
 Sizes as in :mod:`splip.encoders.graph`.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -189,6 +190,7 @@ class _Latent(nn.Module):
 
     def __init__(self, pool: Any) -> None:
         super().__init__()
+        pool = copy.deepcopy(pool).float()  # the model's own stays as it is, whatever is made of this
         latent: Tensor = pool.latent.detach().float()
         self.heads: int = pool.num_heads
         q = pool.q(latent).unflatten(-1, (self.heads, -1)).transpose(1, 2)
