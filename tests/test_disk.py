@@ -121,7 +121,7 @@ def test_every_file_of_a_run_is_synced_before_it_has_its_name(settings, calls):
     names = [c[1] for c in calls if c[0] == "replace"]
     assert names.index("best.pt.part") < names.index("last.pt.part")
     calls.clear()
-    log.trim(settings.out / "log.csv", 1)
+    log.trim(settings.out / "log.csv", 1, log.columns(settings.loss))
     assert [c[0] for c in calls] == ["fsync", "replace", "fsync folder"]
     assert (settings.out / "log.csv").read_text().count("\n") == 2
 

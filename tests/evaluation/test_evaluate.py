@@ -51,7 +51,7 @@ def lines(path):
 
 def test_report_of_a_plain_tree(run, checkpoint, tree):
     report = run()
-    assert list(report["query_mean"]) == ["SpLIP"]
+    assert list(report["query_mean"]) == ["SpLIP", "SpLIP, prompts removed", "SpLIP, prompts swapped"]
     assert list(report["query_mean"]["SpLIP"]) == ["mAP@all", "P@10"]  # no sketch has a photo of its own
     assert report["protocol"] == "zs" and report["classes"] == ["box", "cone"]
     assert report["queries"] == 6 and report["gallery"] == 4 and report["leaked"] == []
@@ -61,6 +61,40 @@ def test_report_of_a_plain_tree(run, checkpoint, tree):
     assert json.loads(json.dumps(report)) == report
     (one,) = report["results"]
     assert one["query_mean"] == report["query_mean"] and set(one["per_class"]) == {"box", "cone"}
+
+
+def test_what_prompts_are_worth(run, checkpoint, settings, cli):
+    """The rows without the prompts and with the other modality's are what the model gives so."""
+    model = load_model(checkpoint)
+    with torch.no_grad():
+        model.b_v.project.weight *= 30  # prompts that matter
+    torch.save(model.checkpoint(), checkpoint)
+    report = run()
+    test = test_set.TestSet(load_tree(settings.data.root, settings.data), ["box", "cone"], settings.data, 64)
+    sketches, photos = (p.get(range(len(p))) for p in (test.sketch_pictures, test.photo_pictures))
+    plain = load_model(checkpoint)
+    kinds = (("SpLIP", None, (0, 1)), ("SpLIP, prompts removed", "removed", (None, None)),
+             ("SpLIP, prompts swapped", "swapped", (1, 0)))  # fmt: skip
+    seen = []
+    for row, change, of in kinds:
+        found = test.embed_model(plain, torch.device("cpu"), change=change)
+        torch.testing.assert_close(found.sketches, plain.encode_image(sketches, 0, of[0]))
+        torch.testing.assert_close(found.photos, plain.encode_image(photos, 1, of[1]))
+        assert report["query_mean"][row] == pytest.approx(test.measure(found.sketches, found.photos).query_mean), row
+        assert not any(torch.allclose(found.sketches, other, atol=1e-3) for other in seen), row
+        seen.append(found.sketches)
+    shares = report["slot_attention"]
+    assert len(shares["sketch"]) == len(shares["photo"]) == 4 and 0 < shares["mean"] < 1
+    assert shares["uniform"] == 6 / (1 + 6 + 16)
+    assert "attention on the prompts" in cli("eval", "--checkpoint", checkpoint)[1]
+    without = run(prompts=False)
+    assert list(without["query_mean"]) == ["SpLIP"] and "slot_attention" not in without
+
+
+def test_methods_without_visual_prompts_have_one_row(settings, tmp_path):
+    file = save(dataclasses.replace(settings, method="clip-ln"), tmp_path / "ln.pt")
+    report = evaluate.evaluate(EvalConfig(file, device="cpu"))
+    assert list(report["query_mean"]) == ["clip-ln"] and "slot_attention" not in report
 
 
 def test_columns_of_instances(run, tree):

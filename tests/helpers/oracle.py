@@ -104,7 +104,8 @@ class Towers:
 
     def word_tokens(self, kind: int) -> Tensor:  # [4, d_v]
         ids = self.tokens(self.template.format(modality=KINDS[kind]))[:-1]
-        return torch.stack([linear(self.clip.token_embedding.weight[i], self.w, "b_v.project") for i in ids])
+        rows = [self.clip.token_embedding.weight[i] for i in ids]
+        return torch.stack([linear(F.layer_norm(row, row.shape), self.w, "b_v.project") for row in rows])
 
     def patches(self, image: Tensor) -> Tensor:  # [3, H, W] of 0..1 -> E_0 [P, d_v]
         mean, std = (
@@ -172,6 +173,7 @@ def losses(
     classes: list[str],
     instance: bool,  # conditioning
     margin: float | None,  # fixed, or adaptive
+    floor: float,  # of an adaptive one
 ) -> dict[str, Tensor]:
     """L and its terms, with the weights 1, 1 and 0.1."""
     B = len(labels) // 3
@@ -190,7 +192,7 @@ def losses(
     triplet = classification = whole = conditional = torch.zeros((), dtype=torch.float64)
     for i in range(B):
         p, n = B + i, 2 * B + i
-        mu = similarity[labels[i]][labels[n]] if margin is None else margin
+        mu = max(floor, float(similarity[labels[i]][labels[n]])) if margin is None else margin
         near, far = ((features[i] - features[j]).pow(2).sum() for j in (p, n))
         triplet = triplet + (near - far + mu).clamp(min=0) / B
         ce = [-f_js(tokens[j], tokens[3 * B + i], towers.w).log_softmax(dim=0)[y[i]] for j in (i, p, n)]

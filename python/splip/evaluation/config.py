@@ -29,6 +29,8 @@ class EvalConfig:
     """all: mAP@k with each denominator and interpolated, P@k with both."""
     seed: int = 0
     """Seed of the seen photos of gzs, and of ties in the choice of queries for pictures."""
+    prompts: bool = True
+    """Also measure without the visual prompts, and with the other modality's: what they are worth."""
     baselines: bool = False
     """Also measure chance, raw pixels, HOG (needs scikit-image) and the plain backbone."""
     out: Path | None = None

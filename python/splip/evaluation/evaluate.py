@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -17,7 +18,7 @@ from splip import disk
 from splip.data.config import DataConfig
 from splip.data.trees import Tree, load_tree
 from splip.errors import UserError
-from splip.evaluation import metrics, plots, protocols
+from splip.evaluation import metrics, plots, prompts, protocols
 from splip.evaluation.baselines import backbone_words, chance, hog, mean, need_hog, plain_backbone, raw_pixels
 from splip.evaluation.config import EvalConfig
 from splip.evaluation.protocols import Protocol
@@ -55,15 +56,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     if test.skipped:
         print(f"left out {len(test.skipped)} unreadable pictures: " + ", ".join(str(s.path) for s in test.skipped))
     views = [View(test, p, device) for p in chosen]
-    features: dict[str, list[Features]] = {}
-    if config.baselines:
-        features["chance"] = list(chance(test))
-        features["raw pixels"] = [raw_pixels(test)]
-        features["HOG"] = [hog(test)]
-        features[f"plain {backbone_words(model)}"] = [plain_backbone(test, model, device)]
-    method = model.config.method
-    ours = model.title or method
-    features[ours] = [test.embed_model(model, device, bars=True)]
+    features, looked = _embed(config, test, model, device)
+    method, ours = model.config.method, _name(model)
 
     measured = []
     for view in views:
@@ -75,6 +69,11 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         measured.append((view, rows))
     sets = [_facts(view, rows, ours) for view, rows in measured]
     asked = {c.name: c.meaning for view, _ in measured for c in _columns(config, data, view.protocol)}
+    if looked:
+        shares = looked["slot_attention"]
+        print(
+            f"attention on the prompts {100 * shares['mean']:.1f}%, {100 * shares['uniform']:.1f}% if on all tokens alike"
+        )
     report = {
         "protocol": sets[0]["protocol"],
         "dataset": tree.dataset,
@@ -91,6 +90,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "checkpoint": {"file": str(config.checkpoint), "sha256": disk.file_hash(config.checkpoint)},
         "backbone": model.backbone_identity,
         "splip": splip.__version__,
+        **looked,
         "query_mean": sets[0]["query_mean"],
         "class_mean": sets[0]["class_mean"],
         "results": sets,
@@ -108,6 +108,28 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             _write_set(folder, view, rows, ours, features[ours][0], config.seed)
         print(f"{config.out}: results.json, tables and pictures")
     return report
+
+
+def _name(model: Retriever) -> str:
+    return model.title or model.config.method
+
+
+def _embed(
+    config: EvalConfig, test: TestSet, model: Retriever, device: torch.device
+) -> tuple[dict[str, list[Features]], dict[str, Any]]:
+    """Features of every row of the table; and what looks at the prompts, for the report."""
+    features: dict[str, list[Features]] = {}
+    if config.baselines:
+        features["chance"] = list(chance(test))
+        features["raw pixels"] = [raw_pixels(test)]
+        features["HOG"] = [hog(test)]
+        features[f"plain {backbone_words(model)}"] = [plain_backbone(test, model, device)]
+    features[_name(model)] = [test.embed_model(model, device, bars=True)]
+    if not config.prompts or not prompts.written(model):
+        return features, {}
+    for change in prompts.CHANGES:
+        features[f"{_name(model)}, prompts {change}"] = [test.embed_model(model, device, True, change)]
+    return features, {"slot_attention": prompts.attention(test, model, device)}
 
 
 def _test_data(config: EvalConfig, trained: DataConfig) -> DataConfig:

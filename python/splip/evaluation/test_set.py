@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from splip.models.retriever import Retriever
 from splip.progress import track
 
 BATCH = 64
+Change = Literal["removed", "swapped"]
 SHOWN = 10  # queries in a picture, and photos of each
 
 
@@ -82,15 +84,24 @@ class TestSet:
         """All sketches among all photos, in the columns of a plain tree."""
         return metrics.measure(sketches, *_labels(self.sketches), photos, *_labels(self.photos))
 
-    def measure_model(self, model: Retriever, device: torch.device) -> metrics.Result:
-        features = self.embed_model(model, device)
+    def measure_model(self, model: Retriever, device: torch.device, change: Change | None = None) -> metrics.Result:
+        features = self.embed_model(model, device, change=change)
         return self.measure(features.sketches, features.photos)
 
-    def embed_model(self, model: Retriever, device: torch.device, bars: bool = False) -> Features:
-        labels = ("Embedding sketches", "Embedding photos") if bars else ("", "")
+    def embed_model(
+        self, model: Retriever, device: torch.device, bars: bool = False, change: Change | None = None
+    ) -> Features:
+        """Sketches and photos by a model in eval mode; ``change``: with other visual prompts than its own."""
+        notes = f" ({change} prompts)" if change else ""
+        labels = (f"Embedding sketches{notes}", f"Embedding photos{notes}") if bars else ("", "")
+
+        def encode(modality: int) -> Callable[[Tensor], Tensor]:
+            of: int | None = {None: modality, "removed": None, "swapped": 1 - modality}[change]
+            return lambda images: model.encode_image(images, modality, of)
+
         return Features(
-            embed(self.sketch_pictures, model.encode_sketch, device, labels[0]),
-            embed(self.photo_pictures, model.encode_photo, device, labels[1]),
+            embed(self.sketch_pictures, encode(0), device, labels[0]),
+            embed(self.photo_pictures, encode(1), device, labels[1]),
         )
 
     def embed_alike(self, encode: Callable[[Tensor], Tensor], device: torch.device) -> Features:

@@ -176,6 +176,17 @@ class PromptedCLIP(nn.Module):
         """
         return self.visual_tower.encode(patches, prompts, norm)
 
+    def patch_states(self, patches: Tensor) -> Tensor:
+        """The mean state of patches before each layer, without prompts: ``[L_v, d_v]``, of E_0 ``[B, P, d_v]``."""
+        return self.visual_tower.patch_states(patches)
+
+    def slot_attention(self, patches: Tensor, prompts: list[Tensor]) -> Tensor:
+        """The share of the class token's attention that goes to the prompts: mean over images and heads, ``[layers]``.
+
+        Of a tower without a class token: of all patches' attention. Arguments as for :meth:`encode_visual_tokens`.
+        """
+        return self.visual_tower.slot_attention(patches, prompts)
+
     # ---- text tower ----
 
     def tokenize(self, texts: list[str], slots: int = 0, truncate: bool = True) -> Tensor:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from splip.data.config import DataConfig
 from splip.errors import UserError
@@ -48,6 +48,18 @@ class PromptConfig:
     """What B_t sees: the mean patch embedding of a modality (constants after training), or each image's own (slow)."""
     ema: float = 0.99
     """Decay of the average patch embedding that stands for a modality after training."""
+    start: Literal["patches", "random"] = "patches"
+    """Where visual prompts start: around the mean state of patches, where they do no harm; or random numbers."""
+    text_std: float | None = 0.02
+    """Standard deviation of B_t's tokens at the start, that of CLIP's word embeddings; none: random small numbers."""
+    words_norm: bool = True
+    """A LayerNorm on the words' embeddings before B_v."""
+    words_start: bool = True
+    """The token that starts a text is the first of B_v's words."""
+    pooling: Literal["ends-and-words", "all"] = "ends-and-words"
+    """What B_vt reads of a text layer: the means at [EOS] and over the words; or the mean over all tokens, twice."""
+    activation: Literal["gelu", "relu"] = "gelu"
+    """Between the linear layers of B_t and B_vt."""
 
 
 @dataclass
@@ -68,6 +80,8 @@ class LossConfig:
     """adaptive: cosine of the two classes' frozen texts (1 for the same class); fixed: fixed_margin; or a plugin's."""
     fixed_margin: float = 0.2
     """Margin of the triplet loss when it is fixed, and of the permuted triplet."""
+    margin_floor: float | None = 0.2
+    """Least adaptive margin; none: the cosine as it is, which may be negative."""
     negatives: str = "random"
     """The negative photo. random: the one drawn; semi-hard: the nearest of the batch (of its part, if it is computed in
     parts) that is further away than the positive; or a plugin's choice."""
@@ -106,6 +120,8 @@ class TrainConfig:
     """Train the LayerNorms of the visual tower."""
     train_text_layernorm: bool = True
     """Train the LayerNorms of the text tower."""
+    train_stem: bool | None = None
+    """Train the scales and shifts of a convolutional stem; none: as train_layernorm."""
     train_backbone: bool = False
     """Train all weights but the word embeddings, and a BatchNorm after each tower: for random weights."""
     positives: Literal["class", "instance"] = "class"
@@ -130,16 +146,36 @@ class TrainConfig:
     """Peak learning rate of the backbone's LayerNorms; none: lr."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW) of the matrices."""
+    clip_gradient: float | None = None
+    """Largest norm of the gradient of all trained numbers together; none: any."""
     warmup: int = 50
     """Steps of linear warm-up, then the rate follows a cosine down to a hundredth."""
     eval_every: int = 100
     """Steps between measurements on the validation classes; the best checkpoint is kept."""
+    eval_prompts: bool = True
+    """Measure there also without the visual prompts, and with the other modality's."""
     tensorboard: bool = False
     """Also log to TensorBoard in --out."""
     seed: int = 0
     """Seed of the new weights, the batches and the augmentation."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
+
+
+# What settings were before they could be set: a checkpoint that does not name them was trained so.
+BEFORE: dict[str, dict[str, Any]] = {
+    "prompts": {"start": "random", "text_std": None, "words_norm": False},
+    "loss": {"margin_floor": None},
+}
+
+
+def as_saved(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a checkpoint, with what its version of the package had no name for."""
+    found = dict(values)
+    for part, before in BEFORE.items():
+        if isinstance(found.get(part), dict):
+            found[part] = {**before, **found[part]}
+    return found
 
 
 def check_numbers(config: TrainConfig, layers: int, any_depth: bool) -> None:

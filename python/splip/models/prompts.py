@@ -1,7 +1,17 @@
-"""The three maps between the towers (paper, section 3): vision to text, words to vision, layers to vision."""
+"""The three maps between the towers (paper, section 3): vision to text, words to vision, layers to vision.
+
+Random maps do harm: tokens that are like no patch draw the class token's attention, and training begins by getting rid
+of them. So each map can be moved to where its tokens start (``start_at``): visual ones around the mean state of patches,
+text ones as large as CLIP's word embeddings. Both starts are ours.
+"""
+
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
 
 class VisionToText(nn.Module):
@@ -11,8 +21,9 @@ class VisionToText(nn.Module):
     drawing counts, the others over the width. The paper says "three linear layers"; their axes are ours.
     """
 
-    def __init__(self, patches: int, visual_width: int, text_width: int, tokens: int) -> None:
+    def __init__(self, patches: int, visual_width: int, text_width: int, tokens: int, activation: str = "gelu") -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.norm = nn.LayerNorm(visual_width)
         self.over_patches = nn.Linear(patches, tokens)
         self.widen = nn.Linear(visual_width, text_width)
@@ -23,22 +34,37 @@ class VisionToText(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """``[..., P, d_v]`` to ``[..., m, d_t]``."""
         x = self.over_patches(self.norm(patches).transpose(-1, -2)).transpose(-1, -2)
-        x = torch.nn.functional.gelu(self.widen(torch.nn.functional.gelu(x)))
+        x = self.activation(self.widen(self.activation(x)))
         out: Tensor = self.project(x)
         return out
 
+    @torch.no_grad()
+    def start_at(self, patches: Tensor, std: float) -> None:
+        """Scale the last layer so that the tokens of these patches have this standard deviation."""
+        self.project.weight.mul_(std / self(patches).std().clamp(min=1e-12))
+
 
 class WordsToVision(nn.Module):
-    """B_v: embeddings of the template's words, class excluded, to visual tokens; one linear, shared by the words."""
+    """B_v: embeddings of the template's words, class excluded, to visual tokens; one linear, shared by the words.
 
-    def __init__(self, text_width: int, visual_width: int) -> None:
+    CLIP's embeddings are small (a standard deviation of .01 to .02), beside the linear layer's bias they hardly count:
+    ``normed`` puts a LayerNorm in front, without numbers of its own, which the linear layer would only repeat. Ours.
+    """
+
+    def __init__(self, text_width: int, visual_width: int, normed: bool = True) -> None:
         super().__init__()
+        self.norm = nn.LayerNorm(text_width, elementwise_affine=False) if normed else nn.Identity()
         self.project = nn.Linear(text_width, visual_width)
 
     def forward(self, words: Tensor) -> Tensor:
         """``[..., w, d_t]`` to ``[..., w, d_v]``."""
-        out: Tensor = self.project(words)
+        out: Tensor = self.project(self.norm(words))
         return out
+
+    @torch.no_grad()
+    def start_at(self, state: Tensor) -> None:
+        """Move the tokens to around a state ``[d_v]`` of the visual tower."""
+        self.project.bias.copy_(state)
 
 
 class LayersToVision(nn.Module):
@@ -47,9 +73,9 @@ class LayersToVision(nn.Module):
     Two pooled rows (mean at [EOS], mean over the words), LayerNorm, bottleneck MLP. The pooling is ours.
     """
 
-    def __init__(self, text_width: int, visual_width: int, tokens: int) -> None:
+    def __init__(self, text_width: int, visual_width: int, tokens: int, activation: str = "gelu") -> None:
         super().__init__()
-        self.tokens = tokens
+        self.tokens, self.activation = tokens, ACTIVATIONS[activation]
         hidden = max(16, text_width // 4)
         self.norm = nn.LayerNorm(text_width)
         self.reduce = nn.Linear(2 * text_width, hidden)
@@ -58,9 +84,14 @@ class LayersToVision(nn.Module):
     def forward(self, at_eos: Tensor, over_words: Tensor) -> Tensor:
         """Two ``[..., d_t]`` to ``[..., n, d_v]``."""
         x = self.norm(torch.stack([at_eos, over_words], dim=-2)).flatten(-2)
-        x = self.expand(torch.nn.functional.gelu(self.reduce(x)))
+        x = self.expand(self.activation(self.reduce(x)))
         out: Tensor = x.unflatten(-1, (self.tokens, -1))
         return out
+
+    @torch.no_grad()
+    def start_at(self, state: Tensor) -> None:
+        """Move the tokens to around a state ``[d_v]`` of the visual tower."""
+        self.expand.bias.copy_(state.repeat(self.tokens))
 
 
 class ModalityTokens(nn.Module):

@@ -10,7 +10,7 @@ from splip.config import from_dict
 from splip.errors import UserError, short
 from splip.models.activation import as_recorded
 from splip.models.checkpoint import read_checkpoint
-from splip.models.config import TrainConfig
+from splip.models.config import TrainConfig, as_saved
 from splip.models.retriever import Retriever
 from splip.plugins import Registry
 
@@ -54,7 +54,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> Retriever:
             with the same weights.
     """
     state = read_checkpoint(path)
-    config = from_dict(TrainConfig, state["config"], str(path))
+    config = from_dict(TrainConfig, as_saved(state["config"]), str(path))
     if config.method not in METHODS:
         raise UserError(
             f"method {short(config.method)} of {path} is not known here: name the file that defines it with --plugin"

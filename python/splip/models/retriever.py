@@ -9,7 +9,7 @@ words with [SOS], d_v and d_t widths, D joint embedding, G groups of images that
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from splip import distributed
 from splip.data.trees import MODALITIES
 from splip.errors import UserError, short
+from splip.models import selection
 from splip.models.clip import PromptedCLIP
 from splip.models.config import TrainConfig, check_numbers
 from splip.models.jigsaw import WITH_HEAD, JigsawHead, permutation_bank
@@ -123,10 +124,7 @@ class Retriever(nn.Module):
             parameter.requires_grad = True
 
     def _read_classes(self) -> None:
-        """Ids of the class texts and of the template, and how alike the classes are to the frozen text tower.
-
-        Where no texts can be read, images still can: ``no_words`` then says why.
-        """
+        """Ids of class texts and template, and how alike the classes are; ``no_words`` says why none can be read."""
         clip, template, C = self.backbone, self.config.prompts.template, len(self.classes)
         self.no_words = ""
         try:
@@ -167,6 +165,14 @@ class Retriever(nn.Module):
         ``config`` and ``backbone`` are there already. Random numbers drawn here come from ``config.seed``.
         """
 
+    def begin(self, patches: Tensor, modality: Tensor) -> None:
+        """Before the first step of a new run: set what starts from the data. The same in all processes.
+
+        Args:
+            patches: ``[B, P, d_v]`` patch embeddings of the first batch, this process's part.
+            modality: ``[B]`` int64, 0 sketch, 1 photo.
+        """
+
     def write_text(self, groups: int, patches: Tensor | None) -> list[Tensor] | None:
         """What is written into the slots of the texts before each of the first text layers; None: nothing.
 
@@ -202,22 +208,8 @@ class Retriever(nn.Module):
         return None
 
     def trained(self) -> list[nn.Parameter]:
-        """The parameters that training changes: all outside the backbone, and its LayerNorms as the settings say.
-
-        With ``train_backbone`` everything but logit scale and word embeddings.
-        """
-        c, clip = self.config, self.backbone
-        if c.train_backbone:
-            # Three quarters of a tiny model: random vectors tell words apart as well as trained ones.
-            frozen = (clip.clip.logit_scale, clip.text.token_embedding.weight)
-            return [p for p in self.parameters() if all(p is not f for f in frozen)]
-        wanted = [p for name, p in self.named_parameters() if not name.startswith("backbone.")]
-        if c.train_layernorm:
-            wanted += clip.visual_tower.normalisations()
-        if c.train_text_layernorm and clip.text_tower is not None:
-            text = (*clip.text.transformer.modules(), clip.text.ln_final)
-            wanted += [p for m in text if isinstance(m, nn.LayerNorm) for p in m.parameters()]
-        return wanted
+        """The parameters that training changes, see :mod:`splip.models.selection`."""
+        return selection.trained(self)
 
     def depth(self, layers: int) -> int:
         """How many of a tower's layers get prompts: ``prompts.depth``, or all."""
@@ -332,6 +324,17 @@ class Retriever(nn.Module):
 
     # ---- training ----
 
+    @torch.no_grad()
+    def start(self, images: Tensor) -> None:
+        """Before the first step of a new run, see :meth:`begin`.
+
+        Args:
+            images: ``[3 * B, 3, S, S]`` uint8 of the first batch: a third of sketches, two of photos.
+        """
+        patches = torch.cat([self.backbone.embed_patches(part) for part in images.split(64)])
+        self.begin(patches, (torch.arange(len(images), device=images.device) >= len(images) // 3).long())
+        self._forget()
+
     def average(self, patches: Tensor, modality: Tensor) -> Tensor:
         """Mean patch embeddings of the two modalities over the batch, of all processes: ``[2, P, d_v]``.
 
@@ -420,18 +423,26 @@ class Retriever(nn.Module):
         return [None if prompts is None else [p[m] for p in prompts] for m in range(len(MODALITIES))]
 
     @torch.no_grad()
-    def encode_image(self, images: Tensor, modality: int) -> Tensor:
-        """Unit-length features ``[B, D]`` of uint8 images ``[B, 3, S, S]`` of one modality."""
+    def encode_image(self, images: Tensor, modality: int, prompts_of: int | None | Literal["own"] = "own") -> Tensor:
+        """Unit-length features ``[B, D]`` of uint8 images ``[B, 3, S, S]`` of one modality.
+
+        Args:
+            prompts_of: the modality whose visual prompts are written, or None: no prompts. For tests of what they do.
+        """
         if self.training:
             raise RuntimeError("call eval() before encode_image")
         patches = self.backbone.embed_patches(images)
-        prompts: list[Tensor] | None
-        if self.per_image:
-            prompts = self.condition_images(patches, torch.full((len(images),), modality, device=images.device)).prompts
-        else:
-            prompts = self.visual_prompts()[modality]
+        chosen = modality if prompts_of == "own" else prompts_of
+        prompts = None if chosen is None else self.prompts_for(patches, chosen)
         features = self.backbone.encode_visual(patches, prompts, self.visual_norm)
         return F.normalize(features.float(), dim=-1)
+
+    @torch.no_grad()
+    def prompts_for(self, patches: Tensor, modality: int) -> list[Tensor] | None:
+        """The visual prompts of images in inference: ``[n, d_v]`` a layer, or ``[B, n, d_v]`` with ``per_image``."""
+        if not self.per_image:
+            return self.visual_prompts()[modality]
+        return self.condition_images(patches, torch.full((len(patches),), modality, device=patches.device)).prompts
 
     def encode_sketch(self, images: Tensor) -> Tensor:
         """Unit-length features ``[B, D]`` of sketches, uint8 ``[B, 3, S, S]``."""
@@ -447,8 +458,8 @@ class Retriever(nn.Module):
         if self.no_words:
             raise UserError(self.no_words)
         tokens = self._tokens([bare(name) for name in names]).to(self.tokens.device)[modality : modality + 1]
-        shared = self.backbone.reader.shared(tokens)
-        return self._encode_classes(tokens, shared, self.patch_mean[modality : modality + 1])[0][0]
+        mean, shared = self.patch_mean[modality : modality + 1], self.backbone.reader.shared(tokens)
+        return self._encode_classes(tokens, shared, mean)[0][0]
 
     # ---- checkpoints ----
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from splip import distributed
 from splip.data.trees import MODALITIES
 from splip.errors import UserError
 from splip.models.config import TrainConfig
@@ -55,12 +56,24 @@ class SpLIP(Retriever):
             self.backbone.need_prompts()
             self.backbone.need_words(self.config.method)
         if p.text_tokens:
-            self.b_t = VisionToText(clip.patches, d_v, d_t, p.text_tokens)
+            self.b_t = VisionToText(clip.patches, d_v, d_t, p.text_tokens, p.activation)
             self.text_tokens = p.text_tokens
         if p.words:
-            self.b_v = WordsToVision(d_t, d_v)
+            self.b_v = WordsToVision(d_t, d_v, p.words_norm)
         if p.layer_tokens:
-            self.b_vt = LayersToVision(d_t, d_v, p.layer_tokens)
+            self.b_vt = LayersToVision(d_t, d_v, p.layer_tokens, p.activation)
+
+    def begin(self, patches: Tensor, modality: Tensor) -> None:
+        """Tokens start where they do no harm, see :mod:`splip.models.prompts`."""
+        p = self.config.prompts
+        if self.b_t is not None and p.text_std is not None:
+            self.b_t.start_at(self.average(patches, modality), p.text_std)
+        visual = [module for module in (self.b_v, self.b_vt) if module is not None]
+        if p.start == "patches" and visual:
+            states = self.backbone.patch_states(patches)[: self.depth(self.backbone.visual_layers)]
+            state = distributed.mean(states.mean(dim=0))
+            for module in visual:
+                module.start_at(state)
 
     def write_text(self, groups: int, patches: Tensor | None) -> list[Tensor] | None:
         """B_t: the same tokens before every text layer."""
@@ -72,23 +85,29 @@ class SpLIP(Retriever):
             return []
         (_, C, M), dtype = tokens.shape, hidden[0][0].dtype
         reader, position = self.backbone.reader, torch.arange(M, device=tokens.device)
+        end, every = reader.end(tokens).unsqueeze(-1), self.config.prompts.pooling == "all"
         # The words proper: after [SOS] and the m slots, before [EOS].
-        is_word = (position >= reader.start + self.text_tokens) & (position < reader.end(tokens).unsqueeze(-1))
+        is_word = position <= end if every else (position >= reader.start + self.text_tokens) & (position < end)
         words = (is_word / is_word.sum(dim=2, keepdim=True) / C).to(dtype)
         ends = ((position == reader.pooled(tokens).unsqueeze(-1))[:, :, shared:] / C).to(dtype)
         first, own = words[:, :, :shared].sum(dim=1), words[:, :, shared:]
         pooled = []
         for start, rest in hidden:
             over = torch.einsum("ga,gad->gd", first, start) + torch.einsum("gcs,gcsd->gd", own, rest)
-            pooled.append(Pooled(torch.einsum("gcs,gcsd->gd", ends, rest), over))
+            pooled.append(Pooled(over if every else torch.einsum("gcs,gcsd->gd", ends, rest), over))
         return pooled
 
     def write_visual(self, modality: Tensor, summary: Any) -> list[Tensor] | None:
         """The template's words, the same before every layer, then the text layer's summary."""
+        p = self.config.prompts
         parts: list[list[Tensor]] = [[] for _ in range(self.depth(self.backbone.visual_layers))]
         if self.b_v is not None:
             choice = F.one_hot(modality, len(MODALITIES))
-            words = self.b_v(self.backbone.text.token_embedding(self.word_ids))
+            words = self.b_v(
+                self.backbone.text.token_embedding(
+                    self.word_ids[:, 0 if p.words_start else self.backbone.reader.start :]
+                )
+            )
             words = torch.einsum("gm,mnd->gnd", choice.to(words.dtype), words)
             for layer in parts:
                 layer.append(words)

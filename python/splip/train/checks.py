@@ -16,7 +16,7 @@ from splip.errors import UserError
 from splip.evaluation.test_set import TestSet
 from splip.models.activation import as_recorded
 from splip.models.checkpoint import read_checkpoint
-from splip.models.config import TrainConfig
+from splip.models.config import TrainConfig, as_saved
 from splip.models.registry import METHODS
 from splip.train import log, terms
 from splip.train.batches import Feed
@@ -39,6 +39,8 @@ def check_settings(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value is not None and not 0 <= value < math.inf:
             raise UserError(f"{name} must not be negative, got {value}")
+    if config.clip_gradient is not None and not 0 < config.clip_gradient < math.inf:
+        raise UserError(f"clip_gradient must be greater than 0, got {config.clip_gradient}")
     for name in ("sample_fraction", "class_fraction"):
         if not 0 < getattr(config.data, name) <= 1:
             raise UserError(f"data.{name} must be between 0 and 1, got {getattr(config.data, name)}")
@@ -115,7 +117,7 @@ def data_facts(tree: Tree, feed: Feed) -> dict[str, Any]:
 
 def same_config(state: dict[str, Any], config: TrainConfig, last: Path) -> None:
     """A run goes on with the settings that it began with, but for those that change nothing."""
-    old = from_dict(TrainConfig, state["config"], str(last))
+    old = from_dict(TrainConfig, as_saved(state["config"]), str(last))
     old.backbone = as_recorded(old.backbone, state["backbone"])
     config.backbone = as_recorded(config.backbone, state["backbone"])  # so that what was built is built again
     changed = [d for d in differences(old, config) if not d.startswith(FREE)]

@@ -10,16 +10,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from splip import disk, distributed
 from splip.errors import UserError
+from splip.evaluation.prompts import CHANGES
 from splip.models.config import LossConfig
 from splip.progress import bars
 from splip.train.terms import weights
 
 Row = dict[str, Any]
+MEASURED = ("val_mAP", "val_Acc1", *(f"val_mAP_{change}" for change in CHANGES), "val_attention")
 
 
 def columns(loss: LossConfig) -> list[str]:
-    """Of log.csv: all terms, whatever their weights."""
-    return ["step", "loss", *weights(loss), "lr", "seconds", "val_mAP", "val_Acc1"]
+    """Of log.csv: all terms, whatever their weights; with the prompts removed or swapped, and attention on them."""
+    return ["step", "loss", *weights(loss), "lr", "seconds", *MEASURED]
 
 
 def need_tensorboard() -> Any:
@@ -35,16 +37,15 @@ def need_tensorboard() -> Any:
     return SummaryWriter
 
 
-def trim(path: Path, step: int) -> None:
-    """Drop rows after the checkpoint that training goes on from."""
+def trim(path: Path, step: int, names: list[str]) -> None:
+    """Drop rows after the checkpoint that training goes on from; columns that its version did not have are empty."""
     if not path.is_file() or distributed.rank() != 0:
         return
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
         rows = [r for r in reader if int(r["step"]) <= step]
-        names = reader.fieldnames or []
     with disk.replacing(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer = csv.DictWriter(file, names, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
 

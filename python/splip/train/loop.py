@@ -21,6 +21,7 @@ from splip import config as _config
 from splip import disk, distributed
 from splip.data.trees import Tree
 from splip.errors import UserError
+from splip.evaluation import prompts
 from splip.evaluation.test_set import TestSet
 from splip.images.decode import write_skipped
 from splip.models.checkpoint import pick_device
@@ -90,6 +91,8 @@ class Run:
             self._list_skipped()
             _announce(config, tree, self.feed, self.model, self.steps, device, len(self._skipped()))
         self.objective = Objective(self.model)
+        if state is None and self.trainable:
+            self.model.start(self.feed.part(0, self.objective).images)
         self.parallel: Any = self.objective
         if distributed.size() > 1 and self.trainable:
             self.parallel = _parallel(self.objective, config, device)
@@ -135,7 +138,7 @@ class Run:
         if self.resumed and self.step >= self.steps:
             _say(f"{self.out}: all {self.steps} steps are done")
             return self.best_file
-        log.trim(self.out / "log.csv", self.step)
+        log.trim(self.out / "log.csv", self.step, log.columns(self.config.loss))
         if not self.trainable:  # zero-shot
             row: log.Row = {}
             self._save(self._measure(row))
@@ -200,6 +203,8 @@ class Run:
         numbers = dict(zip([*terms, "stop"], values.tolist(), strict=True))
         if not math.isfinite(numbers["loss"]):
             self._refuse(part, numbers["loss"])
+        if config.clip_gradient is not None:
+            torch.nn.utils.clip_grad_norm_(self.trainable.values(), config.clip_gradient)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         self.step += 1
@@ -226,10 +231,16 @@ class Run:
             return float(self.step)
         quality = None
         if self.validation is not None:
-            result = self.validation.measure_model(self.model.eval(), self.device).query_mean
+            self.model.eval()
+            result = self.validation.measure_model(self.model, self.device).query_mean
             quality = result["Acc@1" if self.config.setting == "fine-grained" else "mAP@all"]
             row |= {"val_mAP": f"{result['mAP@all']:.5f}"}
             row |= {"val_Acc1": f"{result['Acc@1']:.5f}"} if "Acc@1" in result else {}
+            if self.config.eval_prompts and prompts.written(self.model):
+                for change in prompts.CHANGES:
+                    found = self.validation.measure_model(self.model, self.device, change).query_mean
+                    row |= {f"val_mAP_{change}": f"{found['mAP@all']:.5f}"}
+                row |= {"val_attention": f"{prompts.attention(self.validation, self.model, self.device)['mean']:.5f}"}
             self.model.train()
         distributed.barrier()
         return quality

@@ -41,7 +41,10 @@ def triplet(sketch: Tensor, positive: Tensor, negative: Tensor, margin: Tensor |
 
 @register_margin("adaptive")
 def adaptive_margin(own: Tensor, other: Tensor, similarity: Tensor, config: TrainConfig) -> Tensor | float:
-    """mu: the cosine of the two classes' frozen texts, 1 when the classes are the same.
+    """mu: the cosine of the two classes' frozen texts, 1 when the classes are the same; ``loss.margin_floor`` at least.
+
+    The floor is ours. Cosines of CLIP's texts are .6 to .9; those of a small text tower lie around 0, and a margin that is
+    not positive asks nothing more of a negative that is already further away than the positive.
 
     Args:
         own: ``[B]`` int64, the sketches' classes.
@@ -51,7 +54,9 @@ def adaptive_margin(own: Tensor, other: Tensor, similarity: Tensor, config: Trai
     Returns:
         ``[B]``, or one number for all.
     """
-    return similarity[own, other]
+    floor = config.loss.margin_floor
+    margin = similarity[own, other]
+    return margin if floor is None else margin.clamp(min=floor)
 
 
 @register_margin("fixed")

@@ -70,7 +70,7 @@ TERMS: Registry[Term] = Registry("loss.terms")
 register_term = TERMS.register
 WEIGHTED = ("triplet", "classification", "jigsaw", "divergence")  # weights are settings of these names
 
-COLUMNS = ("step", "loss", "lr", "seconds", "val_mAP", "val_Acc1", "stop")  # of log.csv; no term may be called so
+COLUMNS = ("step", "loss", "lr", "seconds", "stop")  # of log.csv; no term may be called so, nor begin with val_
 
 
 def weights(loss: LossConfig) -> dict[str, float]:
@@ -87,7 +87,7 @@ def check(loss: LossConfig) -> None:
     for name in loss.terms:
         if name in WEIGHTED:
             raise UserError(f"loss.terms: the weight of {name} is loss.{name}")
-        if name in COLUMNS:
+        if name in COLUMNS or name.startswith("val_"):
             raise UserError(f"loss.terms: {name} is another column of log.csv")
     for name, weight in weights(loss).items():
         where = f"loss.{name}" if name in WEIGHTED else f"loss.terms.{name}"

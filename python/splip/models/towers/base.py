@@ -146,6 +146,14 @@ class VisualTower:
         kinds = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
         return [p for m in self.module.modules() if isinstance(m, kinds) for p in m.parameters(recurse=False)]
 
+    def stem_affine(self) -> list[nn.Parameter]:
+        """The scales and shifts of a stem of this package, which its BatchNorms left."""
+        return []
+
+    def turn(self, x: Tensor, slots: int, state: Any) -> Tensor:
+        """Queries or keys ``[B, H, L, d_h]`` with their rotary positions; ``slots`` of the tokens are prompts."""
+        return x
+
     # ---- what all do ----
 
     def embed(self, images: Tensor, permutation: Tensor | None = None, grid: int = 3) -> Tensor:
@@ -179,6 +187,40 @@ class VisualTower:
                 x = self.block(layer, x, written, state)
         tokens = torch.cat([x[:, : self.front], x[:, self.front + written :]], dim=1) if written else x
         return self.finish(tokens, norm), tokens
+
+    @torch.no_grad()
+    def patch_states(self, patches: Tensor) -> Tensor:
+        """The mean state of patches before each layer, without prompts: ``[layers, d_v]``, of E_0 ``[B, P, d_v]``."""
+        total = torch.zeros(self.layers, self.width).to(patches)
+        for part in patches.split(64):
+            x, state = self.start(part)
+            for layer in range(self.layers):
+                total[layer] += x[:, self.tokens - self.patches :].sum(dim=(0, 1))
+                x = self.block(layer, x, 0, state)
+        return total / (len(patches) * self.patches)
+
+    @torch.no_grad()
+    def slot_attention(self, patches: Tensor, prompts: list[Tensor]) -> Tensor:
+        """The share of the first token's attention that goes to the prompts, see :meth:`PromptedCLIP.slot_attention`.
+
+        Without a class token it is the mean over all patches.
+        """
+        x, state = self.start(patches)
+        shares, written = [], 0
+        for layer, prompt in enumerate(prompts):
+            parts, n = self.parts(layer), prompt.shape[-2]
+            _, normed = self.write(parts.norm_1, x, prompt, written)
+            (weight, bias), rows = parts.qkv, len(parts.qkv[0]) // 3
+            both = F.linear(normed, weight[: 2 * rows], None if bias is None else bias[: 2 * rows])
+            q, k = both.unflatten(-1, (2, parts.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+            q, k = (t if norm is None else norm(t) for t, norm in ((q, parts.q_norm), (k, parts.k_norm)))
+            q, k = self.turn(q, n, state), self.turn(k, n, state)
+            asking = q[:, :, :1] if self.front else q[:, :, n:]
+            scores = (asking @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+            shares.append(scores.softmax(dim=-1)[..., self.front : self.front + n].sum(dim=-1).mean())
+            x = self.prompted(layer, x, prompt, written, state)
+            written = n
+        return torch.stack(shares)
 
     def write(self, norm: nn.Module, x: Tensor, prompts: Tensor, written: int) -> tuple[Tensor, Tensor]:
         """The tokens with the slots written anew, and these normalised."""

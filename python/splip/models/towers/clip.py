@@ -85,10 +85,11 @@ class ClipViT(VisualTower):
         return Head("token", visual.ln_post, None, [] if visual.proj is None else [(visual.proj.T, None)])
 
     def normalisations(self) -> list[nn.Parameter]:
-        wanted = [p for m in self.module.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()]
-        if isinstance(self.module.conv1, ConvStem):  # what its BatchNorms left
-            wanted += self.module.conv1.affine()
-        return wanted
+        return [p for m in self.module.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()]
+
+    def stem_affine(self) -> list[nn.Parameter]:
+        embedding = self.module.conv1
+        return embedding.affine() if isinstance(embedding, ConvStem) else []
 
 
 def blocks_refusal(module: Any) -> str:

@@ -8,7 +8,7 @@ import copy
 from typing import Any
 
 import torch
-from timm.layers import Attention, AttentionPoolLatent, HybridEmbed, Mlp, SwiGLU
+from timm.layers import Attention, AttentionPoolLatent, HybridEmbed, Mlp, SwiGLU, apply_rot_embed_cat
 from timm.layers.attention import AttentionRope
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -86,6 +86,14 @@ class TimmViT(VisualTower):
         x = tokens + block.drop_path1(attended if block.gamma_1 is None else block.gamma_1 * attended)
         widened = block.mlp(block.norm2(x))
         return x + block.drop_path2(widened if block.gamma_2 is None else block.gamma_2 * widened)
+
+    def turn(self, x: Tensor, slots: int, state: Any) -> Tensor:
+        table = unturned(state, slots)
+        if table is None:
+            return x
+        half = bool(getattr(self.trunk.blocks[0].attn, "rotate_half", False))
+        turned = apply_rot_embed_cat(x[:, :, self.prefix :], table, half=half)
+        return torch.cat([x[:, :, : self.prefix], turned], dim=2)
 
     def finish(self, x: Tensor, norm: Norm | None) -> Tensor:
         trunk = self.trunk
