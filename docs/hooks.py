@@ -39,6 +39,7 @@ WINGS: list[tuple[str, str, list[str]]] = [
             "splip.models.prompts",
             "splip.models.jigsaw",
             "splip.models.clip",
+            "splip.models.towers.base",
         ],
     ),
     ("ops", "The fused ops and their definition.", ["splip.ops", "splip.ops.reference"]),

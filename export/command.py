@@ -149,7 +149,7 @@ class _Job:
         images = self.calibration[modality]
         return images if self.about.fused else base.normalise(images, self.about.mean, self.about.std)
 
-    def onnx(self, encoders: dict[str, graph.DeployEncoder]) -> None:
+    def onnx(self, encoders: dict[str, graph.ImageEncoder]) -> None:
         """Write and verify ``<modality>.onnx``."""
         files, int8 = {}, self.config.precision == "int8"
         for name in MODALITIES:

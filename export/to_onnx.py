@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from splip.encoders.graph import DeployEncoder, TextEncoder
+from splip.encoders.graph import ImageEncoder, WordEncoder
 from splip.encoders.manifest import INPUT, OUTPUT, Batch
 from splip.errors import UserError
 
@@ -47,7 +47,7 @@ def need() -> None:
 
 
 def write(
-    encoder: DeployEncoder | TextEncoder, path: Path, batch: Batch, opset: int, about: dict[str, str]
+    encoder: ImageEncoder | WordEncoder, path: Path, batch: Batch, opset: int, about: dict[str, str]
 ) -> list[str]:
     """Write the encoder with a batch axis of any length.
 

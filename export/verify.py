@@ -15,7 +15,7 @@ from PIL import Image
 from splip import images
 from splip.data import sample
 from splip.encoders.base import normalise
-from splip.encoders.graph import DeployEncoder
+from splip.encoders.graph import ImageEncoder
 from splip.encoders.manifest import MODALITIES, Manifest
 from splip.errors import UserError
 from splip.images import decode
@@ -146,7 +146,7 @@ def run(encode: Callable[[np.ndarray, str], np.ndarray], pixels: Pixels) -> Pixe
     return found
 
 
-def run_torch(encoders: dict[str, DeployEncoder], pixels: Pixels, about: Manifest) -> Pixels:
+def run_torch(encoders: dict[str, ImageEncoder], pixels: Pixels, about: Manifest) -> Pixels:
     """Features of the deploy graph itself."""
 
     def encode(part: np.ndarray, name: str) -> np.ndarray:

@@ -179,7 +179,10 @@ def test_half_precision_keeps_what_must_stay_exact(precision):
         ("weights." in n and "norm" not in n) or n.startswith(("embed.", "stem.")) or "blocks." in n for n in half
     )
     assert (
-        dtypes["norm_post.weight"] == dtypes["projection"] == dtypes["blocks.0.weights.norm_1.weight"] == torch.float32
+        dtypes["pool.norm.weight"]
+        == dtypes["pool.projection"]
+        == dtypes["blocks.0.weights.norm_1.weight"]
+        == torch.float32
     )
     got, wanted = encoder(torch.from_numpy(images)), model.encode_photo(as_training(images))
     assert got.dtype == torch.float32

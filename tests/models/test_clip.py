@@ -125,7 +125,10 @@ def test_pretrained_tag_goes_through_open_clips_loader(monkeypatch):
     [
         (BackboneConfig(name="ViT-Q-99"), "unknown backbone ViT-Q-99"),
         (BackboneConfig(name="ViT-B-32", pretrained="nowhere"), "no pretrained weights nowhere for ViT-B-32.*openai"),
-        (BackboneConfig(name="RN50"), "backbone RN50 is not supported: its visual tower is a ModifiedResNet"),
+        (
+            BackboneConfig(name="vit_relpos_medium_patch16_cls_224"),
+            "backbone vit_relpos_medium_patch16_cls_224 is not supported: its visual tower is a VisionTransformerRelPos",
+        ),
     ],
     ids=["name", "tag", "unsupported"],
 )

@@ -20,84 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splip.data.trees import MODALITIES
+from splip.encoders.blocks import Block, Pool, Turns, Weights, fold, linear, norm_copy, post_norm
 from splip.encoders.manifest import INPUT, MODALITY, TOKENS
 from splip.errors import UserError
 from splip.models.retriever import Retriever
-from splip.models.stem import ConvStem, as_affine
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-class Weights(nn.Module):
-    """One residual block's matrices, shared by the encoders of both modalities; LayerScale is folded in."""
-
-    def __init__(self, block: Any, dtype: torch.dtype) -> None:
-        super().__init__()
-        attention, mlp = block.attn, block.mlp
-        if not isinstance(attention, nn.MultiheadAttention) or attention.in_proj_weight is None:
-            raise UserError(f"cannot export this backbone: its attention is a {type(attention).__name__}")
-        parts = [name for name, _ in mlp.named_children()]
-        if parts != ["c_fc", "gelu", "c_proj"]:
-            raise UserError(f"cannot export this backbone: its MLP is made of {', '.join(parts)}")
-        self.heads, self.dtype = attention.num_heads, dtype
-        self.norm_1, self.norm_2 = _norm(block.ln_1), _norm(block.ln_2)
-        self.qkv = _linear(attention.in_proj_weight, attention.in_proj_bias, dtype)
-        self.out = _linear(*_scaled(attention.out_proj, block.ls_1), dtype)
-        self.widen = _linear(mlp.c_fc.weight, mlp.c_fc.bias, dtype)
-        self.activation = mlp.gelu
-        self.narrow = _linear(*_scaled(mlp.c_proj, block.ls_2), dtype)
-
-
-class Block(nn.Module):
-    """A residual block that attends to its own tokens and to constant rows.
-
-    Args:
-        weights: see there.
-        keys, values: ``[1, H, n, d_h]`` of the folded prompts; None: none.
-        class_only: compute the class token only: after the last layer nothing else is read.
-    """
-
-    keys: Tensor | None
-    values: Tensor | None
-
-    def __init__(self, weights: Weights, keys: Tensor | None, values: Tensor | None, class_only: bool) -> None:
-        super().__init__()
-        self.weights, self.class_only = weights, class_only
-        self.register_buffer("keys", keys)
-        self.register_buffer("values", values)
-        if class_only:
-            W, b, width = weights.qkv.weight, weights.qkv.bias, weights.qkv.in_features
-            self.query = _linear(W[:width], b[:width], W.dtype)
-            self.key_value = _linear(W[width:], b[width:], W.dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The residual stream, float32 ``[B, L, d_v]`` to the same, or to ``[B, 1, d_v]`` if class_only."""
-        B = x.shape[0]
-        before = None
-        if self.keys is not None and self.values is not None:
-            before = self.keys.expand(B, -1, -1, -1), self.values.expand(B, -1, -1, -1)
-        return self.attend(x, before)
-
-    def attend(self, x: Tensor, before: tuple[Tensor, Tensor] | None, mask: Tensor | None = None) -> Tensor:
-        """The block, with keys and values ``[B, H, n, d_h]`` that come before the tokens' own."""
-        w = self.weights
-        normed = w.norm_1(x).to(w.dtype)
-        if self.class_only:
-            x = x[:, :1]
-            q = self._heads(self.query(normed[:, :1]), 1)[0]
-            k, v = self._heads(self.key_value(normed), 2)
-        else:
-            q, k, v = self._heads(w.qkv(normed), 3)
-        if before is not None:
-            k, v = (torch.cat([first, own], dim=2) for first, own in zip(before, (k, v), strict=True))
-        attended = F.scaled_dot_product_attention(q, k, v, mask)
-        x = x + w.out(attended.transpose(1, 2).flatten(2)).to(x.dtype)
-        widened = w.activation(w.widen(w.norm_2(x).to(w.dtype)))
-        return x + w.narrow(widened).to(x.dtype)
-
-    def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """``[B, L, parts * d_v]`` to as many ``[B, H, L, d_h]``."""
-        return x.unflatten(-1, (parts, self.weights.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class DeployEncoder(nn.Module):
@@ -118,10 +46,9 @@ class DeployEncoder(nn.Module):
 
     mean: Tensor
     std: Tensor
-    position: Tensor
-    class_token: Tensor
+    position: Tensor | None
+    prefix: Tensor
     carried: Tensor
-    projection: Tensor | None
 
     def __init__(
         self,
@@ -133,66 +60,107 @@ class DeployEncoder(nn.Module):
         sum_head: bool = False,
     ) -> None:
         super().__init__()
-        clip, visual = model.backbone, model.backbone.visual
-        self.fused, self.dtype, self.sum_head = fused, dtype, sum_head
-        self.patch = clip.patch_size
-        self.image_size, self.embed_dim, self.grid = clip.image_size, clip.embed_dim, visual.grid_size[0]
+        clip, tower = model.backbone, model.backbone.visual_tower
+        self.fused, self.dtype = fused, dtype
+        self.patch, self.front = clip.patch_size, tower.front
+        self.image_size, self.embed_dim, self.grid = clip.image_size, clip.embed_dim, clip.image_size // clip.patch_size
         self.register_buffer("mean", torch.tensor(clip.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(clip.std).view(-1, 1, 1))
-        self.stem = visual.conv1.merged().to(dtype) if isinstance(visual.conv1, ConvStem) else None
-        self.embed = nn.Identity() if self.stem else _linear(visual.conv1.weight.flatten(1), None, dtype)
-        position = visual.positional_embedding.detach()
-        self.register_buffer("position", position[1:].clone())
-        self.norm_pre = _norm(visual.ln_pre) if isinstance(visual.ln_pre, nn.LayerNorm) else nn.Identity()
-        # The class token is the same for every image until the first attention.
-        token = visual.ln_pre(visual.class_embedding + position[0]).detach()
-        self.register_buffer("class_token", token.view(1, 1, -1))
+        product, stem = tower.product(), tower.stem_module()
+        self.stem = None if stem is None else stem.to(dtype)
+        self.embed = nn.Identity() if product is None else linear(*product, dtype)
+        added = tower.constants()
+        self.register_buffer("position", None if added.position is None else added.position.detach().clone())
+        self.norm_pre = nn.Identity() if added.pre_norm is None else norm_copy(added.pre_norm)
+        self.register_buffer("prefix", added.prefix.detach().unsqueeze(0).clone())
 
         prompts = model.visual_prompts()[modality] or []
-        layers = visual.transformer.resblocks
         last = len(prompts) - 1
-        self.carried_from = last if 0 <= last < len(layers) - 1 else None
+        self.carried_from = last if 0 <= last < tower.layers - 1 else None
         carried = prompts[last].detach().float().unsqueeze(0) if self.carried_from is not None else None
         self.register_buffer("carried", carried)
+        head = tower.head()
         self.blocks = nn.ModuleList()
-        for layer, block in enumerate(layers):
-            keys, values = None, None
+        turns: Turns | None = None
+        for layer in range(tower.layers):
+            parts, keys, values = tower.parts(layer), None, None
             if layer < len(prompts) and layer != self.carried_from:
-                keys, values = _fold(block, prompts[layer], dtype)
-            self.blocks.append(Block(weights[layer], keys, values, layer == len(layers) - 1))
-
-        self.norm_post = _post_norm(visual.ln_post, model.visual_norm)
-        self.register_buffer("projection", None if visual.proj is None else visual.proj.detach().float().clone())
+                keys, values = fold(parts, prompts[layer], dtype, added.turns is not None)
+            if added.turns is not None and layer in (0, self.carried_from):
+                before = tower.tokens - tower.patches
+                before += prompts[last].shape[-2] if layer == self.carried_from else 0
+                turns = Turns(added.turns, parts.half, before)
+            class_only = layer == tower.layers - 1 and head.kind == "token"
+            self.blocks.append(Block(weights[layer], keys, values, class_only, turns))
+        self.pool = Pool(head, model.visual_norm, sum_head)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` float32 of uint8 ``[B, S, S, 3]`` if fused, else of normalised float32 ``[B, 3, S, S]``."""
-        x = self.norm_pre(self.embed_patches(images).float() + self.position)
-        B = x.shape[0]
-        x = torch.cat([self.class_token.expand(B, -1, -1), x], dim=1)
+        x = self.embed_patches(images).float()
+        x = self.norm_pre(x if self.position is None else x + self.position)
+        B, front = x.shape[0], self.front
+        if self.prefix.shape[1]:
+            x = torch.cat([self.prefix.expand(B, -1, -1), x], dim=1)
         for layer, block in enumerate(self.blocks):
             if layer == self.carried_from:
-                x = torch.cat([x[:, :1], self.carried.expand(B, -1, -1), x[:, 1:]], dim=1)
+                x = torch.cat([x[:, :front], self.carried.expand(B, -1, -1), x[:, front:]], dim=1)
             x = block(x)
-        x = self.norm_post(x[:, 0])
-        if self.projection is not None:
-            x = (x.unsqueeze(2) * self.projection).sum(dim=1) if self.sum_head else x @ self.projection
-        return F.normalize(x, dim=-1)
+        if self.carried_from is not None and self.pool.kind != "token":
+            x = torch.cat([x[:, :front], x[:, front + self.carried.shape[1] :]], dim=1)
+        return F.normalize(self.pool(x), dim=-1)
 
     def inputs(self, longest: int) -> tuple[dict[str, Tensor], list[dict[int, Any]]]:
         """Examples of what the graph takes, and which of their axes may have any length."""
-        S = self.image_size
-        example = torch.zeros(2, S, S, 3, dtype=torch.uint8) if self.fused else torch.zeros(2, 3, S, S)
-        return {INPUT: example}, [{0: torch.export.Dim("batch", min=1, max=max(1024, longest))}]
+        return image_inputs(self.image_size, self.fused, longest)
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """Patch embeddings E_0 ``[B, P, d_v]`` by one matrix product on the pixels of each patch, or by the stem."""
         g, p = self.grid, self.patch
         if self.fused:
-            images = ((images.float() / 255).permute(0, 3, 1, 2) - self.mean) / self.std
+            images = normalised(images, self.mean, self.std)
         if self.stem is not None:
             return self.stem(images.to(self.dtype)).flatten(2).transpose(1, 2)
         patches = images.reshape(-1, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         return self.embed(patches.to(self.dtype))
+
+
+class WholeEncoder(nn.Module):
+    """The same of a convolutional tower, which has no blocks and takes no prompts; in ``dtype`` but for its last step.
+
+    Args as for :class:`DeployEncoder`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Retriever, fused: bool = False, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        clip = model.backbone
+        self.fused, self.dtype = fused, dtype
+        self.image_size, self.embed_dim = clip.image_size, clip.embed_dim
+        self.register_buffer("mean", torch.tensor(clip.mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(clip.std).view(-1, 1, 1))
+        self.tower = clip.visual_tower.deployed().to(dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As :meth:`DeployEncoder.forward`."""
+        x = normalised(images, self.mean, self.std) if self.fused else images
+        return F.normalize(self.tower(x.to(self.dtype)).float(), dim=-1)
+
+    def inputs(self, longest: int) -> tuple[dict[str, Tensor], list[dict[int, Any]]]:
+        """Examples of what the graph takes, and which of their axes may have any length."""
+        return image_inputs(self.image_size, self.fused, longest)
+
+
+def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Float32 ``[B, 3, S, S]`` of uint8 ``[B, S, S, 3]``."""
+    return ((images.float() / 255).permute(0, 3, 1, 2) - mean) / std
+
+
+def image_inputs(S: int, fused: bool, longest: int) -> tuple[dict[str, Tensor], list[dict[int, Any]]]:
+    """An example of the images that a graph takes, and which of its axes may have any length."""
+    example = torch.zeros(2, S, S, 3, dtype=torch.uint8) if fused else torch.zeros(2, 3, S, S)
+    return {INPUT: example}, [{0: torch.export.Dim("batch", min=1, max=max(1024, longest))}]
 
 
 class TextEncoder(nn.Module):
@@ -207,8 +175,8 @@ class TextEncoder(nn.Module):
 
     def __init__(self, model: Retriever) -> None:
         super().__init__()
-        clip, text = model.backbone, model.backbone.text
-        states = model.text_prefix()
+        clip, reader = model.backbone, model.backbone.reader
+        text, states = reader.module, model.text_prefix()
         shared = states[0].shape[1]
         self.embed_dim, self.length = clip.embed_dim, int(text.context_length) - shared
         self.words = nn.Embedding.from_pretrained(text.token_embedding.weight.detach().float())
@@ -217,16 +185,13 @@ class TextEncoder(nn.Module):
         own = torch.full((self.length, self.length), -math.inf).triu(1)
         self.register_buffer("mask", torch.cat([torch.zeros(self.length, shared), own], dim=1))
         self.blocks = nn.ModuleList()
-        for block, state in zip(text.transformer.resblocks, states, strict=True):
-            folded = [_fold(block, state[m], torch.float32) for m in range(len(MODALITIES))]
-            keys, values = (torch.cat(parts) for parts in zip(*folded, strict=True))  # [2, H, a, d_h]
-            self.blocks.append(Block(Weights(block, torch.float32), keys, values, class_only=False))
-        self.norm_final = _post_norm(text.ln_final, model.text_norm)
-        projection = text.text_projection
-        if isinstance(projection, nn.Linear):
-            self.project: nn.Module = _linear(projection.weight, projection.bias, torch.float32)
-        else:
-            self.project = nn.Identity() if projection is None else _linear(projection.T, None, torch.float32)
+        for layer, state in enumerate(states):
+            parts = reader.parts(layer)
+            folded = [fold(parts, state[m], torch.float32) for m in range(len(MODALITIES))]
+            keys, values = (torch.cat(rows) for rows in zip(*folded, strict=True))  # [2, H, a, d_h]
+            self.blocks.append(Block(Weights(parts, torch.float32), keys, values, class_only=False))
+        self.norm_final = post_norm(text.ln_final, model.text_norm)
+        self.project = _projection(text)
 
     def forward(self, tokens: Tensor, modality: Tensor) -> Tensor:
         """Features ``[C, D]``.
@@ -246,21 +211,98 @@ class TextEncoder(nn.Module):
 
     def inputs(self, longest: int) -> tuple[dict[str, Tensor], list[dict[int, Any]]]:
         """Examples of what the graph takes, and which of their axes may have any length."""
-        batch = torch.export.Dim("batch", min=1, max=max(1024, longest))
-        words = torch.export.Dim("words", min=1, max=self.length)
-        examples = {TOKENS: torch.ones(2, 3, dtype=torch.int64), MODALITY: torch.zeros(2, dtype=torch.int64)}
-        return examples, [{0: batch, 1: words}, {0: batch}]
+        return text_inputs(self.length, longest)
 
 
-def text_encoder(model: Retriever) -> TextEncoder:
+class WholeTextEncoder(nn.Module):
+    """The same of a text tower that is not causal: a text keeps its full length, padding included, in every layer.
+
+    What comes before the words (the start, the template) are tokens as theirs are. Prompts are constant keys and values,
+    as they are in the visual tower.
+
+    Args:
+        model: in eval mode.
+    """
+
+    before: Tensor
+    position: Tensor
+    padding: Tensor
+    carried: Tensor
+
+    def __init__(self, model: Retriever) -> None:
+        super().__init__()
+        clip, reader = model.backbone, model.backbone.reader
+        text, slots, start = reader.module, model.text_tokens, reader.start
+        template = model.word_ids  # [2, a], with the start
+        self.embed_dim, self.length = clip.embed_dim, reader.length - slots - template.shape[1]
+        self.words = nn.Embedding.from_pretrained(text.token_embedding.weight.detach().float())
+        position = text.positional_embedding.detach().float()
+        own = torch.cat([position[:start], position[start + slots :]])  # of all but the slots
+        self.register_buffer("before", self.words(template) + own[: template.shape[1]])
+        self.register_buffer("position", own[template.shape[1] :].clone())
+        self.register_buffer("padding", torch.zeros(1, self.length, dtype=torch.int64))
+        prompts = model.text_prompts() or []
+        prompts = [reader.in_slots(p.detach().float(), position, layer) for layer, p in enumerate(prompts)]
+        last = len(prompts) - 1
+        self.carried_from = last if 0 <= last < reader.layers - 1 else None
+        self.register_buffer("carried", prompts[last] if self.carried_from is not None else None)
+        self.blocks = nn.ModuleList()
+        for layer in range(reader.layers):
+            parts, keys, values = reader.parts(layer), None, None
+            if layer < len(prompts) and layer != self.carried_from:
+                folded = [fold(parts, prompts[layer][m], torch.float32) for m in range(len(MODALITIES))]
+                keys, values = (torch.cat(rows) for rows in zip(*folded, strict=True))  # [2, H, m, d_h]
+            self.blocks.append(Block(Weights(parts, torch.float32), keys, values, class_only=False))
+        self.norm_final = post_norm(text.ln_final, model.text_norm)
+        self.project = _projection(text)
+
+    def forward(self, tokens: Tensor, modality: Tensor) -> Tensor:
+        """As :meth:`TextEncoder.forward`; zeros behind a text are what its tokenizer fills it up with."""
+        W = tokens.shape[1]
+        filled = torch.cat([tokens, self.padding[:, W:].expand(tokens.shape[0], -1)], dim=1)
+        before = self.before[modality]
+        x = torch.cat([before, self.words(filled) + self.position], dim=1)
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            if layer == self.carried_from:
+                x = torch.cat([x, self.carried[modality]], dim=1)
+            constant = None
+            if block.keys is not None and block.values is not None:
+                constant = block.keys[modality], block.values[modality]
+            x = block.attend(x, constant)
+        end = tokens.argmax(dim=1) + before.shape[1]  # it has the largest id
+        x = x.gather(1, end[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
+        return F.normalize(self.project(self.norm_final(x)), dim=-1)
+
+    def inputs(self, longest: int) -> tuple[dict[str, Tensor], list[dict[int, Any]]]:
+        """Examples of what the graph takes, and which of their axes may have any length."""
+        return text_inputs(self.length, longest)
+
+
+ImageEncoder = DeployEncoder | WholeEncoder
+WordEncoder = TextEncoder | WholeTextEncoder
+
+
+def text_inputs(length: int, longest: int) -> tuple[dict[str, Tensor], list[dict[int, Any]]]:
+    """An example of the texts that a graph takes, and which of its axes may have any length."""
+    batch = torch.export.Dim("batch", min=1, max=max(1024, longest))
+    words = torch.export.Dim("words", min=1, max=length)
+    examples = {TOKENS: torch.ones(2, 3, dtype=torch.int64), MODALITY: torch.zeros(2, dtype=torch.int64)}
+    return examples, [{0: batch, 1: words}, {0: batch}]
+
+
+def text_encoder(model: Retriever) -> WordEncoder:
     """The text tower of a model in eval mode.
 
     Raises:
-        UserError: prompts that depend on the image, or blocks that are not understood.
+        UserError: prompts that depend on the image, blocks that are not understood, or texts that are read in another way
+            than CLIP reads them.
     """
     _check(model)
+    model.backbone.byte_pairs()
+    made = TextEncoder if model.backbone.reader.causal else WholeTextEncoder
     with torch.no_grad():
-        return TextEncoder(model).eval().requires_grad_(False)
+        return made(model).eval().requires_grad_(False)
 
 
 def _check(model: Retriever) -> None:
@@ -275,7 +317,7 @@ def _check(model: Retriever) -> None:
 
 def encoders(
     model: Retriever, precision: str = "fp32", fused: bool = False, sum_head: bool = False
-) -> dict[str, DeployEncoder]:
+) -> dict[str, ImageEncoder]:
     """The encoders of both modalities; they share all weights that are not prompts.
 
     Args:
@@ -288,51 +330,22 @@ def encoders(
     """
     _check(model)
     dtype = DTYPES[precision]
+    tower = model.backbone.visual_tower
+    made: dict[str, ImageEncoder]
     with torch.no_grad():
-        weights = [Weights(block, dtype) for block in model.backbone.visual.transformer.resblocks]
-        made = {name: DeployEncoder(model, m, weights, fused, dtype, sum_head) for m, name in enumerate(MODALITIES)}
+        if not tower.layers:
+            whole = WholeEncoder(model, fused, dtype)  # no prompts: both modalities have the same
+            made = dict.fromkeys(MODALITIES, whole)
+        else:
+            turned = tower.constants().turns is not None
+            weights = [Weights(tower.parts(layer), dtype, turned) for layer in range(tower.layers)]
+            made = {name: DeployEncoder(model, m, weights, fused, dtype, sum_head) for m, name in enumerate(MODALITIES)}
     return {name: encoder.eval().requires_grad_(False) for name, encoder in made.items()}
 
 
-def _linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:
-    """A layer with these numbers; it shares memory with them if the dtype stays."""
-    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
-    return layer
-
-
-def _norm(norm: nn.LayerNorm) -> nn.LayerNorm:
-    copy = nn.LayerNorm(norm.normalized_shape, norm.eps)
-    copy.weight = nn.Parameter(norm.weight.detach().float(), requires_grad=False)
-    copy.bias = nn.Parameter(norm.bias.detach().float(), requires_grad=False)
-    return copy
-
-
-def _scaled(layer: nn.Linear, scale: Any) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a linear layer followed by LayerScale, or by nothing."""
-    if isinstance(scale, nn.Identity):
-        return layer.weight, layer.bias
-    return layer.weight * scale.gamma[:, None], layer.bias * scale.gamma
-
-
-def _fold(block: Any, prompts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Keys and values ``[1, H, n, d_h]`` that prompts ``[n, d_v]`` have in a block, computed in float32."""
-    attention, norm = block.attn, block.ln_1
-    width = prompts.shape[-1]
-    normed = F.layer_norm(prompts.float(), (width,), norm.weight.float(), norm.bias.float(), norm.eps)
-    W, b = attention.in_proj_weight[width:].float(), attention.in_proj_bias[width:].float()
-    both = F.linear(normed, W, b).unflatten(-1, (2, attention.num_heads, -1)).permute(1, 2, 0, 3)
-    keys, values = both.unsqueeze(1).to(dtype).unbind(0)
-    return keys.contiguous(), values.contiguous()
-
-
-def _post_norm(norm: nn.LayerNorm, batch_norm: nn.Module) -> nn.LayerNorm:
-    """The last LayerNorm in float32, with the BatchNorm of ``train_backbone`` folded in."""
-    post = _norm(norm)
-    if isinstance(batch_norm, nn.BatchNorm1d):
-        scale, shift = as_affine(batch_norm)
-        post.weight = nn.Parameter((post.weight * scale).detach(), requires_grad=False)
-        post.bias = nn.Parameter((post.bias * scale + shift).detach(), requires_grad=False)
-    return post
+def _projection(text: Any) -> nn.Module:
+    """What a text tower does after its last norm."""
+    projection = text.text_projection
+    if isinstance(projection, nn.Linear):
+        return linear(projection.weight, projection.bias, torch.float32)
+    return nn.Identity() if projection is None else linear(projection.T, None, torch.float32)

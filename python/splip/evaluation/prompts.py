@@ -41,5 +41,5 @@ def attention(test: TestSet, model: Retriever, device: torch.device) -> dict[str
         shares.append(model.backbone.slot_attention(patches, prompts).tolist())
         slots = prompts[0].shape[-2]
     everything = [share for each in shares for share in each]
-    mean, uniform = sum(everything) / len(everything), slots / (1 + slots + model.backbone.patches)
+    mean, uniform = sum(everything) / len(everything), slots / (slots + model.backbone.visual_tower.tokens)
     return {"sketch": shares[0], "photo": shares[1], "mean": mean, "uniform": uniform}

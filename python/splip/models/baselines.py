@@ -37,6 +37,7 @@ class ClipAT(Retriever):
     """CLIP-AT (Sain et al., CVPR 2023): learned tokens at the visual input, a set for each modality, and LayerNorms."""
 
     def make_prompts(self) -> None:
+        self.backbone.need_prompts()
         self.modality_tokens = ModalityTokens(
             len(MODALITIES), self.backbone.visual_width, self.config.prompts.visual_tokens
         )
@@ -60,6 +61,9 @@ class MaPLe(Retriever):
         p, clip = self.config.prompts, self.backbone
         self.coupled: CoupledPrompts | None = None
         if p.text_tokens and p.depth != 0:
+            self.reads_texts = True
+            self.backbone.need_prompts()
+            self.backbone.need_words(self.config.method)
             depth = min(self.depth(clip.visual_layers), self.depth(clip.text_layers))
             first = self._first_words(p.text_tokens)
             self.coupled = CoupledPrompts(depth, p.text_tokens, clip.text_width, clip.visual_width, first)
@@ -67,7 +71,7 @@ class MaPLe(Retriever):
 
     def _first_words(self, tokens: int) -> Tensor:
         """Where the tokens start: the words of "a photo of a", as many as there are tokens."""
-        ids = self.backbone.tokenize([" ".join(["a photo of a"] * (1 + tokens // 4))])[0, 1 : 1 + tokens]
+        ids = self.backbone.reader.word_ids(" ".join(["a photo of a"] * (1 + tokens // 4)), tokens)
         words: Tensor = self.backbone.text.token_embedding.weight[ids].detach()
         return words
 

@@ -1,11 +1,12 @@
-"""An open_clip model with prompt slots in every layer of both towers.
+"""A backbone with prompt slots in every layer of its towers.
 
-Sizes: B images, C texts, P patches, M text context, d_v and d_t widths of the visual and text tower,
+Sizes: B images, C texts, P patches, T visual tokens, M text context, d_v and d_t widths of the visual and text tower,
 D joint embedding, L_v and L_t layers, G groups of texts that share their prompts, a and s tokens
 of a text that its group shares and that are its own.
 """
 
 import contextlib
+import difflib
 import hashlib
 import io
 import logging
@@ -16,63 +17,81 @@ from typing import Any
 
 import open_clip
 import torch
-import torch.nn.functional as F
 from open_clip.factory import load_state_dict
 from torch import Tensor, nn
 
-from splip import ops
 from splip.config import CONFIGS
 from splip.errors import UserError
 from splip.models import activation
 from splip.models.config import BackboneConfig
 from splip.models.stem import STEMS, ConvStem
+from splip.models.towers import families, timm_models
+from splip.models.towers.base import VisualTower
+from splip.models.towers.pieces import NoTokenizer
+from splip.models.towers.text import TextTower
 
 open_clip.add_model_config(CONFIGS / "models")
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 class PromptedCLIP(nn.Module):
-    """Both towers of an open_clip ViT, run block by block so that prompts can be written before each.
+    """Both towers of a backbone, run block by block so that prompts can be written before each.
 
-    Without prompts the blocks run as open_clip runs them, so outputs are open_clip's own.
+    Without prompts the blocks run as their library runs them, so outputs are the library's own. How each family does
+    it, its adapter in :mod:`splip.models.towers` says.
 
     Args:
         config: which architecture and weights.
 
     Raises:
-        UserError: no such architecture or weights, or one whose blocks have no place for prompts.
+        UserError: no such architecture or weights, or one that cannot be run.
     """
 
     clip: Any
+    visual_tower: VisualTower
+    text_tower: TextTower | None  # None: the backbone reads no texts
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.clip, self.quick_gelu = _create(config)
         self.config = config
-        visual, text = self.visual, self.text
-        _check_supported(config.name, visual, text)
-        self.image_size = int(visual.image_size[0])
-        self.patch_size = int(visual.patch_size[0])
-        self.patches = int(visual.grid_size[0] * visual.grid_size[1])
-        self.visual_width = int(visual.conv1.out_channels)
-        self.text_width = int(text.token_embedding.embedding_dim)
-        self.visual_layers = len(visual.transformer.resblocks)
-        self.text_layers = len(text.transformer.resblocks)
-        self.embed_dim = int(visual.output_dim)
-        preprocess = open_clip.get_model_preprocess_cfg(self.clip)
-        self.mean, self.std = tuple(preprocess["mean"]), tuple(preprocess["std"])
-        folder = activation.folder_of(config)
-        self.tokenizer = open_clip.get_tokenizer(config.name if folder is None else f"{activation.FOLDER}{folder}")
+        self.visual_tower = tower = families.visual_of(config.name, self.clip)
+        self.text_tower = families.text_of(config.name, self.clip, activation.folder_of(config))
+        self.image_size, self.patch_size, self.patches = tower.image_size, tower.patch_size, tower.patches
+        self.visual_width, self.visual_layers, self.embed_dim = tower.width, tower.layers, tower.embed_dim
+        self.text_width = 0 if self.text_tower is None else self.text_tower.width
+        self.text_layers = 0 if self.text_tower is None else self.text_tower.layers
+        self.mean, self.std = tower.mean, tower.std
 
     @property
     def visual(self) -> Any:
-        """open_clip's visual tower."""
+        """The library's visual tower."""
         return self.clip.visual
 
     @property
     def text(self) -> Any:
         """open_clip's text tower: a module of its own, or the model itself."""
-        return getattr(self.clip, "text", self.clip)
+        return self.reader.module
+
+    @property
+    def reader(self) -> TextTower:
+        """The text tower.
+
+        Raises:
+            UserError: the backbone has none.
+        """
+        if self.text_tower is None:
+            raise NoTokenizer(f"backbone {self.config.name} has no text tower: it reads no words")
+        return self.text_tower
+
+    @property
+    def tokenizer(self) -> Any:
+        """What reads texts.
+
+        Raises:
+            UserError: it is not here, or the backbone reads none.
+        """
+        return self.reader.tokenizer
 
     def identity(self) -> dict[str, Any]:
         """Names the backbone and its exact weights; call before any training."""
@@ -92,6 +111,30 @@ class PromptedCLIP(nn.Module):
             "sha256": digest.hexdigest(),
         }
 
+    # ---- what a method needs ----
+
+    def need_prompts(self) -> None:
+        """Raises UserError if the visual tower has no place for prompts."""
+        reason = self.visual_tower.no_prompts
+        if reason:
+            raise UserError(f"backbone {self.config.name} takes no prompts: {reason}; use method clip-ln or zero-shot")
+
+    def need_words(self, method: str) -> None:
+        """Raises UserError if there is no text tower that prompts could be made of."""
+        if self.text_tower is None:
+            raise UserError(
+                f"backbone {self.config.name} has no text tower, and method {method} makes its prompts of texts: "
+                "use method clip-at, clip-ln or zero-shot"
+            )
+
+    def need_last_norm(self) -> None:
+        """Raises UserError if the towers have no last LayerNorm that a BatchNorm behind it could be folded into."""
+        if not self.visual_tower.trains_whole:
+            raise UserError(
+                f"backbone {self.config.name}: whole towers are trained (--train-backbone, splip pretrain) of CLIP ViTs only: "
+                "others have no last LayerNorm that the BatchNorm behind it could be folded into"
+            )
+
     # ---- visual tower ----
 
     def embed_patches(self, images: Tensor, permutation: Tensor | None = None, grid: int = 3) -> Tensor:
@@ -99,27 +142,13 @@ class PromptedCLIP(nn.Module):
 
         Args:
             images: ``[B, 3, S, S]`` uint8, normalised here in one pass with the cut into patches; or
-                float, already normalised, for open_clip's own preprocessing.
+                float, already normalised, for the library's own preprocessing.
             permutation: shuffles the tiles of uint8 images, see :func:`splip.ops.patchify`.
 
         Returns:
-            ``[B, P, d_v]``
+            ``[B, P, d_v]``; of a convolutional tower the normalised images ``[B, 3, S, S]``.
         """
-        S = self.image_size
-        if images.dim() != 4 or tuple(images.shape[1:]) != (3, S, S):
-            raise ValueError(f"images must be [B, 3, {S}, {S}], got {list(images.shape)}")
-        embedding = self.visual.conv1
-        stem = isinstance(embedding, ConvStem)
-        if images.dtype == torch.uint8:
-            dtype = next(embedding.parameters()).dtype
-            patches = ops.patchify(images, self.patch_size, self.mean, self.std, permutation, grid, dtype)
-            if not stem:
-                return patches @ embedding.weight.flatten(1).T
-            images = F.fold(patches.transpose(1, 2), S, self.patch_size, stride=self.patch_size)
-        elif permutation is not None:
-            raise ValueError("tiles can be shuffled in uint8 images only")
-        features: Tensor = embedding(images)
-        return features.flatten(2).transpose(1, 2)
+        return self.visual_tower.embed(images, permutation, grid)
 
     def encode_visual(
         self, patches: Tensor, prompts: list[Tensor] | None = None, norm: Callable[[Tensor], Tensor] | None = None
@@ -138,100 +167,46 @@ class PromptedCLIP(nn.Module):
         Args:
             patches: E_0 ``[B, P, d_v]``.
             prompts: for each of the first layers ``[n, d_v]`` or ``[B, n, d_v]``, the same n, written
-                after the class token before that layer; None: plain CLIP.
-            norm: applied to the class token after the last LayerNorm.
+                behind the first token before that layer; None: the plain tower.
+            norm: applied to what is pooled, after the last LayerNorm.
 
         Returns:
-            ``(features [B, D] not normalised, tokens [B, 1 + P, d_v])``: class token and patches after
+            ``(features [B, D] not normalised, tokens [B, T, d_v])``: class token, if there is one, and patches after
             the last layer, before its LayerNorm, without the prompt slots.
         """
-        visual = self.visual
-        token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
-        x = torch.cat([token, patches], dim=1)
-        x = visual.ln_pre(visual.patch_dropout(x + visual.positional_embedding.to(x.dtype)))
-        written = 0
-        for layer, block in enumerate(visual.transformer.resblocks):
-            if prompts is not None and layer < len(prompts):
-                x = _prompted_block(block, x, prompts[layer], replace=written)
-                written = prompts[layer].shape[-2]
-            else:
-                x = block(x)
-        tokens = torch.cat([x[:, :1], x[:, 1 + written :]], dim=1) if written else x
-        x = visual.ln_post(x[:, 0])
-        x = x if norm is None else norm(x)
-        return (x if visual.proj is None else x @ visual.proj), tokens
+        return self.visual_tower.encode(patches, prompts, norm)
 
-    @torch.no_grad()
     def patch_states(self, patches: Tensor) -> Tensor:
         """The mean state of patches before each layer, without prompts: ``[L_v, d_v]``, of E_0 ``[B, P, d_v]``."""
-        blocks, total = self.visual.transformer.resblocks, torch.zeros(self.visual_layers, self.visual_width)
-        total = total.to(patches)
+        return self.visual_tower.patch_states(patches)
 
-        def watch(layer: int, x: Tensor) -> None:
-            total[layer] += x[:, 1:].sum(dim=(0, 1))
-
-        watched = [b.register_forward_pre_hook(lambda _, x, n=n: watch(n, x[0])) for n, b in enumerate(blocks)]
-        try:
-            for part in patches.split(64):
-                self.encode_visual(part)
-        finally:
-            for hook in watched:
-                hook.remove()
-        return total / (len(patches) * self.patches)
-
-    @torch.no_grad()
     def slot_attention(self, patches: Tensor, prompts: list[Tensor]) -> Tensor:
         """The share of the class token's attention that goes to the prompts: mean over images and heads, ``[layers]``.
 
-        Arguments as for :meth:`encode_visual_tokens`.
+        Of a tower without a class token: of all patches' attention. Arguments as for :meth:`encode_visual_tokens`.
         """
-        shares: list[Tensor] = []
-        layers = iter(prompts)
-
-        def watch(attention: nn.MultiheadAttention, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
-            prompt = next(layers, None)
-            if prompt is None:
-                return
-            x = options["query"] if "query" in options else inputs[0]
-            width, heads = x.shape[-1], attention.num_heads
-            q, k = (
-                F.linear(rows, attention.in_proj_weight[part], attention.in_proj_bias[part]).unflatten(-1, (heads, -1))
-                for rows, part in ((x[:, 0], slice(0, width)), (x, slice(width, 2 * width)))
-            )
-            scores = torch.einsum("bhd,blhd->bhl", q, k) * (width // heads) ** -0.5
-            shares.append(scores.softmax(dim=-1)[:, :, 1 : 1 + prompt.shape[-2]].sum(dim=-1).mean())
-
-        blocks = self.visual.transformer.resblocks
-        watched = [block.attn.register_forward_pre_hook(watch, with_kwargs=True) for block in blocks]
-        try:
-            self.encode_visual(patches, prompts)
-        finally:
-            for hook in watched:
-                hook.remove()
-        return torch.stack(shares)
+        return self.visual_tower.slot_attention(patches, prompts)
 
     # ---- text tower ----
 
-    def tokenize(self, texts: list[str], truncate: bool = True) -> Tensor:
-        """Token ids ``[C, M]``, M the longest text: the tower is causal, so what follows [EOS] is never seen."""
-        tokens: Tensor = self.tokenizer(texts)
-        return tokens[:, : int(tokens.argmax(dim=1).max()) + 1] if truncate else tokens
+    def tokenize(self, texts: list[str], slots: int = 0, truncate: bool = True) -> Tensor:
+        """Token ids ``[C, M]`` behind ``slots`` placeholders; of a causal tower M is the longest text's."""
+        return self.reader.tokenize(texts, slots, truncate)
 
     @property
     def reads_byte_pairs(self) -> bool:
         """Whether texts are read as CLIP's own tokenizer reads them."""
-        tokenizer = self.tokenizer
-        return isinstance(tokenizer, open_clip.SimpleTokenizer) and tokenizer.clean_fn("A, b") == "a, b"
+        return self.text_tower is not None and self.text_tower.reads_byte_pairs
 
     def byte_pairs(self) -> tuple[dict[tuple[str, str], int], dict[str, int], int]:
         """CLIP's vocabulary: the order in which pairs of parts are joined, the id of every part, the id of [EOS].
 
         Raises:
-            UserError: this backbone reads texts in another way.
+            UserError: this backbone reads texts in another way, or none.
         """
-        tokenizer = self.tokenizer
-        if not self.reads_byte_pairs:
+        if not self.reader.reads_byte_pairs:
             raise UserError(f"--text: {self.config.name} does not read texts with CLIP's own tokenizer")
+        tokenizer = self.tokenizer
         return tokenizer.bpe_ranks, tokenizer.encoder, tokenizer.eot_token_id
 
     def encode_text(
@@ -240,33 +215,16 @@ class PromptedCLIP(nn.Module):
         """The text tower.
 
         Args:
-            tokens: ``[C, M]`` ids; with prompts, positions 1..m hold placeholders.
-            prompts: for each of the first layers ``[m, d_t]`` or ``[C, m, d_t]``, written into positions
-                1..m before that layer. Positional embeddings are added to those of the first.
-            norm: applied to the [EOS] state after the last LayerNorm.
+            tokens: ``[C, M]`` ids; with prompts, the places of the slots hold placeholders.
+            prompts: for each of the first layers ``[m, d_t]`` or ``[C, m, d_t]``, written into the slots (places 1..m;
+                0..m-1 where texts have no start token) before that layer. Positional embeddings are added to those of
+                the first.
+            norm: applied to the state that is pooled ([EOS], or the last place) after the last LayerNorm.
 
         Returns:
             ``(features [C, D] not normalised, hidden)``: hidden holds ``[C, M, d_t]`` after each layer.
         """
-        text, M = self.text, tokens.shape[1]
-        cast = text.transformer.get_cast_dtype()
-        position = text.positional_embedding[:M].to(cast)
-        x = text.token_embedding(tokens).to(cast) + position
-        mask = text.attn_mask[:M, :M]
-        hidden = []
-        for layer, block in enumerate(text.transformer.resblocks):
-            if prompts is not None and layer < len(prompts):
-                prompt = in_slots(prompts[layer], position, layer)
-                x = _prompted_block(block, x, prompt, replace=prompt.shape[-2], mask=mask)
-            else:
-                x = block(x, attn_mask=mask)
-            hidden.append(x)
-        x = text.ln_final(x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)])
-        x = x if norm is None else norm(x)
-        projection = text.text_projection
-        if isinstance(projection, nn.Linear):
-            return projection(x), hidden
-        return (x if projection is None else x @ projection), hidden
+        return self.reader.encode(tokens, prompts, norm)
 
     def encode_groups(
         self,
@@ -277,109 +235,34 @@ class PromptedCLIP(nn.Module):
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The text tower on G groups of C texts that begin alike: what they share runs once a group.
 
-        Same as :meth:`encode_text` on every text. The tower is causal, so the states of the first ``shared``
-        tokens ([SOS], prompt slots, the template's words) do not depend on the class that follows.
+        Same as :meth:`encode_text` on every text. Where the tower is causal, the states of the first ``shared``
+        tokens ([SOS], prompt slots, the template's words) do not depend on the class that follows. Others share nothing.
 
         Args:
             tokens: ``[G, C, M]`` ids; the first ``shared`` are the same in all texts of a group.
             shared: a, at most the position of the first [EOS].
             prompts: for each of the first layers ``[G, m, d_t]``, m < a, as in :meth:`encode_text`.
-            norm: applied to the [EOS] state after the last LayerNorm.
+            norm: applied to the state that is pooled after the last LayerNorm.
 
         Returns:
             ``(features [G, C, D] not normalised, hidden)``: hidden holds ``([G, a, d_t], [G, C, s, d_t])``
             after each layer, a + s = M.
         """
-        text, (G, C, M) = self.text, tokens.shape
-        cast = text.transformer.get_cast_dtype()
-        position = text.positional_embedding[:M].to(cast)
-        rows = G * shared  # the shared tokens come first, then the texts' own: one matrix product for both
-        ids = torch.cat([tokens[:, 0, :shared].reshape(-1), tokens[:, :, shared:].reshape(-1)])
-        places = torch.cat([position[:shared].repeat(G, 1), position[shared:].repeat(G * C, 1)])
-        x = text.token_embedding(ids).to(cast) + places
-        mask = text.attn_mask[:M, :M]
-        hidden = []
-        for layer, block in enumerate(text.transformer.resblocks):
-            if prompts is not None and layer < len(prompts):
-                prompt, norm_1 = in_slots(prompts[layer].to(x.dtype), position, layer), block.ln_1
-                written, normed = ops.prompt_layernorm(
-                    x[:rows].unflatten(0, (G, shared)),
-                    prompt,
-                    norm_1.weight.float(),
-                    norm_1.bias.float(),
-                    norm_1.eps,
-                    prompt.shape[-2],
-                )
-                x = torch.cat([written.flatten(0, 1), x[rows:]])
-                normed = torch.cat([normed.flatten(0, 1), norm_1(x[rows:])])
-            else:
-                normed = block.ln_1(x)
-            x = x + block.ls_1(_group_attention(block.attn, normed, G, C, shared, mask))
-            x = x + block.ls_2(block.mlp(block.ln_2(x)))
-            hidden.append((x[:rows].unflatten(0, (G, shared)), x[rows:].unflatten(0, (G, C, M - shared))))
-        # [EOS] by a product, not by an index: the gradient of an index has no fixed order of summation.
-        at_eos = F.one_hot(tokens.argmax(dim=2) - shared, M - shared).to(x.dtype)
-        x = text.ln_final(torch.einsum("gcs,gcsd->gcd", at_eos, hidden[-1][1]).flatten(0, 1))
-        x = x if norm is None else norm(x)
-        projection = text.text_projection
-        if isinstance(projection, nn.Linear):
-            x = projection(x)
-        elif projection is not None:
-            x = x @ projection
-        return x.unflatten(0, (G, C)), hidden
-
-
-def shared_tokens(tokens: Tensor) -> int:
-    """How many first tokens all texts of every group have in common, none of them an [EOS]."""
-    same = (tokens == tokens[:, :1]).all(dim=1).all(dim=0).long().cumprod(dim=0).sum()
-    return min(int(same), int(tokens.argmax(dim=2).min()))
-
-
-def in_slots(prompt: Tensor, position: Tensor, layer: int) -> Tensor:
-    """Text prompts ``[..., m, d_t]`` as they are written before a layer: with positional embeddings before the first."""
-    return prompt if layer else prompt + position[1 : 1 + prompt.shape[-2]]
-
-
-def _group_attention(attention: nn.MultiheadAttention, x: Tensor, G: int, C: int, shared: int, mask: Tensor) -> Tensor:
-    """Causal self-attention of groups of texts; ``x`` and the result as rows ``[G * a + G * C * s, d_t]``."""
-    rows, heads = G * shared, attention.num_heads
-    q, k, v = F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
-
-    def common(t: Tensor) -> Tensor:  # [G, heads, a, d]
-        return t[:rows].unflatten(0, (G, shared)).unflatten(-1, (heads, -1)).transpose(1, 2)
-
-    def own(t: Tensor) -> Tensor:  # [G * C, heads, s, d]
-        return t[rows:].unflatten(0, (G * C, -1)).unflatten(-1, (heads, -1)).transpose(1, 2)
-
-    def before(t: Tensor) -> Tensor:  # [G * C, heads, a + s, d]
-        first = common(t).unsqueeze(1).expand(-1, C, -1, -1, -1).flatten(0, 1)
-        return torch.cat([first, own(t)], dim=2)
-
-    mask = mask.to(x.dtype)
-    attend = F.scaled_dot_product_attention
-    first = attend(common(q), common(k), common(v), mask[:shared, :shared])
-    second = attend(own(q), before(k), before(v), mask[shared:])
-    parts = [t.transpose(1, 2).flatten(2).flatten(0, 1) for t in (first, second)]
-    out: Tensor = F.linear(torch.cat(parts), attention.out_proj.weight, attention.out_proj.bias)
-    return out
-
-
-def _prompted_block(block: Any, x: Tensor, prompts: Tensor, replace: int, mask: Tensor | None = None) -> Tensor:
-    """One residual block on the sequence with the prompt slots written anew."""
-    norm = block.ln_1
-    tokens, normed = ops.prompt_layernorm(
-        x, prompts.to(x.dtype), norm.weight.float(), norm.bias.float(), norm.eps, replace
-    )
-    x = tokens + block.ls_1(block.attention(normed, attn_mask=mask))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+        return self.reader.encode_groups(tokens, shared, prompts, norm)
 
 
 def _create(config: BackboneConfig) -> tuple[nn.Module, bool]:
     """The model, and whether its GELU is QuickGELU."""
     folder = activation.folder_of(config)
+    if config.name.startswith(timm_models.PREFIX):
+        return timm_models.create(config.name, config.pretrained, config.seed), False
     if not config.name.startswith(activation.FOLDER) and config.name not in open_clip.list_models():
-        names = ", ".join(m for m in open_clip.list_models() if m.startswith("ViT-") and "SigLIP" not in m)
-        raise UserError(f"unknown backbone {config.name}: choose splip-tiny or one of open_clip's {names}")
+        near = ", ".join(difflib.get_close_matches(config.name, open_clip.list_models(), 5, 0.3))
+        raise UserError(
+            f"unknown backbone {config.name}: choose splip-tiny, one of open_clip's architectures "
+            f"({near or 'ViT-B-32, ViT-B-16-SigLIP2'}, ...), {timm_models.PREFIX}NAME of timm's ViTs, or "
+            f"{activation.FOLDER}FOLDER"
+        )
     pretrained = _source(config) if folder is None else None
     if pretrained is not None and not activation.is_tag(config.name, pretrained) and not Path(pretrained).is_file():
         known = ", ".join(open_clip.list_pretrained_tags_by_model(config.name)) or "none"
@@ -429,23 +312,3 @@ def _source(config: BackboneConfig) -> str | None:
         packaged = WEIGHTS / f"{config.name}.safetensors"
         return str(packaged) if packaged.is_file() else None
     return None if config.pretrained == "random" else config.pretrained
-
-
-def _check_supported(name: str, visual: Any, text: Any) -> None:
-    """Prompts need pre-norm blocks, a class token that is pooled, and a causal text tower."""
-    block_types = {type(b).__name__ for t in (visual, text) for b in getattr(t, "transformer", t).modules()}
-    reason = ""
-    if not isinstance(visual, open_clip.transformer.VisionTransformer):
-        reason = f"its visual tower is a {type(visual).__name__}"
-    elif visual.attn_pool is not None or visual.pool_type != "tok":
-        reason = "it does not pool the class token"
-    elif not hasattr(text, "token_embedding") or not hasattr(text, "positional_embedding"):
-        reason = f"its text tower is a {type(text).__name__}"
-    elif text.attn_mask is None or getattr(text, "cls_emb", None) is not None:
-        reason = "its text tower is not causal"
-    elif getattr(text, "text_pool_type", getattr(text, "pool_type", "")) != "argmax":
-        reason = "its text tower does not pool [EOS]"
-    elif "ResidualAttentionBlock" not in block_types:
-        reason = "its blocks are not ResidualAttentionBlock"
-    if reason:
-        raise UserError(f"backbone {name} is not supported: {reason}")

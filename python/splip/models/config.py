@@ -13,13 +13,14 @@ MOST_TOKENS, MOST_WIDTH = 1000, 8192  # beyond any use: sizes that a damaged fil
 
 @dataclass
 class BackboneConfig:
-    """The CLIP model that SpLIP adapts."""
+    """The backbone that SpLIP adapts."""
 
     name: str = "ViT-B-32"
-    """open_clip architecture (ViT-*), splip-tiny, or local-dir:FOLDER with an open_clip_config.json and its weights."""
+    """open_clip architecture, splip-tiny, timm:NAME of timm's ViTs (timm:NAME.TAG with weights, timm:NAME@SIDE for pictures of
+    another size), or local-dir:FOLDER with an open_clip_config.json and its weights."""
     pretrained: str | None = None
-    """open_clip tag (openai, laion2b_s34b_b79k, ...), a weights file, local-dir:FOLDER, or random; none: the weights in the package for
-    splip-tiny, random ones for others."""
+    """open_clip's or timm's tag (openai, laion2b_s34b_b79k, ...), a weights file, local-dir:FOLDER, or random; none: the weights in the
+    package for splip-tiny, those of the tag in timm:NAME.TAG, random ones for others."""
     seed: int = 0
     """Seed of random weights."""
     quick_gelu: Literal["auto", "true", "false"] = "auto"

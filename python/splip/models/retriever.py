@@ -16,15 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splip import distributed
-from splip.config import to_dict
 from splip.data.trees import MODALITIES
 from splip.errors import UserError, short
 from splip.models import selection
-from splip.models.checkpoint import FORMAT, name_of
-from splip.models.clip import PromptedCLIP, in_slots, shared_tokens
+from splip.models.clip import PromptedCLIP
 from splip.models.config import TrainConfig, check_numbers
 from splip.models.jigsaw import WITH_HEAD, JigsawHead, permutation_bank
+from splip.models.saved import restore, state_of
 from splip.models.stem import as_affine
+from splip.models.towers.clip import ClipViT
+from splip.models.towers.pieces import NoTokenizer
 from splip.models.words import bare
 
 R = TypeVar("R", bound="Retriever")
@@ -63,6 +64,8 @@ class Retriever(nn.Module):
     any_depth: ClassVar[bool] = False  # a prompts.depth beyond the tower means all layers
     per_image: bool = False  # every image has texts and prompts of its own
     text_tokens: int = 0  # m, slots that write_text fills
+    reads_texts: bool = False  # prompts are made of texts
+    no_words: str  # why texts cannot be read; empty: they can
 
     patch_mean: Tensor
     batches_seen: Tensor
@@ -81,6 +84,8 @@ class Retriever(nn.Module):
         self.data: dict[str, Any] = {"seen": self.classes, "validation": [], "unseen": [], "pictures": ""}
         self.check(config)
         self.backbone = clip = PromptedCLIP(config.backbone)
+        if config.train_backbone:
+            clip.need_last_norm()
         self.backbone_identity = clip.identity()
         check_numbers(config, max(clip.visual_layers, clip.text_layers), self.any_depth)
         self.jigsaw = None
@@ -88,8 +93,13 @@ class Retriever(nn.Module):
             torch.manual_seed(config.seed)
             self.make_prompts()
             if config.loss.jigsaw and config.loss.jigsaw_form in WITH_HEAD and self.trains:
+                if not clip.patches:
+                    raise UserError(
+                        f"backbone {config.backbone.name}: loss.jigsaw must be 0, or its form permuted-triplet: its visual "
+                        "tower has no tokens that the conditional form could read"
+                    )
                 self.jigsaw = JigsawHead(
-                    clip.patches, clip.visual_width, config.loss.permutations, config.loss.jigsaw_width
+                    clip.visual_tower.tokens - 1, clip.visual_width, config.loss.permutations, config.loss.jigsaw_width
                 )
         # The bank is part of what was learned: it is saved with the model.
         bank = (
@@ -105,26 +115,39 @@ class Retriever(nn.Module):
         self.text_norm = text_norm(clip.text_width) if config.train_backbone else nn.Identity()
         self.register_buffer("patch_mean", torch.zeros(len(MODALITIES), clip.patches, clip.visual_width))
         self.register_buffer("batches_seen", torch.zeros(()))
-        self.register_buffer("tokens", self._tokens(self.classes), persistent=False)
-        self.shared = shared_tokens(self.tokens)
-        words = [clip.tokenize([self._template(m)])[0, :-1] for m in range(len(MODALITIES))]  # without [EOS]
-        if len(words[0]) != len(words[1]):
-            raise UserError(
-                f"prompts.template '{config.prompts.template}' has {len(words[0])} tokens for sketches and {len(words[1])} for "
-                "photos: both need the same number"
-            )
-        self.register_buffer("word_ids", torch.stack(words), persistent=False)
-        # How alike two classes are to the frozen text tower: the adaptive margin.
-        with torch.no_grad():
-            plain, _ = clip.encode_text(clip.tokenize([f"a photo of a {name}" for name in self.classes]))
-        plain = F.normalize(plain, dim=-1)
-        self.register_buffer("class_similarity", plain @ plain.T, persistent=False)
+        self._read_classes()
         self._constants: Conditions | None = None
         self._constant_texts: tuple[Tensor, Any] | None = None
         for parameter in self.parameters():
             parameter.requires_grad = False
         for parameter in self.trained():
             parameter.requires_grad = True
+
+    def _read_classes(self) -> None:
+        """Ids of class texts and template, and how alike the classes are; ``no_words`` says why none can be read."""
+        clip, template, C = self.backbone, self.config.prompts.template, len(self.classes)
+        self.no_words = ""
+        try:
+            tokens, words = self._tokens(self.classes), [clip.reader.template_ids(self._template(m)) for m in (0, 1)]
+        except NoTokenizer as error:
+            self.no_words, similarity = str(error), torch.eye(C)
+            tokens, words = torch.zeros(2, C, 0, dtype=torch.int64), [torch.zeros(0, dtype=torch.int64)] * 2
+        else:
+            with torch.no_grad():
+                plain, _ = clip.encode_text(clip.tokenize([f"a photo of a {name}" for name in self.classes]))
+            plain = F.normalize(plain, dim=-1)
+            similarity = plain @ plain.T
+        if self.no_words and self.reads_texts:
+            raise UserError(f"method {self.config.method} makes its prompts of texts: {self.no_words}")
+        if len(words[0]) != len(words[1]):
+            raise UserError(
+                f"prompts.template '{template}' has {len(words[0])} tokens for sketches and {len(words[1])} for "
+                "photos: both need the same number"
+            )
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.register_buffer("word_ids", torch.stack(words), persistent=False)
+        self.register_buffer("class_similarity", similarity, persistent=False)  # the adaptive margin
+        self.shared = 0 if self.no_words else clip.reader.shared(tokens)
 
     # ---- what a method says ----
 
@@ -201,6 +224,8 @@ class Retriever(nn.Module):
 
     def _texts_are_constant(self) -> bool:
         """Nothing that training changes reaches the text tower: it runs once."""
+        if self.no_words:
+            return True
         text = [*self.backbone.text.transformer.parameters(), *self.backbone.text.ln_final.parameters()]
         return self.text_tokens == 0 and not any(p.requires_grad for p in text)
 
@@ -208,18 +233,15 @@ class Retriever(nn.Module):
 
     def _tokens(self, classes: Sequence[str]) -> Tensor:
         """Ids ``[2, C, M]`` for sketch and photo: [SOS], m placeholders, template, class, [EOS]."""
-        placeholders = "X " * self.text_tokens
-        room = int(self.backbone.text.context_length)
-        texts = [
-            f"{placeholders}{self._template(m)} {name}".strip() for m in range(len(MODALITIES)) for name in classes
-        ]
+        reader, m = self.backbone.reader, self.text_tokens
+        texts = [f"{self._template(kind)} {name}".strip() for kind in range(len(MODALITIES)) for name in classes]
         for text, name in zip(texts, list(classes) * len(MODALITIES), strict=True):
-            if len(self.backbone.tokenizer.encode(text)) + 2 > room:  # [SOS] and [EOS]
+            if reader.count(text, m) > reader.length:
                 raise UserError(
-                    f"the prompt for {short(name)} is longer than the backbone's {room} tokens: "
+                    f"the prompt for {short(name)} is longer than the backbone's {reader.length} tokens: "
                     "shorten the name, prompts.template or prompts.text_tokens"
                 )
-        return self.backbone.tokenize(texts).unflatten(0, (len(MODALITIES), -1))
+        return reader.tokenize(texts, m).unflatten(0, (len(MODALITIES), -1))
 
     def _template(self, modality: int) -> str:
         return self.config.prompts.template.replace("{modality}", MODALITIES[modality])
@@ -230,8 +252,8 @@ class Retriever(nn.Module):
 
         The tower is causal: they do not depend on the words that follow. Sketches first, then photos.
         """
-        tokens = self._tokens(["x", "y"])
-        shared, text = shared_tokens(tokens), self.backbone.text
+        tokens, reader = self._tokens(["x", "y"]), self.backbone.reader
+        shared, text = reader.shared(tokens), reader.module
         tokens = tokens[:, :1].to(self.tokens.device)
         prompts = self._text_prompts(len(MODALITIES), self.patch_mean) or []
         _, hidden = self.backbone.encode_groups(tokens, shared, prompts)
@@ -239,8 +261,13 @@ class Retriever(nn.Module):
         states = [text.token_embedding(tokens[:, 0, :shared]) + position, *(start for start, _ in hidden[:-1])]
         for layer, prompt in enumerate(prompts):
             start, rest = states[layer][:, :1], states[layer][:, 1 + prompt.shape[1] :]
-            states[layer] = torch.cat([start, in_slots(prompt, position, layer), rest], dim=1)
+            states[layer] = torch.cat([start, reader.in_slots(prompt, position, layer), rest], dim=1)
         return states
+
+    @torch.no_grad()
+    def text_prompts(self) -> list[Tensor] | None:
+        """The constant text prompts of both modalities, ``[2, m, d_t]`` for each prompted layer."""
+        return self._text_prompts(len(MODALITIES), self.patch_mean)
 
     def _encode_classes(self, tokens: Tensor, shared: int, patches: Tensor | None) -> tuple[Tensor, Any]:
         """Prompted texts of G groups: features ``[G, C, D]``, normalised, and the method's summary of all layers.
@@ -250,6 +277,8 @@ class Retriever(nn.Module):
             shared: tokens that the texts of a group begin with.
             patches: ``[G, P, d_v]``, for :meth:`write_text`.
         """
+        if self.no_words:
+            return torch.zeros(len(tokens), 0, self.backbone.embed_dim, device=tokens.device), None
         prompts = self._text_prompts(len(tokens), patches)
         features, hidden = self.backbone.encode_groups(tokens, shared, prompts, self.text_norm)
         return F.normalize(features.float(), dim=-1), self.summarise(tokens, shared, hidden)
@@ -313,6 +342,8 @@ class Retriever(nn.Module):
             patches: ``[B, P, d_v]``.
             modality: ``[B]`` int64; both must occur.
         """
+        if not self.backbone.patches:  # a convolutional tower: nobody reads them
+            return self.patch_mean
         choice = F.one_hot(modality, len(MODALITIES)).to(patches.dtype)
         mean = torch.einsum("bm,bpd->mpd", choice / choice.sum(dim=0), patches)
         return distributed.mean(mean)
@@ -364,6 +395,8 @@ class Retriever(nn.Module):
     def train(self: R, mode: bool = True) -> R:
         self._forget()
         super().train(mode)
+        if not self.config.train_backbone and not isinstance(self.backbone.visual_tower, ClipViT):
+            self.backbone.visual.eval()  # statistics of BatchNorms stay, and no layer is left out by chance
         return self
 
     def _apply(self: R, *args: Any, **options: Any) -> R:  # another device or dtype
@@ -422,8 +455,11 @@ class Retriever(nn.Module):
     @torch.no_grad()
     def encode_text(self, names: Sequence[str], modality: int = 1) -> Tensor:
         """Unit-length features ``[C, D]`` of class names, prompted as sketches or photos; "a horse" is read as "horse"."""
+        if self.no_words:
+            raise UserError(self.no_words)
         tokens = self._tokens([bare(name) for name in names]).to(self.tokens.device)[modality : modality + 1]
-        return self._encode_classes(tokens, shared_tokens(tokens), self.patch_mean[modality : modality + 1])[0][0]
+        mean, shared = self.patch_mean[modality : modality + 1], self.backbone.reader.shared(tokens)
+        return self._encode_classes(tokens, shared, mean)[0][0]
 
     # ---- checkpoints ----
 
@@ -435,6 +471,8 @@ class Retriever(nn.Module):
         """
         state = OrderedDict((name, t.detach().cpu().clone()) for name, t in self.backbone.clip.state_dict().items())
         state._metadata = {"": {"quick_gelu": self.backbone.quick_gelu}}  # type: ignore[attr-defined]
+        if not self.config.train_backbone:
+            return state
         prefix = "text." if self.backbone.text is not self.backbone.clip else ""
         for norm, name in ((self.visual_norm, "visual.ln_post"), (self.text_norm, f"{prefix}ln_final")):
             if isinstance(norm, nn.BatchNorm1d):
@@ -443,50 +481,13 @@ class Retriever(nn.Module):
                 state[f"{name}.bias"] = state[f"{name}.bias"] * scale + shift
         return state
 
-    def _kept_buffers(self) -> dict[str, Tensor]:
-        """What a model has learned besides parameters: average patch embeddings, BatchNorm statistics, permutations."""
-        kept = set(self.state_dict(keep_vars=True))
-        return {name: b for name, b in self.named_buffers() if name in kept and not name.startswith("backbone.")}
-
     def checkpoint(self) -> dict[str, Any]:
         """What training changed, and what is needed to build the rest again."""
-        return {
-            "format": FORMAT,
-            "config": to_dict(self.config),
-            "classes": self.classes,
-            "data": self.data,
-            "backbone": self.backbone_identity,
-            "trainable": {name: p.detach().cpu().clone() for name, p in self.trainable().items()},
-            "buffers": {name: b.cpu().clone() for name, b in self._kept_buffers().items()},
-        }
+        return state_of(self)
 
     def restore(self, state: dict[str, Any], source: object) -> None:
         """Load what :meth:`checkpoint` returned."""
-        if state["backbone"]["sha256"] != self.backbone_identity["sha256"]:
-            ours, theirs = self.backbone_identity, state["backbone"]
-            raise UserError(
-                f"{source}: was trained on another backbone: {name_of(theirs)}, but this one is {name_of(ours)}"
-            )
-        if state["backbone"].get("quick_gelu", self.backbone.quick_gelu) != self.backbone.quick_gelu:
-            raise UserError(f"{source}: was trained with another GELU than backbone.quick_gelu says")
-        own, buffers = self.trainable(), self._kept_buffers()
-        if set(own) != set(state["trainable"]):
-            odd = sorted(set(own) ^ set(state["trainable"]))
-            raise UserError(f"{source}: holds other parameters than this configuration, e.g. {odd[0]}")
-        lacking = sorted(set(buffers) - set(state["buffers"]))
-        if lacking:
-            raise UserError(f"{source}: lacks {lacking[0]}")
-        with torch.no_grad():
-            for part, targets in (("trainable", own), ("buffers", buffers)):
-                for name, target in targets.items():
-                    value = state[part][name]
-                    if value.shape != target.shape:
-                        shapes = f"{list(value.shape)}, expected {list(target.shape)}"
-                        raise UserError(f"{source}: {name} has shape {shapes}")
-                    if value.is_floating_point() != target.is_floating_point() or value.is_complex():
-                        raise UserError(f"{source}: {name} holds {value.dtype}, expected {target.dtype}")
-                    target.copy_(value)
-            self.data = state["data"]
+        restore(self, state, source)
         self._forget()
 
 

@@ -4,11 +4,9 @@ from typing import Any
 
 from torch import nn
 
-from splip.models.stem import ConvStem
-
 
 def trained(model: Any) -> list[nn.Parameter]:
-    """All outside a retriever's backbone; its LayerNorms and the scales and shifts of its stem as the settings say.
+    """All outside a retriever's backbone; its normalisations and the scales and shifts of its stem as the settings say.
 
     With ``train_backbone`` everything but logit scale and word embeddings.
     """
@@ -19,11 +17,10 @@ def trained(model: Any) -> list[nn.Parameter]:
         return [p for p in model.parameters() if all(p is not f for f in frozen)]
     wanted = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
     if c.train_layernorm:
-        wanted += [p for m in clip.visual.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()]
-    stem = c.train_layernorm if c.train_stem is None else c.train_stem
-    if stem and isinstance(clip.visual.conv1, ConvStem):  # what its BatchNorms left
-        wanted += clip.visual.conv1.affine()
-    if c.train_text_layernorm:
+        wanted += clip.visual_tower.normalisations()
+    if c.train_layernorm if c.train_stem is None else c.train_stem:
+        wanted += clip.visual_tower.stem_affine()
+    if c.train_text_layernorm and clip.text_tower is not None:
         text = (*clip.text.transformer.modules(), clip.text.ln_final)
         wanted += [p for m in text if isinstance(m, nn.LayerNorm) for p in m.parameters()]
     return wanted

@@ -51,6 +51,10 @@ class SpLIP(Retriever):
         self.b_t = self.b_v = self.b_vt = None
         if p.depth == 0:
             return
+        self.reads_texts = bool(p.text_tokens or p.words or p.layer_tokens)
+        if self.reads_texts:
+            self.backbone.need_prompts()
+            self.backbone.need_words(self.config.method)
         if p.text_tokens:
             self.b_t = VisionToText(clip.patches, d_v, d_t, p.text_tokens, p.activation)
             self.text_tokens = p.text_tokens
@@ -80,13 +84,12 @@ class SpLIP(Retriever):
         if self.b_vt is None:
             return []
         (_, C, M), dtype = tokens.shape, hidden[0][0].dtype
-        eos = tokens.argmax(dim=2, keepdim=True)
-        position = torch.arange(M, device=tokens.device)
-        every = self.config.prompts.pooling == "all"
+        reader, position = self.backbone.reader, torch.arange(M, device=tokens.device)
+        end, every = reader.end(tokens).unsqueeze(-1), self.config.prompts.pooling == "all"
         # The words proper: after [SOS] and the m slots, before [EOS].
-        is_word = position <= eos if every else (position > self.text_tokens) & (position < eos)
+        is_word = position <= end if every else (position >= reader.start + self.text_tokens) & (position < end)
         words = (is_word / is_word.sum(dim=2, keepdim=True) / C).to(dtype)
-        ends = ((position == eos)[:, :, shared:] / C).to(dtype)
+        ends = ((position == reader.pooled(tokens).unsqueeze(-1))[:, :, shared:] / C).to(dtype)
         first, own = words[:, :, :shared].sum(dim=1), words[:, :, shared:]
         pooled = []
         for start, rest in hidden:
@@ -100,7 +103,11 @@ class SpLIP(Retriever):
         parts: list[list[Tensor]] = [[] for _ in range(self.depth(self.backbone.visual_layers))]
         if self.b_v is not None:
             choice = F.one_hot(modality, len(MODALITIES))
-            words = self.b_v(self.backbone.text.token_embedding(self.word_ids[:, 0 if p.words_start else 1 :]))
+            words = self.b_v(
+                self.backbone.text.token_embedding(
+                    self.word_ids[:, 0 if p.words_start else self.backbone.reader.start :]
+                )
+            )
             words = torch.einsum("gm,mnd->gnd", choice.to(words.dtype), words)
             for layer in parts:
                 layer.append(words)

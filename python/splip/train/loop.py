@@ -331,7 +331,9 @@ def _forward_backward(parallel: Any, objective: Objective, part: Part, accumulat
 def _parameter_groups(trainable: dict[str, torch.nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:
     """Matrices decay, vectors do not; the backbone's LayerNorms may have a rate of their own."""
     peak = config.lr if config.layernorm_lr is None else config.layernorm_lr
-    norms = {n for n in trainable if n.startswith("backbone.") and (".ln_" in n or n.endswith((".scale", ".shift")))}
+    norms = {n for n in trainable if n.startswith("backbone.")}
+    if config.train_backbone:
+        norms = {n for n in norms if ".ln_" in n or n.endswith((".scale", ".shift"))}
     groups = [
         {
             "params": [p for n, p in trainable.items() if p.dim() > 1],

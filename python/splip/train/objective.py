@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from splip.errors import UserError
 from splip.models.retriever import Retriever
 from splip.train.losses import NEGATIVES
 from splip.train.terms import FORMS, TERMS, Encoded, check, weights
@@ -27,6 +28,10 @@ class Objective(nn.Module):
         self.weights = {name: weight for name, weight in weights(loss).items() if weight}
         self.terms = {name: TERMS[name] for name in self.weights}
         self.form = FORMS[loss.jigsaw_form] if loss.jigsaw else None
+        needs = {"classification": "loss.classification must be 0", "triplet": "loss.margin must be fixed"}
+        for name, instead in needs.items():
+            if model.no_words and name in self.weights and (name != "triplet" or loss.margin == "adaptive"):
+                raise UserError(f"{instead}, because {model.no_words}")
 
     def pieces(self, B: int, generator: torch.Generator) -> Tensor:
         """Which permutations of the bank shuffle the pictures of a batch: ``[B, 2]``, two different ones each."""

@@ -180,6 +180,9 @@ def pretrain(config: PretrainConfig) -> Path:
     state = _before(config, last)
     device = pick_device(config.device)
     backbone = PromptedCLIP(BackboneConfig(config.backbone, "random", config.seed))
+    backbone.need_last_norm()
+    if not backbone.reader.causal:
+        raise UserError(f"backbone {config.backbone}: splip pretrain fits causal text towers only")
     validation = _Validation(config.sample, backbone.image_size) if config.sample else None
     pictures = Pictures.read(config.pictures)
     torch.manual_seed(config.seed)
