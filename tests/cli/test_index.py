@@ -367,7 +367,7 @@ def test_eval_verb(checkpoint, settings, tmp_path, cli, refused, tree):
         shutil.rmtree(copy / folder / "box")
         (copy / folder / "ball").rename(copy / folder / "box")
     (copy / "dataset.json").write_text('{"classes": {"box": "ball"}}')
-    args = ("eval", "--checkpoint", run / "best.pt", "--root", copy)
+    args = ("eval", "--checkpoint", run / "best.safetensors", "--root", copy)
     assert "was trained on classes to be measured: ball" in refused(*args)
     (copy / "dataset.json").write_text('{"classes": {"box": "pole"}}')
     assert "was chosen by classes to be measured: pole" in refused(*args)

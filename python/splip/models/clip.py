@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from splip import ops
 from splip.config import CONFIGS
 from splip.errors import UserError
-from splip.models import activation
+from splip.models import activation, hub
 from splip.models.config import BackboneConfig
 from splip.models.stem import STEMS, ConvStem
 
@@ -49,6 +49,7 @@ class PromptedCLIP(nn.Module):
         super().__init__()
         self.clip, self.quick_gelu = _create(config)
         self.config = config
+        self.revision = hub.commit_of(config)  # of weights from the hub
         visual, text = self.visual, self.text
         _check_supported(config.name, visual, text)
         self.image_size = int(visual.image_size[0])
@@ -82,12 +83,13 @@ class PromptedCLIP(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         c = self.config
         source = c.pretrained if c.pretrained or _source(c) is None else "package"
-        if source is None and c.name.startswith(activation.FOLDER):
+        if source is None and activation.brings_all(c.name):
             source = c.name
         return {
             "name": c.name,
             "pretrained": source,
             "seed": c.seed,
+            "revision": self.revision,
             "quick_gelu": self.quick_gelu,
             "sha256": digest.hexdigest(),
         }
@@ -377,7 +379,7 @@ def _prompted_block(block: Any, x: Tensor, prompts: Tensor, replace: int, mask: 
 def _create(config: BackboneConfig) -> tuple[nn.Module, bool]:
     """The model, and whether its GELU is QuickGELU."""
     folder = activation.folder_of(config)
-    if not config.name.startswith(activation.FOLDER) and config.name not in open_clip.list_models():
+    if not activation.brings_all(config.name) and config.name not in open_clip.list_models():
         names = ", ".join(m for m in open_clip.list_models() if m.startswith("ViT-") and "SigLIP" not in m)
         raise UserError(f"unknown backbone {config.name}: choose splip-tiny or one of open_clip's {names}")
     pretrained = _source(config) if folder is None else None
@@ -413,7 +415,9 @@ def _load(
         name, weights = f"{activation.FOLDER}{folder}", config.pretrained != "random"
         return open_clip.create_model(name, load_weights=weights, quick_gelu=quick_gelu)
     if stem is None and found.state is None:
-        return open_clip.create_model(config.name, pretrained=pretrained, quick_gelu=quick_gelu)
+        file, preprocess = hub.weights(config.name, pretrained, config.revision)
+        options = {"force_preprocess_cfg": preprocess} if preprocess else {}
+        return open_clip.create_model(config.name, pretrained=file, quick_gelu=quick_gelu, **options)
     model = open_clip.create_model(config.name, quick_gelu=quick_gelu)
     if stem is not None:
         model.visual.conv1 = ConvStem(model.visual.conv1.out_channels, stem)

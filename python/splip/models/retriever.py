@@ -105,7 +105,8 @@ class Retriever(nn.Module):
         self.text_norm = text_norm(clip.text_width) if config.train_backbone else nn.Identity()
         self.register_buffer("patch_mean", torch.zeros(len(MODALITIES), clip.patches, clip.visual_width))
         self.register_buffer("batches_seen", torch.zeros(()))
-        self.register_buffer("tokens", self._tokens(self.classes), persistent=False)
+        # A model without training needs no classes: a stand-in keeps the shapes.
+        self.register_buffer("tokens", self._tokens(self.classes or ["thing"]), persistent=False)
         self.shared = shared_tokens(self.tokens)
         words = [clip.tokenize([self._template(m)])[0, :-1] for m in range(len(MODALITIES))]  # without [EOS]
         if len(words[0]) != len(words[1]):
@@ -116,7 +117,7 @@ class Retriever(nn.Module):
         self.register_buffer("word_ids", torch.stack(words), persistent=False)
         # How alike two classes are to the frozen text tower: the adaptive margin.
         with torch.no_grad():
-            plain, _ = clip.encode_text(clip.tokenize([f"a photo of a {name}" for name in self.classes]))
+            plain, _ = clip.encode_text(clip.tokenize([f"a photo of a {name}" for name in self.classes or ["thing"]]))
         plain = F.normalize(plain, dim=-1)
         self.register_buffer("class_similarity", plain @ plain.T, persistent=False)
         self._constants: Conditions | None = None
