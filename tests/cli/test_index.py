@@ -203,7 +203,9 @@ def test_bad_index_input(model, tree, tmp_path, refused):
         assert "memory_gb must be above 0" in refused("index", "add", tree / "photo", *options, "--memory-gb", wrong)
     assert "no folder of pictures given" in refused("index", "add", *options)
     assert "KEY=VALUE" in refused("index", "add", tree / "photo", *options, "--tag", "=x")
-    assert "name a model: --model best.pt" in refused("index", "add", tree / "photo", "--gallery", tmp_path / "g")
+    assert "name a model: --model vit-b-32, for one" in refused(
+        "index", "add", tree / "photo", "--gallery", tmp_path / "g"
+    )
     assert "no.pt" in refused(
         "index", "add", tree / "photo", "--gallery", tmp_path / "g", "--model", tmp_path / "no.pt"
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from splip.errors import UserError, short
+from splip.progress import is_terminal
 
 PREFIX = "hf-hub:"
 OPEN_CLIP = "open_clip_config.json"
@@ -21,6 +22,7 @@ REVISION = re.compile(r"\w[\w./-]*", re.ASCII)  # a branch, a tag or a commit
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # As open_clip looks for them, tensors before pickles; those are read with weights_only.
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+STALE = ("best.pt", "best.safetensors", "export.json", "gallery.db", "vectors/*", "model.pt", "model.safetensors")
 SMALL = ("*.json", "*.txt", "*.model")  # configurations, vocabularies
 
 
@@ -158,26 +160,29 @@ def commit_of(config: Any) -> str | None:
     return None if folder is None else folder.name
 
 
-def upload(
-    folder: Path, name: str, kind: str = "model", private: bool = False, message: str = "", token: str | None = None
-) -> str:
-    """Make a repository, unless it is there, and make its files those of a folder; returns the commit.
-
-    Files of the repository that the folder does not have stay, but for those of another splip model.
-
-    Raises:
-        UserError: no token, or none that may write there; or the upload was interrupted.
-    """
-    hf, wanted = client(), repository(name, kind)
+def need_token(wanted: Repository) -> None:
+    """Raises UserError: nothing can be pushed from here."""
+    hf = client()
     if hf.constants.HF_HUB_OFFLINE:
         raise UserError(f"{wanted}: HF_HUB_OFFLINE is set: nothing can be pushed")
-    api = hf.HfApi(token=token)
-    if token is None and hf.get_token() is None:
+    if hf.get_token() is None:
         raise UserError(f"{wanted}: no token: `hf auth login`, or set HF_TOKEN to one that may write")
+
+
+def upload(folder: Path, wanted: Repository, private: bool = False, message: str = "") -> str:
+    """Make a repository, unless it is there, and put a folder's files into it as one commit; returns that.
+
+    Raises:
+        UserError: no token, or none that may write there; or the upload was interrupted, and the repository is as it
+            was.
+    """
+    need_token(wanted)
+    hf = client()
     with errors(wanted), _quiet(hf):
-        api.create_repo(wanted.name, private=private or None, repo_type=kind, exist_ok=True)
+        api, text = hf.HfApi(), message or "Push with splip"
+        api.create_repo(wanted.name, private=private or None, repo_type=wanted.kind, exist_ok=True)
         done = api.upload_folder(
-            repo_id=wanted.name, folder_path=folder, repo_type=kind, commit_message=message or "Push with splip"
+            repo_id=wanted.name, folder_path=folder, repo_type=wanted.kind, commit_message=text, delete_patterns=STALE
         )
     return str(done.oid)
 
@@ -190,6 +195,9 @@ def client() -> Any:
     """
     try:
         import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+        import huggingface_hub.utils
     except ImportError:
         raise UserError("hf-hub: needs huggingface_hub: pip install 'splip[hub]'") from None
     return huggingface_hub
@@ -263,9 +271,12 @@ def _quiet(hf: Any) -> Iterator[None]:
         warnings.simplefilter("ignore")
         before = hf.utils.logging.get_verbosity()
         hf.utils.logging.set_verbosity_error()
+        if not is_terminal():
+            hf.utils.disable_progress_bars()
         try:
             yield
         finally:
+            hf.utils.enable_progress_bars()
             hf.utils.logging.set_verbosity(before)
 
 
