@@ -117,7 +117,7 @@ def test_pretrained_tag_goes_through_open_clips_loader(monkeypatch, tmp_path):
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
     monkeypatch.setattr(hub, "look", lambda wanted: hub.Found("c" * 40, ["open_clip_model.safetensors", "README.md"]))
-    monkeypatch.setattr(hub, "download", lambda wanted, files: tmp_path if wanted.revision == "c" * 40 else None)
+    monkeypatch.setattr(hub, "download", lambda wanted, found, files: tmp_path if found.commit == "c" * 40 else None)
     with pytest.raises(UserError, match="cannot load ViT-B-32 with pretrained weights openai: no route to the hub"):
         PromptedCLIP(BackboneConfig(name="ViT-B-32", pretrained="openai"))
     assert asked.pop("force_preprocess_cfg")["mean"] == open_clip.OPENAI_DATASET_MEAN

@@ -13,14 +13,13 @@ import pytest
 import safetensors.torch
 import torch
 from checkpoints import save_model
+from open_clip import factory
 
 from splip import disk
 from splip.encoders import Encoder
 from splip.errors import UserError
 from splip.gallery import Gallery
 from splip.models import hub, load_model, names, read_checkpoint
-from splip.models.clip import PromptedCLIP
-from splip.models.config import BackboneConfig
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
@@ -62,11 +61,19 @@ def offline(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
-def open_clip_files(random=False):
-    """What open_clip's own push writes: its configuration, weights as tensors."""
-    made = PromptedCLIP(BackboneConfig("splip-tiny", "random" if random else None)).clip
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
+}
+
+
+def open_clip_files(seed=0):
+    """What open_clip's own push writes: its configuration, weights as tensors; and a pickle."""
+    torch.manual_seed(seed)
+    made = open_clip.CLIP(16, open_clip.CLIPVisionCfg(**TINY["vision_cfg"]), open_clip.CLIPTextCfg(**TINY["text_cfg"]))
     state = {name: tensor.contiguous() for name, tensor in made.state_dict().items()}
-    config = {"model_cfg": open_clip.get_model_config("splip-tiny"), "preprocess_cfg": {"mean": [0.5] * 3}}
+    config = {"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5] * 3}}
     return {
         "open_clip_config.json": json.dumps(config).encode(),
         "open_clip_model.safetensors": safetensors.torch.save(state),
@@ -105,7 +112,7 @@ def test_a_gallery_notes_the_commit_of_its_model(place, cli, tree, tmp_path):
     old = place.put("owner/tiny", open_clip_files())
     add = ("index", "add", tree / "photo/ball", "--gallery", tmp_path / "g", "--device", "cpu")
     assert cli(*add, "--model", "hf-hub:owner/tiny")[0] == 0
-    place.put("owner/tiny", open_clip_files(random=True))  # another model under the same name
+    place.put("owner/tiny", open_clip_files(1))  # another model under the same name
     with Gallery.open(tmp_path / "g", device="cpu") as gallery:
         assert gallery.facts["named"] == f"hf-hub:owner/tiny@{old}"
         assert gallery.search(texts=["ball"], k=1) and old in gallery.model
@@ -131,16 +138,17 @@ def test_a_repository_of_open_clips(place, monkeypatch):
 
 def test_a_tag_is_pinned(place, monkeypatch):
     """Weights that open_clip knows, of the commit that was first, although there is a newer one."""
+    monkeypatch.setattr(factory, "_MODEL_CONFIGS", factory._MODEL_CONFIGS | {"tiny-of-tests": TINY})
     monkeypatch.setitem(
         open_clip.pretrained._PRETRAINED,
-        "splip-tiny",
+        "tiny-of-tests",
         {"shipped": {"hf_hub": "owner/tiny/", "mean": (0.1,) * 3, "std": (1.0,) * 3}},
     )
     old = place.put("owner/tiny", open_clip_files())
-    place.put("owner/tiny", open_clip_files(random=True))
-    first = load_model(f"open_clip:splip-tiny/shipped@{old}")
+    place.put("owner/tiny", open_clip_files(1))
+    first = load_model(f"open_clip:tiny-of-tests/shipped@{old}")
     assert first.backbone.mean == (0.1, 0.1, 0.1) and first.backbone_identity["revision"] == old
-    newest = load_model("open_clip:splip-tiny/shipped")
+    newest = load_model("open_clip:tiny-of-tests/shipped")
     assert newest.backbone_identity["sha256"] != first.backbone_identity["sha256"]
     assert newest.backbone_identity["revision"] == place.repos[("model", "owner/tiny")]["commits"][-1][0]
 

@@ -113,7 +113,7 @@ def pull(config: PullConfig) -> int:
         if names.GALLERY in found.files:
             from splip.gallery import parcel
 
-            hub.download(here, parcel.FILES, made)
+            hub.download(wanted, found, parcel.FILES, made)
             shutil.rmtree(made / ".cache", ignore_errors=True)  # the client's notes
             need_gallery(made)
             print(f"{out}: {parcel.unpack(made, out, str(here))} pictures of {here}")
@@ -121,7 +121,7 @@ def pull(config: PullConfig) -> int:
         files = [name for name in found.files if "/" not in name and not name.startswith(".")]
         if not {names.BEST, names.EXPORT} & set(files):
             raise UserError(f"{wanted}: holds no gallery, no checkpoint of splip's and no export")
-        hub.download(here, files, made)
+        hub.download(wanted, found, files, made)
         shutil.rmtree(made / ".cache", ignore_errors=True)
         if out.exists():
             out.rmdir()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from splip import disk
 from splip.errors import UserError, short
 from splip.progress import is_terminal
 
@@ -44,6 +45,8 @@ class Found(NamedTuple):
 
     commit: str
     files: list[str]
+    cached: Path | None = None
+    """Where they lie, if the hub was not asked."""
 
 
 def repository(text: str, kind: str = "model") -> Repository:
@@ -77,14 +80,15 @@ def look(wanted: Repository) -> Found:
     if folder is None:
         raise UserError(f"{wanted}: is not in the cache, and cannot be downloaded: {reason}")
     files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    return Found(folder.name, files)
+    return Found(folder.name, files, folder)
 
 
-def download(wanted: Repository, files: Iterable[str], to: Path | None = None) -> Path:
+def download(wanted: Repository, found: Found, files: Iterable[str], to: Path | None = None) -> Path:
     """Files of a repository; returns the folder that they lie in.
 
     Args:
-        wanted: with the commit that :func:`look` found.
+        wanted: as it was asked for.
+        found: what :func:`look` said: of that commit.
         files: names or patterns of files.
         to: where to; None: into the hub's cache, unless they are there.
 
@@ -92,27 +96,31 @@ def download(wanted: Repository, files: Iterable[str], to: Path | None = None) -
         UserError: they cannot be downloaded.
     """
     hf = client()
+    if found.cached is not None and to is None:
+        return found.cached
     where: dict[str, Any] = {} if to is None else {"local_dir": to}
-    patterns = [re.sub(r"([\[?])", r"[\1]", name) for name in files]
     with errors(wanted), _quiet(hf):
-        return Path(
+        folder = Path(
             hf.snapshot_download(
-                wanted.name, revision=wanted.revision, repo_type=wanted.kind, allow_patterns=patterns, **where
+                wanted.name, revision=found.commit, repo_type=wanted.kind, allow_patterns=list(files), **where
             )
         )
+        if to is None and wanted.revision != found.commit:  # so that it is found without a network
+            disk.write_text(_made(folder.parents[1] / "refs" / _revision(wanted)), found.commit)
+    return folder
 
 
-def open_clip_folder(wanted: Repository) -> Path:
+def open_clip_folder(wanted: Repository, found: Found | None = None) -> Path:
     """A repository of open_clip's as ``local-dir:`` takes it: its configuration, its words, one file of weights.
 
     Raises:
         UserError: it is none, or cannot be downloaded.
     """
-    found = look(wanted)
+    found = found or look(wanted)
     names = [name for name in WEIGHTS if name in found.files]
     if OPEN_CLIP not in found.files or not names:
         raise UserError(f"{wanted}: not a model of open_clip's ({OPEN_CLIP} and {WEIGHTS[0]})")
-    return download(Repository(wanted.name, found.commit), [*SMALL, names[0]])
+    return download(wanted, found, [*SMALL, names[0]])
 
 
 def weights(name: str, pretrained: str | None, revision: str | None) -> tuple[str | None, dict[str, Any]]:
@@ -138,7 +146,7 @@ def weights(name: str, pretrained: str | None, revision: str | None) -> tuple[st
     chosen = next((one for one in candidates if one in found.files), None)
     if chosen is None:
         raise UserError(f"{wanted}: holds none of {', '.join(candidates)}")
-    folder = download(Repository(repo, found.commit), [chosen])
+    folder = download(wanted, found, [chosen])
     keys = ("mean", "std", "interpolation", "resize_mode", "fill_color")
     return str(folder / chosen), {key: tag[key] for key in keys if key in tag}
 
@@ -252,16 +260,22 @@ def _unreachable(wanted: Repository, reason: str, unreachable: list[str] | None)
     unreachable.append(redacted(reason))
 
 
+def _revision(wanted: Repository) -> str:
+    return wanted.revision or "main"
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def _cached(wanted: Repository) -> Path | None:
-    """The folder of a revision in the cache."""
-    hf = client()
-    with contextlib.suppress(Exception):
-        return Path(
-            hf.snapshot_download(
-                wanted.name, revision=wanted.revision, repo_type=wanted.kind, local_files_only=True, allow_patterns=[]
-            )
-        )
-    return None
+    """The folder of a revision in the client's cache, whose layout is documented."""
+    base = Path(client().constants.HF_HUB_CACHE) / "--".join([f"{wanted.kind}s", *wanted.name.split("/")])
+    ref = base / "refs" / _revision(wanted)
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else _revision(wanted)
+    folder = base / "snapshots" / commit
+    return folder if COMMIT.fullmatch(commit) and folder.is_dir() else None
 
 
 @contextlib.contextmanager

@@ -134,11 +134,12 @@ def _of_hub(wanted: Repository) -> Model:
     found = hub.look(wanted)
     here = Repository(wanted.name, found.commit)
     if EXPORT in found.files:
-        return Model("export", str(here), hub.download(here, found.files))
+        return Model("export", str(here), hub.download(wanted, found, found.files))
     for name in (BEST, OLD[BEST]):
         if name in found.files:
-            return Model("checkpoint", str(here), hub.download(here, [name]) / name)
+            return Model("checkpoint", str(here), hub.download(wanted, found, [name]) / name)
     if OPEN_CLIP in found.files:
+        hub.open_clip_folder(wanted, found)  # now, under the name that was asked for
         return Model("backbone", str(here), backbone=backbone(str(here)))
     if GALLERY in found.files:
         raise UserError(f"{wanted}: is a gallery; `splip pull-from-hub {wanted.name} --out FOLDER` brings it here")
