@@ -76,6 +76,28 @@ def test_resume_is_bit_equal(settings, tmp_path, train_backbone, monkeypatch):
     loop.train(dataclasses.replace(again, resume=True))  # nothing left to do, and no error
 
 
+def test_a_run_of_an_earlier_version_goes_on(settings, tmp_path, monkeypatch):
+    """Its last.pt and best.pt are read as they are; what follows is what would have followed."""
+    settings = dataclasses.replace(settings, method="clip-ln")
+    loop.train(settings)
+    whole = read_checkpoint(settings.out / "last.safetensors")
+    old = dataclasses.replace(settings, out=tmp_path / "old")
+    with at_step_two(monkeypatch, power_cut), pytest.raises(RuntimeError, match="power cut"):
+        loop.train(old)
+    for name in ("best", "last"):
+        torch.save(read_checkpoint(old.out / f"{name}.safetensors"), old.out / f"{name}.pt")
+        (old.out / f"{name}.safetensors").unlink()
+    with pytest.raises(UserError, match="holds a run already: add --resume"):
+        loop.train(old)
+    monkeypatch.setattr(loop.Run, "_measure", lambda self, row: None)  # nothing better comes
+    loop.train(dataclasses.replace(old, resume=True))
+    last = read_checkpoint(old.out / "last.safetensors")
+    assert last["step"] == 4
+    same(last, whole)
+    best = read_checkpoint(old.out / "best.safetensors")
+    assert best["step"] == read_checkpoint(old.out / "best.pt")["step"] == 2
+
+
 def test_resume_between_two_evaluations(settings, tmp_path, monkeypatch):
     """A signal stops a run anywhere; what follows is what would have followed."""
     loop.train(settings)
