@@ -180,6 +180,8 @@ def test_a_gallery_pushed_and_pulled(place, cli, refused, tree, tmp_path):
     assert "cannot be compared" in refused("search", "--gallery", copy, "--text", "a", "--model", "splip-tiny")
     assert "exists already" in refused("pull-from-hub", "owner/photos", "--out", copy)
     assert "is a gallery" in refused("search", "--gallery", gallery, "--text", "a", "--model", gallery)
+    message = refused("search", "--gallery", "hf-hub:owner/photos", "--text", "a")
+    assert "`splip pull-from-hub owner/photos --out FOLDER` brings it here" in message
 
 
 def test_a_gallery_that_was_damaged_on_the_way(place, cli, refused, tree, tmp_path):
@@ -194,6 +196,38 @@ def test_a_gallery_that_was_damaged_on_the_way(place, cli, refused, tree, tmp_pa
         message = refused("pull-from-hub", "owner/photos", "--out", tmp_path / "copy")
         assert "damaged" in message or "not" in message
         assert not (tmp_path / "copy").exists() and not list(tmp_path.glob(".copy*"))
+
+
+def test_files_of_a_repository_stay_in_their_folder(place, tmp_path, refused, cli):
+    """Names that lead elsewhere, or are of nobody's use, are not asked for."""
+    files = {
+        "best.safetensors": b"x",
+        "../../evil": b"",
+        "vectors/../../evil": b"",
+        "/etc/evil": b"",
+        "a/b.safetensors": b"",
+    }
+    place.put("owner/odd", files | {"..": b"", ".cache": b"", "[a].txt": b"", "*": b""})
+    assert hub.look(hub.repository("owner/odd")).files == ["best.safetensors"]
+    assert cli("pull-from-hub", "owner/odd", "--out", tmp_path / "out")[0] == 0
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["best.safetensors"]
+    assert "best.safetensors: not a splip checkpoint" in refused("export", "hf-hub:owner/odd", "--out", tmp_path / "e")
+    assert not [path for _, path, _ in place.asked if "evil" in path]
+
+
+def test_an_export_pushed_and_loaded(place, cli, refused, tmp_path):
+    pytest.importorskip("onnxruntime")
+    made = tmp_path / "exported"
+    assert cli("export", "splip-tiny", "--onnx", "--out", made)[0] == 0  # of a model without training, by its name
+    assert cli("push-to-hub", made, "owner/exported")[0] == 0
+    assert set(place.files("owner/exported")) == {"export.json", "photo.onnx", "sketch.onnx", "README.md"}
+    assert "made of | `open_clip:splip-tiny`" in place.files("owner/exported")["README.md"].decode()
+    encoder, own = Encoder.load("hf-hub:owner/exported", device="cpu"), Encoder.load("splip-tiny", device="cpu")
+    assert encoder.identity == own.identity
+    np.testing.assert_allclose(encoder.encode(PIXELS, "photo"), own.encode(PIXELS, "photo"), atol=1e-4)
+    with pytest.raises(UserError, match="this export holds no text tower"):
+        encoder.encode_text(["a horse"])
+    assert "is an export: give the checkpoint it was made of" in refused("export", made, "--out", tmp_path / "again")
 
 
 @pytest.mark.parametrize(

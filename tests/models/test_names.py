@@ -197,6 +197,16 @@ def test_checkpoints_of_both_kinds_are_one_model(tmp_path):
         }
 
 
+def test_a_preset_is_measured_as_any(cli, refused, tree, tmp_path):
+    out = tmp_path / "r.json"
+    code, _, err = cli("eval", "--model", "splip-tiny", "--root", tree, "--json", out, "--device", "cpu")
+    assert code == 0, err
+    report = json.loads(out.read_text())
+    assert report["checkpoint"] == {"file": "open_clip:splip-tiny", "sha256": Encoder.load("splip-tiny").identity}
+    assert report["method"] == "zero-shot" and report["leaked"] == []
+    assert "data.root" in refused("eval", "--model", "splip-tiny")
+
+
 def test_names_and_presets_import_no_torch():
     code = (
         "import sys; from splip.models import names; names.resolve('vit-b-32'); from splip.gallery.config import IndexAddConfig\n"

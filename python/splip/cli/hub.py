@@ -113,12 +113,12 @@ def pull(config: PullConfig) -> int:
         if names.GALLERY in found.files:
             from splip.gallery import parcel
 
-            hub.download(wanted, found, parcel.FILES, made)
+            hub.download(wanted, found, parcel.own_files(found.files), made)
             shutil.rmtree(made / ".cache", ignore_errors=True)  # the client's notes
             need_gallery(made)
             print(f"{out}: {parcel.unpack(made, out, str(here))} pictures of {here}")
             return 0
-        files = [name for name in found.files if "/" not in name and not name.startswith(".")]
+        files = [name for name in found.files if "/" not in name]
         if not {names.BEST, names.EXPORT} & set(files):
             raise UserError(f"{wanted}: holds no gallery, no checkpoint of splip's and no export")
         hub.download(wanted, found, files, made)

@@ -21,6 +21,7 @@ from splip.gallery.catalog import Catalog, Filter, Item
 from splip.gallery.lock import WriterLock
 from splip.gallery.segments import Segments, sync_folder
 from splip.images import decode
+from splip.models import hub
 from splip.models.names import Model
 
 if TYPE_CHECKING:
@@ -121,6 +122,9 @@ class GalleryFolder:
 def need_gallery(path: Path) -> None:
     """Raises UserError: there is no gallery of this version in a folder."""
     if not (path / "gallery.db").is_file():
+        if str(path).startswith(hub.PREFIX):
+            name = str(path).removeprefix(hub.PREFIX)
+            raise UserError(f"{path}: `splip pull-from-hub {name} --out FOLDER` brings it here; then name that folder")
         if (path / "gallery.json").is_file():
             again = f"splip index add FOLDER --gallery {path}-new --model {own_model(path)}"
             raise UserError(f"{path}: a gallery of an earlier version; make it again: {again}")

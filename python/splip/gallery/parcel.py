@@ -5,9 +5,10 @@ What it holds of the pictures are their paths, labels, tags and vectors; the pic
 
 import contextlib
 import os
+import re
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from splip.errors import UserError
 from splip.gallery.folder import own_model
 from splip.gallery.gallery import Gallery
 
-FILES = ("gallery.db", "vectors/*", "model.safetensors")  # what a gallery is made of
+FILE = re.compile(r"gallery\.db|model\.safetensors|vectors/\d+\.(f32|pack)")  # what a gallery is made of
 
 
 @contextlib.contextmanager
@@ -56,6 +57,11 @@ def packed(gallery: Gallery, folder: Path) -> Iterator[dict[str, object]]:
                 if path.exists():
                     _link(path, folder / "vectors" / path.name)
         yield {**gallery.facts, **changed}
+
+
+def own_files(names: Iterable[str]) -> list[str]:
+    """The files of a gallery among others."""
+    return [name for name in names if FILE.fullmatch(name)]
 
 
 def unpack(made: Path, out: Path, place: str) -> int:

@@ -20,6 +20,7 @@ PREFIX = "hf-hub:"
 OPEN_CLIP = "open_clip_config.json"
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 REVISION = re.compile(r"\w[\w./-]*", re.ASCII)  # a branch, a tag or a commit
+FILE = re.compile(r"(?:vectors/)?\w[\w.-]*", re.ASCII)  # all that splip, open_clip and an export write
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # As open_clip looks for them, tensors before pickles; those are read with weights_only.
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
@@ -45,6 +46,7 @@ class Found(NamedTuple):
 
     commit: str
     files: list[str]
+    """Those with plain names; what else a repository holds is none of ours."""
     cached: Path | None = None
     """Where they lie, if the hub was not asked."""
 
@@ -72,7 +74,8 @@ def look(wanted: Repository) -> Found:
         cached: list[str] = []
         with errors(wanted, cached):
             info = hf.HfApi().repo_info(wanted.name, revision=wanted.revision, repo_type=wanted.kind)
-            return Found(str(info.sha), [str(file.rfilename) for file in info.siblings or []])
+            files = [str(file.rfilename) for file in info.siblings or []]
+            return Found(str(info.sha), [name for name in files if FILE.fullmatch(name)])
         reason = cached[0]
     else:
         reason = "HF_HUB_OFFLINE is set"
