@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from splip import disk
 from splip.errors import UserError, short
-from splip.progress import is_terminal
 
 PREFIX = "hf-hub:"
 OPEN_CLIP = "open_clip_config.json"
@@ -283,7 +282,9 @@ def _cached(wanted: Repository) -> Path | None:
 
 @contextlib.contextmanager
 def _quiet(hf: Any) -> Iterator[None]:
-    """Without the client's own remarks; its bars stay."""
+    """Without the client's own remarks; its bars on a terminal only."""
+    from splip.progress import is_terminal  # brings rich, which encoders of exports do without
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = hf.utils.logging.get_verbosity()
