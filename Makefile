@@ -37,7 +37,7 @@ docs: $(VENV)/.docs
 # Everything that docs/results.md says, from the pictures on: hours on two cores. What is finished is used again.
 WORK ?= build/results
 pretrain = "$(BIN)/splip" pretrain --pictures "$(WORK)/pictures" --sample "$(WORK)/sample" --compile --eval-every 250 \
-	--out "$(WORK)/$(1)" $(2) $$(test -f "$(WORK)/$(1)/last.pt" && echo --resume)
+	--out "$(WORK)/$(1)" $(2) $$(ls "$(WORK)/$(1)"/last.* >/dev/null 2>&1 && echo --resume)
 
 results: $(VENV)/.results
 	"$(BIN)/splip" data sample --out "$(WORK)/sample"

@@ -26,6 +26,7 @@ from splip.config import find, from_dict, merge, read
 from splip.errors import UserError
 from splip.evaluation.config import EvalConfig
 from splip.models.config import TrainConfig
+from splip.models.names import LAST, in_folder
 
 # Chosen on the validation classes, see TUNING. The paper's rate for prompts, ten times that for normalisation layers; the
 # weight of the class loss (alpha, of which the paper says that it was searched) and hard negatives serve all methods alike.
@@ -102,7 +103,7 @@ def run(task: Task) -> str:
             files = {protocol: config.out / f"eval-{protocol}.json" for protocol in protocols}
             done = config.out / "done"
             if not done.is_file() or not all(file.is_file() for file in files.values()):
-                config.resume = (config.out / "last.pt").is_file()
+                config.resume = in_folder(config.out, LAST).is_file()
                 best = train(config)
                 for protocol, file in files.items():
                     evaluate(EvalConfig(best, protocol=protocol, json=file))
@@ -123,7 +124,7 @@ def start(threads: int) -> None:
 
 def collect(folder: Path, row: str, seeds: list[int], protocols: tuple[str, ...]) -> dict[str, Any]:
     """What the runs of a row gave, a number a seed; learning curves on the validation classes."""
-    import torch
+    from splip.models import read_checkpoint
 
     label = find(row).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
     found: dict[str, Any] = {"name": row.split("/")[-1], "label": label, "seconds": [], "curves": []}
@@ -134,7 +135,7 @@ def collect(folder: Path, row: str, seeds: list[int], protocols: tuple[str, ...]
         found["seconds"].append(float(lines[-1]["seconds"]))
         points = [line for line in lines if line["val_mAP"]]
         found["curves"].append([[int(x["step"]), float(x["val_mAP"]), float(x["val_Acc1"])] for x in points])
-        state = torch.load(run / "best.pt", map_location="cpu", weights_only=True)
+        state = read_checkpoint(in_folder(run))
         found["trainable"] = sum(p.numel() for n, p in state["trainable"].items() if not n.startswith("jigsaw."))
         for protocol in protocols:
             report = json.loads((run / f"eval-{protocol}.json").read_text())
@@ -163,7 +164,7 @@ def scaled(name: str, weights: Path, folder: Path) -> dict[str, Any]:
     from splip.models.config import BackboneConfig
 
     with contextlib.redirect_stdout(sys.stderr):
-        found = evaluate(EvalConfig(folder / "best.pt", baselines=True))["query_mean"]
+        found = evaluate(EvalConfig(str(in_folder(folder)), baselines=True))["query_mean"]
     with open(weights.parent / "log.csv", newline="", encoding="utf-8") as file:
         last = list(csv.DictReader(file))[-1]
     parameters = PromptedCLIP(BackboneConfig(name, "random")).visual.parameters()
@@ -182,7 +183,7 @@ def unlearned(folder: Path, protocols: tuple[str, ...]) -> dict[str, Any]:
     """Chance, raw pixels, HOG and the plain backbone; beside them the pictures of a SpLIP run."""
     from splip.evaluation.evaluate import evaluate
 
-    best, found = folder / "full/seed-0/best.pt", {}
+    best, found = in_folder(folder / "full/seed-0"), {}
     for protocol in protocols:
         out = folder / f"pictures-{protocol}"
         file = out / "results.json"

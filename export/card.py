@@ -7,16 +7,17 @@ from splip.encoders import tokenizer
 from splip.encoders.manifest import FILE, INPUT, MODALITY, OUTPUT, TOKENS, Manifest
 
 
-def write(folder: Path, about: Manifest, checkpoint: Path) -> None:
+def write(folder: Path, about: Manifest, source: str) -> None:
     """Write ``README.md`` from what the manifest says."""
-    disk.write_text(folder / "README.md", "\n".join(_lines(about, checkpoint)) + "\n")
+    disk.write_text(folder / "README.md", "\n".join(_lines(about, source)) + "\n")
 
 
-def _lines(about: Manifest, checkpoint: Path) -> list[str]:
+def _lines(about: Manifest, source: str) -> list[str]:
     model, S, D = about.model, about.image_size, about.embed_dim
     backbone = model["backbone"]
     weights = backbone["pretrained"] or f"random weights of seed {backbone['seed']}"
     low, best, high = about.batch
+    trained = f"trained on {model['classes']} classes" if model["classes"] else "not trained"
     fits = {
         "pad": "scaled to fit and padded with white",
         "stretch": "stretched to a square",
@@ -31,8 +32,8 @@ def _lines(about: Manifest, checkpoint: Path) -> list[str]:
         "",
         "| | |",
         "|---|---|",
-        f"| made of | `{checkpoint.name}`, sha256 `{about.identity}` |",
-        f"| method | {model['method']}, trained on {model['classes']} classes |",
+        f"| made of | `{source}`, identity `{about.identity}` |",
+        f"| method | {model['method']}, {trained} |",
         f"| backbone | {backbone['name']} ({weights}), {model['layers']} layers of width {model['width']} |",
         f"| prompt tokens, folded in | {model['prompts'][0]} for sketches, {model['prompts'][1]} for photos |",
         f"| precision | {about.precision}; pixels, residuals, LayerNorms and the last projection fp32 |",

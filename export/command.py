@@ -20,6 +20,7 @@ from splip.encoders.text import TextTower
 from splip.errors import UserError
 from splip.export import card, to_onnx, to_openvino, to_tensorrt, verify
 from splip.export.config import ExportConfig
+from splip.models.names import resolve
 from splip.models.registry import load_model
 from splip.models.retriever import Retriever
 
@@ -39,8 +40,9 @@ def export(config: ExportConfig) -> int:
     """
     batch, opset = Batch.parse(config.batch), to_onnx.check_opset(config.opset, config.precision)
     tensorrt_missing = _check(config)
-    model = load_model(config.checkpoint)
-    about = base.describe(config.checkpoint, model)
+    found = resolve(config.model)
+    model = load_model(found)
+    about = base.describe(found, model)
     about.fused, about.batch, about.precision = config.fuse_preprocess, list(batch), config.precision
     about.opset, about.versions = opset, versions()
     pixels = verify.load(config.images, about, verify.COUNTS)
@@ -74,7 +76,7 @@ def export(config: ExportConfig) -> int:
         if config.text:
             job.text(model)
         job.hash_files()
-        card.write(made, about, config.checkpoint)
+        card.write(made, about, found.name)
         about.save(made)
         out = _move(made, Path(temporary) / "old", out, job.failed)
     print(f"{out}: {', '.join(_files(about)) or 'no usable file'}")

@@ -11,8 +11,8 @@ import tyro
 class ExportConfig:
     """Write the sketch and photo encoders of a checkpoint as verified files that run without training code."""
 
-    checkpoint: tyro.conf.Positional[Path]
-    """best.pt of a run."""
+    model: tyro.conf.Positional[str]
+    """A run, its best.safetensors, or any other name of a model, see `splip models`."""
     out: Path
     """Folder to write: sketch.* and photo.*, export.json, and a model card README.md."""
     onnx: bool = False

@@ -1,13 +1,14 @@
 """What is written is whole or not there, and is on the disk before it has its name."""
 
+import contextlib
 import dataclasses
 import errno
 import os
 import stat
+from types import SimpleNamespace
 
 import gallery_faults
 import pytest
-import torch
 
 from splip import config, disk
 from splip.encoders import base, manifest, tensorrt_runtime
@@ -16,7 +17,7 @@ from splip.export import card, command
 from splip.gallery.catalog import Catalog
 from splip.gallery.gallery import Gallery
 from splip.models import build
-from splip.models.checkpoint import read_checkpoint
+from splip.models.checkpoint import read_checkpoint, write_checkpoint
 from splip.train import log, loop, pretrain
 
 
@@ -82,29 +83,34 @@ def test_links_and_devices(tmp_path):
     os.close(reader)
 
 
-CHECKPOINTS = ["last.pt", "best.pt"]
+CHECKPOINTS = ["last.safetensors", "best.safetensors"]
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(settings, tmp_path, monkeypatch):
-    """torch.save writes half and raises, as on a full disk."""
-    model = build(dataclasses.replace(settings, method="zero-shot"), ["dog"])
-    real = torch.save
+    """Half of it is written, as on a full disk."""
+    model = build(dataclasses.replace(settings, method="clip-ln"), ["dog", "cat"])
+    real, size = disk.replacing, 5000
 
-    def half(value, file, *args, **options):
-        if value["step"] == 99:
-            if isinstance(file, (str, os.PathLike)):
-                with open(file, "wb") as opened:
-                    opened.write(b"PK\x03\x04 half")
-            else:
-                file.write(b"PK\x03\x04 half")
-            raise RuntimeError("PytorchStreamWriter failed writing file")
-        return real(value, file, *args, **options)
+    @contextlib.contextmanager
+    def small(path, *args, **options):
+        with real(path, *args, **options) as file:
+            write, left = file.write, [size]
 
-    monkeypatch.setattr(torch, "save", half)
+            def some(data):
+                left[0] -= len(data)
+                if left[0] < 0:
+                    write(bytes(data)[: left[0]])
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                return write(data)
+
+            yield SimpleNamespace(write=some, flush=file.flush, fileno=file.fileno)
+
     for name in CHECKPOINTS:
-        loop._write({**model.checkpoint(), "step": 2}, tmp_path / name)
-        with pytest.raises(UserError, match=f"cannot write .*{name}: PytorchStreamWriter failed"):
-            loop._write({**model.checkpoint(), "step": 99}, tmp_path / name)
+        write_checkpoint({**model.checkpoint(), "step": 2}, tmp_path / name)
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "replacing", small)
+            with pytest.raises(UserError, match=f"cannot write .*{name}: .*No space left"):
+                write_checkpoint({**model.checkpoint(), "step": 99}, tmp_path / name)
         assert read_checkpoint(tmp_path / name)["step"] == 2
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == sorted(CHECKPOINTS)
 
@@ -117,9 +123,9 @@ def test_every_file_of_a_run_is_synced_before_it_has_its_name(settings, calls):
         after = calls[calls.index(ours[1]) + 1]
         assert after[:2] == ("fsync folder", settings.out.name), name
         assert ours[0][2] == (settings.out / name).stat().st_size, name
-    # best.pt first: a stop between the two repeats a step, and never forgets the best.
+    # The best first: a stop between the two repeats a step, and never forgets the best.
     names = [c[1] for c in calls if c[0] == "replace"]
-    assert names.index("best.pt.part") < names.index("last.pt.part")
+    assert names.index("best.safetensors.part") < names.index("last.safetensors.part")
     calls.clear()
     log.trim(settings.out / "log.csv", 1, log.columns(settings.loss))
     assert [c[0] for c in calls] == ["fsync", "replace", "fsync folder"]
@@ -136,11 +142,11 @@ def test_settings_manifests_and_weights(settings, tmp_path, calls):
 
     steps(lambda: config.save(settings, tmp_path / "c.yaml"), "c.yaml")
     model = build(dataclasses.replace(settings, method="zero-shot"), ["dog"]).eval()
-    torch.save(model.checkpoint(), tmp_path / "best.pt")
-    about = base.describe(tmp_path / "best.pt", model)
+    write_checkpoint(model.checkpoint(), tmp_path / "best.safetensors")
+    about = base.describe(tmp_path / "best.safetensors", model)
     steps(lambda: about.save(tmp_path), manifest.FILE)
     about.verification = {"pictures": "sample", "sketches": 1, "photos": 1}
-    steps(lambda: card.write(tmp_path, about, tmp_path / "best.pt"), "README.md")
+    steps(lambda: card.write(tmp_path, about, "best.safetensors"), "README.md")
     sidecar = tensorrt_runtime.Metadata("tensorrt", "10", [], "none", False, [1, 1, 1], "", "")
     steps(lambda: sidecar.save(tmp_path / "photo.engine"), "photo.engine.json")
     steps(lambda: pretrain.save_weights(model.backbone, tmp_path / "w.safetensors"), "w.safetensors")

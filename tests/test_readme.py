@@ -47,7 +47,7 @@ def commands():
     """``(page, verb, arguments)`` of all that calls splip."""
     for page, text in PAGES.items():
         for line in shell_lines(text):
-            if found := re.match(r"splip ((?:data |index )?\w+)(.*)", line):
+            if found := re.match(r"splip ((?:data |index )?[\w-]+)(.*)", line):
                 yield page, found[1], found[2]
             elif found := re.search(r"-m splip\.train(.*)", line):
                 yield page, "train", found[1]

@@ -1,7 +1,7 @@
 """Prove that an export runs where torch is not: export here, install splip alone in a fresh environment, encode there.
 
     python tools/check_without_torch.py                      # the tiny backbone with random weights
-    python tools/check_without_torch.py runs/mine/best.pt    # a checkpoint
+    python tools/check_without_torch.py runs/mine            # a run, or any other name of a model
 
 The environment gets splip without its dependencies, numpy, Pillow, onnxruntime and openvino, and nothing else; when
 pictures have run, ftfy, regex and tokenizers for texts.
@@ -17,12 +17,12 @@ import venv
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from splip.encoders import manifest
 from splip.export import command, verify
 from splip.export.config import ExportConfig
 from splip.models import build, load_model
+from splip.models.checkpoint import write_checkpoint
 from splip.models.config import BackboneConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,19 +56,19 @@ for engine in ("onnxruntime", "openvino"):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, nargs="?")
+    parser.add_argument("model", nargs="?")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        checkpoint = args.checkpoint or place / "best.pt"
-        if args.checkpoint is None:
+        name = args.model or str(place / "best.safetensors")
+        if args.model is None:
             model = build(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), ["dog", "cup"])
-            torch.save(model.checkpoint(), checkpoint)
-        config = ExportConfig(checkpoint, place / "exported", onnx=True, openvino=True, text=True, fuse_preprocess=True)
+            write_checkpoint(model.checkpoint(), Path(name))
+        config = ExportConfig(name, place / "exported", onnx=True, openvino=True, text=True, fuse_preprocess=True)
         if code := command.export(config):
             sys.exit(code)
         pixels = verify.load(None, manifest.read(place / "exported"), {"sketch": 8, "photo": 8})
-        model = load_model(checkpoint)
+        model = load_model(name)
         features, texts = verify.reference(model, pixels), verify.texts(model)
         data = {f"{m} pixels": pixels[m] for m in pixels} | {f"{m} features": features[m] for m in pixels}
         data |= {"texts": np.array(texts), "text features": model.encode_text(texts).numpy()}

@@ -4,7 +4,7 @@ A trained model, wherever it runs::
 
     from splip import Encoder
 
-    encoder = Encoder.load("runs/sample/best.pt")  # a checkpoint, or a folder that `splip export` wrote
+    encoder = Encoder.load("runs/sample/best.safetensors")  # a checkpoint, or a folder that `splip export` wrote
 
 A gallery of photographs that it has seen, and a search with a drawing::
 

@@ -203,7 +203,9 @@ def test_bad_index_input(model, tree, tmp_path, refused):
         assert "memory_gb must be above 0" in refused("index", "add", tree / "photo", *options, "--memory-gb", wrong)
     assert "no folder of pictures given" in refused("index", "add", *options)
     assert "KEY=VALUE" in refused("index", "add", tree / "photo", *options, "--tag", "=x")
-    assert "name a model: --model best.pt" in refused("index", "add", tree / "photo", "--gallery", tmp_path / "g")
+    assert "name a model: --model vit-b-32, for one" in refused(
+        "index", "add", tree / "photo", "--gallery", tmp_path / "g"
+    )
     assert "no.pt" in refused(
         "index", "add", tree / "photo", "--gallery", tmp_path / "g", "--model", tmp_path / "no.pt"
     )
@@ -367,7 +369,7 @@ def test_eval_verb(checkpoint, settings, tmp_path, cli, refused, tree):
         shutil.rmtree(copy / folder / "box")
         (copy / folder / "ball").rename(copy / folder / "box")
     (copy / "dataset.json").write_text('{"classes": {"box": "ball"}}')
-    args = ("eval", "--checkpoint", run / "best.pt", "--root", copy)
+    args = ("eval", "--checkpoint", run / "best.safetensors", "--root", copy)
     assert "was trained on classes to be measured: ball" in refused(*args)
     (copy / "dataset.json").write_text('{"classes": {"box": "pole"}}')
     assert "was chosen by classes to be measured: pole" in refused(*args)

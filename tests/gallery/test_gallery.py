@@ -665,10 +665,11 @@ def test_another_model_is_refused(filled, make, tmp_path):
 
 def test_an_export_folder_is_referred_to(tmp_path, photos):
     (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "export.json").touch()
     with Gallery.create(tmp_path / "g", tmp_path / "export", encoder=PixelEncoder()) as gallery:
         gallery.add(photos[:3])
         assert not (tmp_path / "g" / "model.pt").exists() and not gallery.check().damage
-    (tmp_path / "export").rmdir()
+    shutil.rmtree(tmp_path / "export")
     with (
         Gallery.open(tmp_path / "g") as gallery,
         pytest.raises(UserError, match=f"{tmp_path}/export: the model of .* is gone"),

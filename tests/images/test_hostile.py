@@ -19,6 +19,7 @@ from splip.encoders import base, manifest
 from splip.encoders.encoder import Encoder
 from splip.errors import UserError, one_line, short
 from splip.models import load_model
+from splip.models.checkpoint import write_checkpoint
 
 CHECKPOINTS = Path(__file__).parents[1] / "fixtures" / "checkpoints"
 GOOD = CHECKPOINTS / "clip-at.pt"
@@ -72,6 +73,8 @@ def test_files_that_are_no_checkpoints(tmp_path, refused):
             assert "best.pt" in refused("export", path, "--out", tmp_path / "out")
     assert not mark.exists()
     with pytest.raises(UserError, match="no checkpoint"):
+        load_model(tmp_path / "none")
+    with pytest.raises(UserError, match="best.pt: not a splip checkpoint"):  # its folder, as that of a run
         load_model(tmp_path)
 
 
@@ -125,6 +128,105 @@ def test_checkpoints_that_do_not_fit_themselves(state, tmp_path, change, message
     torch.save(changed, tmp_path / "best.pt")
     with pytest.raises(UserError, match=message) as error:
         load_model(tmp_path / "best.pt")
+    line(error)
+
+
+# ---- the same as safetensors ----
+
+
+def packed(tensors=(), facts=None, header=None, length=None, tail=b""):
+    """A file of that format by hand: ``tensors`` are (name, dtype, shape, bytes)."""
+    entries, data = {}, b""
+    for name, dtype, shape, raw in tensors:
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    if facts is not None:
+        entries["__metadata__"] = {"splip": facts if isinstance(facts, str) else json.dumps(facts)}
+    text = header if header is not None else json.dumps(entries).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data + tail
+
+
+def one(name, dtype="F32", shape=(2,), raw=bytes(8)):
+    return packed([(name, dtype, list(shape), raw)], {"format": 2})
+
+
+HOSTILE = {
+    "empty": b"",
+    "nine bytes": bytes(8) + b"{",
+    "pickle": pickle.dumps([1]),
+    "no facts": packed([("trainable.x", "F32", [1], bytes(4))]),
+    "metadata of another kind": packed(header=b'{"__metadata__": {"splip": 3}}'),
+    "metadata that is none": packed(header=b'{"__metadata__": 3}'),
+    "header of a list": packed(header=b"[]"),
+    "header cut": packed(header=b'{"__metadata__": {"splip": "{}"'),
+    "header of another encoding": packed(header=b'{"\xff": 1}'),
+    "header too long for its file": packed(header=b"{}", length=1 << 40),
+    "header of the largest length": packed(header=b"{}", length=2**64 - 1),
+    "header of a gigabyte": packed(header=b"{}" + b" " * (17 << 20)),
+    "header too deep": packed(header=b'{"a":' * 10**5),
+    "facts too deep": packed(facts="[" * 10**5),
+    "facts of a list": packed(facts="[1]"),
+    "facts that are no number": packed(facts='{"format": NaN}'),
+    "facts of many digits": packed(facts='{"format": ' + "9" * 10**6 + "}"),
+    "facts of 10**25": packed(facts='{"format": ' + "9" * 25 + "}"),
+    "tensor past the end": one("trainable.x", shape=(1000,)),
+    "tensor of 2**60": one("trainable.x", shape=(2**30, 2**30)),
+    "tensor of negative size": one("trainable.x", shape=(-1,)),
+    "tensor of no kind": one("trainable.x", dtype="F99"),
+    "tensor of eight bits": one("trainable.x", dtype="F8_E4M3", shape=(8,)),
+    "tensor of no part": one("x"),
+    "tensor of another part": one("secret.x"),
+    "bytes behind the last": packed(facts={"format": 2}, tail=b"more"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_safetensors_that_are_no_checkpoints(tmp_path, refused, name):
+    path = tmp_path / "best.safetensors"
+    path.write_bytes(HOSTILE[name])
+    with pytest.raises(UserError, match="best.safetensors: not a splip checkpoint") as error:
+        load_model(path)
+    line(error)
+    if name in ("pickle", "no facts"):
+        draw(tmp_path / "photos" / "0.png", 0, "blue", 0)
+        message = refused("index", "add", tmp_path / "photos", "--gallery", tmp_path / "g", "--model", path)
+        assert "not a splip checkpoint" in message and "named open_clip:NAME@FILE" in message
+        assert not (tmp_path / "g").exists()
+
+
+@pytest.mark.parametrize("part", ["format", "config", "classes", "data", "backbone"])
+def test_facts_of_another_type(state, tmp_path, part):
+    path = tmp_path / "best.safetensors"
+    for wrong in (None, 3, True, "x", [], [1], 2**62, ""):
+        write_checkpoint({**state, part: wrong}, path)
+        with pytest.raises(
+            UserError, match="best.safetensors: (not a splip checkpoint|checkpoint format [0-9])"
+        ) as error:
+            load_model(path)
+        line(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["trainable"].update({NORM: s["trainable"][NORM] * float("inf")}), "that are not finite"),
+        (lambda s: s["trainable"].update({NORM: s["trainable"][NORM].bool()}), "holds torch.bool"),
+        (lambda s: s["trainable"].update({NORM: s["trainable"][NORM].to(torch.bfloat16) * float("nan")}), "not finite"),
+        (lambda s: s["trainable"].update({NORM: torch.zeros(3)}), r"has shape \[3\], expected \[2, 3, 192\]"),
+        (lambda s: s["trainable"].pop(NORM), "holds other parameters"),
+        (lambda s: s["buffers"].clear(), "lacks batches_seen"),
+        (lambda s: s["backbone"].update(sha256="0" * 64), "was trained on another backbone"),
+        (lambda s: s["config"].update(seed=2**63), "seed is too large"),
+        (lambda s: s["config"]["prompts"].update(visual_tokens=10**9), "must be at most 1000, got 1000000000"),
+        (lambda s: s.update(classes=[]), r"classes are \[\]"),
+    ],
+)
+def test_safetensors_that_do_not_fit_themselves(state, tmp_path, change, message):
+    changed = copy.deepcopy(state)
+    change(changed)
+    write_checkpoint(changed, tmp_path / "best.safetensors")
+    with pytest.raises(UserError, match=message) as error:
+        load_model(tmp_path / "best.safetensors")
     line(error)
 
 

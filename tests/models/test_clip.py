@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from splip.errors import UserError
+from splip.models import hub
 from splip.models.clip import PromptedCLIP
 from splip.models.config import BackboneConfig
 
@@ -106,8 +107,8 @@ def test_pretrained_file_goes_through_open_clips_loader(name, tmp_path):
         assert torch.equal(model.clip.state_dict()[key], value), key
 
 
-def test_pretrained_tag_goes_through_open_clips_loader(monkeypatch):
-    """--pretrained openai: the tag reaches open_clip, with the activation that those weights need."""
+def test_pretrained_tag_goes_through_open_clips_loader(monkeypatch, tmp_path):
+    """--pretrained openai: the tag's file reaches open_clip, prepared and activated as those weights need."""
     asked = {}
 
     def create_model(name, pretrained, **options):
@@ -115,9 +116,13 @@ def test_pretrained_tag_goes_through_open_clips_loader(monkeypatch):
         raise OSError("no route to the hub")
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
+    monkeypatch.setattr(hub, "look", lambda wanted: hub.Found("c" * 40, ["open_clip_model.safetensors", "README.md"]))
+    monkeypatch.setattr(hub, "download", lambda wanted, found, files: tmp_path if found.commit == "c" * 40 else None)
     with pytest.raises(UserError, match="cannot load ViT-B-32 with pretrained weights openai: no route to the hub"):
         PromptedCLIP(BackboneConfig(name="ViT-B-32", pretrained="openai"))
-    assert asked == {"name": "ViT-B-32", "pretrained": "openai", "quick_gelu": True}
+    assert asked.pop("force_preprocess_cfg")["mean"] == open_clip.OPENAI_DATASET_MEAN
+    file = str(tmp_path / "open_clip_model.safetensors")
+    assert asked == {"name": "ViT-B-32", "pretrained": file, "quick_gelu": True}
 
 
 @pytest.mark.parametrize(

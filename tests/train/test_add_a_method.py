@@ -55,7 +55,7 @@ def test_commands_parse(line, folder, plugged):
 def test_a_method_from_training_to_an_export(folder, cli, refused, plugged):
     train = command("train --plugin vpt.py --config sample --config vpt.yaml")
     assert cli(*train, *SMALL.split())[0] == 0
-    best = folder / "runs/vpt/best.pt"
+    best = folder / "runs/vpt/best.safetensors"
     state = read_checkpoint(best)
     assert (state["config"]["method"], state["config"]["extra"]) == ("vpt", {"margin_floor": 0.3})
     assert state["trainable"]["deep"].shape == (4, 4, 192)
@@ -66,7 +66,10 @@ def test_a_method_from_training_to_an_export(folder, cli, refused, plugged):
     evaluate.remove("--baselines")
     without = [word for word in evaluate if word not in ("--plugin", "vpt.py")]
     message = refused(*without)
-    assert "method 'vpt' of runs/vpt/best.pt is not known here: name the file that defines it with --plugin" in message
+    assert (
+        "method 'vpt' of runs/vpt/best.safetensors is not known here: name the file that defines it with --plugin"
+        in message
+    )
     code, out, _ = cli(*evaluate)
     assert code == 0 and "vpt" in out
 
@@ -94,7 +97,7 @@ def test_a_term_and_negatives(folder, cli, plugged):
     assert first["loss"] == pytest.approx(weighted, abs=1e-4)
 
     plugged()
-    assert load_model(folder / "runs/tight/best.pt").config.loss.negatives == "hardest"  # needs no plugin
+    assert load_model(folder / "runs/tight/best.safetensors").config.loss.negatives == "hardest"  # needs no plugin
 
 
 def test_the_margin_and_the_negatives_by_hand(folder, plugged):

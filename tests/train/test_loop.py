@@ -35,7 +35,7 @@ def same(a, b):
 def test_run(settings, capsys):
     best = loop.train(settings)
     run = settings.out
-    assert best == run / "best.pt"
+    assert best == run / "best.safetensors"
     assert config.load(TrainConfig, str(run / "config.yaml")) == settings
     log = rows(run)
     assert [int(r["step"]) for r in log] == [1, 2, 3, 4]
@@ -58,31 +58,56 @@ def test_loss_falls(settings):
 def test_resume_is_bit_equal(settings, tmp_path, train_backbone, monkeypatch):
     settings = dataclasses.replace(settings, train_backbone=train_backbone)
     loop.train(settings)
-    whole = read_checkpoint(settings.out / "last.pt")
+    whole = read_checkpoint(settings.out / "last.safetensors")
 
     # The same run, stopped after two of four steps.
     again = dataclasses.replace(settings, out=tmp_path / "again")
     with at_step_two(monkeypatch, power_cut), pytest.raises(RuntimeError, match="power cut"):
         loop.train(again)
-    assert read_checkpoint(again.out / "last.pt")["step"] == 2
+    assert read_checkpoint(again.out / "last.safetensors")["step"] == 2
     loop.train(dataclasses.replace(again, resume=True))
-    same(read_checkpoint(again.out / "last.pt"), whole)
-    assert read_checkpoint(again.out / "best.pt")["step"] == read_checkpoint(settings.out / "best.pt")["step"]
+    same(read_checkpoint(again.out / "last.safetensors"), whole)
+    assert (
+        read_checkpoint(again.out / "best.safetensors")["step"]
+        == read_checkpoint(settings.out / "best.safetensors")["step"]
+    )
     keep = [c for c in log.columns(settings.loss) if c != "seconds"]
     assert [[r[c] for c in keep] for r in rows(again.out)] == [[r[c] for c in keep] for r in rows(settings.out)]
     loop.train(dataclasses.replace(again, resume=True))  # nothing left to do, and no error
 
 
+def test_a_run_of_an_earlier_version_goes_on(settings, tmp_path, monkeypatch):
+    """Its last.pt and best.pt are read as they are; what follows is what would have followed."""
+    settings = dataclasses.replace(settings, method="clip-ln")
+    loop.train(settings)
+    whole = read_checkpoint(settings.out / "last.safetensors")
+    old = dataclasses.replace(settings, out=tmp_path / "old")
+    with at_step_two(monkeypatch, power_cut), pytest.raises(RuntimeError, match="power cut"):
+        loop.train(old)
+    for name in ("best", "last"):
+        torch.save(read_checkpoint(old.out / f"{name}.safetensors"), old.out / f"{name}.pt")
+        (old.out / f"{name}.safetensors").unlink()
+    with pytest.raises(UserError, match="holds a run already: add --resume"):
+        loop.train(old)
+    monkeypatch.setattr(loop.Run, "_measure", lambda self, row: None)  # nothing better comes
+    loop.train(dataclasses.replace(old, resume=True))
+    last = read_checkpoint(old.out / "last.safetensors")
+    assert last["step"] == 4
+    same(last, whole)
+    best = read_checkpoint(old.out / "best.safetensors")
+    assert best["step"] == read_checkpoint(old.out / "best.pt")["step"] == 2
+
+
 def test_resume_between_two_evaluations(settings, tmp_path, monkeypatch):
     """A signal stops a run anywhere; what follows is what would have followed."""
     loop.train(settings)
-    whole = read_checkpoint(settings.out / "last.pt")
+    whole = read_checkpoint(settings.out / "last.safetensors")
     again = dataclasses.replace(settings, out=tmp_path / "again")
     with at_step_two(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(KeyboardInterrupt):
         loop.train(again)
-    assert read_checkpoint(again.out / "last.pt")["step"] == 3
+    assert read_checkpoint(again.out / "last.safetensors")["step"] == 3
     loop.train(dataclasses.replace(again, resume=True))
-    same(read_checkpoint(again.out / "last.pt"), whole)
+    same(read_checkpoint(again.out / "last.safetensors"), whole)
 
 
 def test_resume_refuses_other_data(settings):
@@ -91,7 +116,7 @@ def test_resume_refuses_other_data(settings):
     longer = dataclasses.replace(settings, resume=True)
     added = settings.data.root / "sketch" / "box" / "new.png"
     shutil.copy(settings.data.root / "sketch" / "box" / "0.png", added)
-    with pytest.raises(UserError, match="not those of .*last.pt any more: pictures changed"):
+    with pytest.raises(UserError, match="not those of .*last.safetensors any more: pictures changed"):
         loop.train(longer)
     added.unlink()
     (settings.data.root / "dataset.json").write_text('{"classes": {"ball": "globe"}}')
@@ -102,7 +127,7 @@ def test_resume_refuses_other_data(settings):
 def test_resume_refuses_other_settings(settings):
     loop.train(settings)
     changed = dataclasses.replace(settings, lr=0.5, resume=True)
-    with pytest.raises(UserError, match="the settings differ from those of .*last.pt: lr: 0.001 -> 0.5"):
+    with pytest.raises(UserError, match="the settings differ from those of .*last.safetensors: lr: 0.001 -> 0.5"):
         loop.train(changed)
 
 
@@ -110,7 +135,7 @@ def test_folder_of_another_run(settings):
     loop.train(settings)
     with pytest.raises(UserError, match="holds a run already: add --resume"):
         loop.train(settings)
-    with pytest.raises(UserError, match="there is no .*last.pt"):
+    with pytest.raises(UserError, match="there is no .*last.safetensors"):
         loop.train(dataclasses.replace(settings, out=settings.out / "new", resume=True))
 
 
@@ -170,13 +195,13 @@ def test_one_class_to_train_on(settings):
 def test_numbers(settings, changes, message):
     with pytest.raises(UserError, match=message):
         loop.train(dataclasses.replace(settings, **changes))
-    assert not (settings.out / "last.pt").exists()
+    assert not (settings.out / "last.safetensors").exists()
     if "batch_size" in changes:  # nothing stands in the way of a second try
         loop.train(settings)
 
 
 def test_best_is_not_the_last(settings, monkeypatch):
-    """Worse on the validation classes: best.pt stays, and a run that goes on knows how good it was."""
+    """Worse on the validation classes: best.safetensors stays, and a run that goes on knows how good it was."""
     values = iter([0.8, 0.5])
     settings = dataclasses.replace(settings, eval_prompts=False)
 
@@ -185,7 +210,7 @@ def test_best_is_not_the_last(settings, monkeypatch):
 
     monkeypatch.setattr(Measured, "measure_model", measure)
     loop.train(settings)
-    best, last = (read_checkpoint(settings.out / f"{name}.pt") for name in ("best", "last"))
+    best, last = (read_checkpoint(settings.out / f"{name}.safetensors") for name in ("best", "last"))
     assert (best["step"], best["validation"]) == (2, 0.8) and (last["step"], last["best"]) == (4, 0.8)
 
 
@@ -200,10 +225,10 @@ def test_loss_that_is_not_a_number(settings, monkeypatch):
     monkeypatch.setattr(losses, "triplet", broken)
     with pytest.raises(
         UserError,
-        match="the loss became nan at step 3; its 12 pictures are listed in .*bad_batch.txt; the last good checkpoint is .*last.pt",
+        match="the loss became nan at step 3; its 12 pictures are listed in .*bad_batch.txt; the last good checkpoint is .*last.safetensors",
     ):
         loop.train(settings)
-    assert read_checkpoint(settings.out / "last.pt")["step"] == 2
+    assert read_checkpoint(settings.out / "last.safetensors")["step"] == 2
 
     files = (settings.out / "bad_batch.txt").read_text().splitlines()
     assert len(files) == 12 and all(Path(f).is_file() for f in files)
@@ -223,10 +248,11 @@ def test_weights_that_are_not_numbers_are_never_saved(settings, monkeypatch):
 
     monkeypatch.setattr(torch.optim.AdamW, "step", broken)
     with pytest.raises(
-        UserError, match=r"became infinite or not a number before step 4; the last good checkpoint is .*last.pt"
+        UserError,
+        match=r"became infinite or not a number before step 4; the last good checkpoint is .*last.safetensors",
     ):
         loop.train(settings)
-    assert read_checkpoint(settings.out / "last.pt")["step"] == 2
+    assert read_checkpoint(settings.out / "last.safetensors")["step"] == 2
 
 
 def test_instance_positives(settings):
@@ -299,7 +325,7 @@ def test_fine_grained_run(settings, capsys):
     draw(settings.data.root / "photo" / "ball" / "9.jpg", 0, "red", 3)
     loop.train(dataclasses.replace(settings, setting="fine-grained"))
     assert "1 sketches left out: their photo is unreadable" in capsys.readouterr().out
-    state = read_checkpoint(settings.out / "best.pt")
+    state = read_checkpoint(settings.out / "best.safetensors")
     assert state["validation"] == pytest.approx(max(float(r["val_Acc1"] or 0) for r in rows(settings.out)), abs=1e-5)
 
 
@@ -352,7 +378,7 @@ def test_share_of_the_data(settings, capsys):
     half = configured(settings, data={"sample_fraction": 0.5, "class_fraction": 0.6}, batch_size=2)
     loop.train(half)
     assert "3 seen classes" in capsys.readouterr().out
-    assert len(read_checkpoint(settings.out / "best.pt")["classes"]) == 3
+    assert len(read_checkpoint(settings.out / "best.safetensors")["classes"]) == 3
 
 
 def test_layernorms_may_have_a_rate_of_their_own(settings):
@@ -463,7 +489,7 @@ def test_cache_gives_the_same_run(settings, tmp_path):
     for out in ("first", "second"):  # written, then read
         cached = configured(settings, data={"cache": str(tmp_path / "cache")}, out=str(tmp_path / out))
         loop.train(cached)
-        same(read_checkpoint(cached.out / "last.pt"), read_checkpoint(settings.out / "last.pt"))
+        same(read_checkpoint(cached.out / "last.safetensors"), read_checkpoint(settings.out / "last.safetensors"))
         assert "sketch/ball/0.png" in (cached.out / "skipped.txt").read_text()
 
 
@@ -501,7 +527,7 @@ def test_two_processes_are_one(settings, tmp_path, train_backbone):
     }
     assert curves[1][0] != curves[1][-1]
     np.testing.assert_allclose(curves[1], curves[2], rtol=2e-3, atol=2e-4)
-    a, b = (read_checkpoint(tmp_path / f"of-{n}" / "last.pt") for n in (1, 2))
+    a, b = (read_checkpoint(tmp_path / f"of-{n}" / "last.safetensors") for n in (1, 2))
     assert ("visual_norm.running_var" in a["buffers"]) == train_backbone
     for name, value in a["buffers"].items():
         # Some gradients are 0 but for rounding (what a BatchNorm takes away, what all keys share), and Adam makes steps
@@ -526,5 +552,5 @@ def test_signal_saves_and_resumes(settings, signal_number):
         os.kill(process.pid, signal_number)
         error = process.communicate(timeout=120)[1]
     assert process.returncode == 130 and "go on with --resume" in error and "Traceback" not in error
-    step = read_checkpoint(settings.out / "last.pt")["step"]
+    step = read_checkpoint(settings.out / "last.safetensors")["step"]
     assert step == int(rows(settings.out)[-1]["step"]) >= 3

@@ -96,7 +96,7 @@ def test_resume_on_two_machines(settings, tmp_path, monkeypatch, launch):
     ("args", "of", "message"),
     [
         ((), (("--lr", "0.001"), ("--lr", "0.5")), "must train the same model; different: lr: 0.001 -> 0.5"),
-        (("--resume",), ((), ()), "--resume: there is no run/last.pt"),
+        (("--resume",), ((), ()), "--resume: there is no run/last.safetensors"),
     ],
 )
 def test_refusals(settings, tmp_path, launch, args, of, message):

@@ -97,8 +97,10 @@ def test_refusals(pictures, tmp_path, cli, refused):
     assert "holds a run already: add --resume" in refused(*arguments(pictures, tmp_path / "run"))
     assert "other settings: lr: 0.002 -> 0.1" in refused(*arguments(pictures, tmp_path / "run", lr=0.1), "--resume")
     assert "--resume: there is no" in refused(*arguments(pictures, tmp_path / "new"), "--resume")
-    (tmp_path / "run/last.pt").write_bytes(b"nothing")
-    assert "last.pt: not a run of splip pretrain" in refused(*arguments(pictures, tmp_path / "run"), "--resume")
+    (tmp_path / "run/last.safetensors").write_bytes(b"nothing")
+    assert "last.safetensors: not a run of splip pretrain" in refused(
+        *arguments(pictures, tmp_path / "run"), "--resume"
+    )
     (pictures / "designer-0/disc.png").write_bytes(b"no picture")
     assert "disc.png: cannot be read" in refused(*arguments(pictures, tmp_path / "b"))
     (pictures / "pictures.csv").write_text("path,thing\na,b\n")

@@ -27,13 +27,13 @@ from splip.train.loop import train
 def test_a_run(settings, key, method, loss, capsys, cli):
     backbone = BackboneConfig(NAMES[key], "random")
     train(dataclasses.replace(settings, backbone=backbone, method=method, loss=loss, steps=2, eval_every=2, lr=0.01))
-    model = load_model(settings.out / "best.pt")
+    model = load_model(settings.out / "best.safetensors")
     assert model.backbone_identity["name"] == NAMES[key]
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    encoder = Encoder.load(settings.out / "best.pt", device="cpu")
+    encoder = Encoder.load(settings.out / "best.safetensors", device="cpu")
     got = torch.from_numpy(encoder.encode(images.permute(0, 2, 3, 1).numpy(), "sketch"))
     torch.testing.assert_close(got, model.encode_sketch(images), rtol=0, atol=1e-5)
-    code, out, err = cli("eval", "--checkpoint", settings.out / "best.pt", "--baselines", "--device", "cpu")
+    code, out, err = cli("eval", "--checkpoint", settings.out / "best.safetensors", "--baselines", "--device", "cpu")
     assert code == 0, err
     assert f"plain {NAMES[key]}" in out
 

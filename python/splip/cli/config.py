@@ -1,8 +1,10 @@
-"""Settings of the demo, of sweeps and of `splip info`."""
+"""Settings of the demo, of sweeps, of lists of models, of the hub and of `splip info`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import tyro
 
 
 @dataclass
@@ -43,3 +45,44 @@ class SweepConfig:
 @dataclass
 class InfoConfig:
     """Print versions, instruction sets, the CUDA build and GPUs; paste it in a bug report."""
+
+
+@dataclass
+class PushConfig:
+    """Push a trained model, an export or a gallery to the Hugging Face Hub, with a card that says what it is."""
+
+    what: tyro.conf.Positional[Path]
+    """A run, its best.safetensors, a folder that `splip export` wrote, or a gallery."""
+    repository: tyro.conf.Positional[str]
+    """OWNER/NAME; made if it is not there: of models, for a gallery of data sets."""
+    private: bool = False
+    """If it is made: for its owner's eyes only."""
+    message: str = ""
+    """Of the commit."""
+    results: Path | None = None
+    """results.json of `splip eval --out`, for the card."""
+    license: str | None = None
+    """As the hub names it, e.g. mit; none: that of the backbone's weights if it is known, else other."""
+
+
+@dataclass
+class PullConfig:
+    """Bring a gallery, a model or an export from the Hugging Face Hub into a folder."""
+
+    repository: tyro.conf.Positional[str]
+    """OWNER/NAME, or OWNER/NAME@REVISION."""
+    out: Path
+    """Folder to make."""
+
+
+@dataclass
+class ModelsConfig:
+    """List the models that have short names: what `--model NAME` takes everywhere."""
+
+    json: bool = False
+    """Print JSON."""
+    measure: tuple[str, ...] | None = None
+    """Measure these (without names: all) on this machine, with random weights, which take as long as trained ones;
+    the figures are kept for later lists."""
+    threads: int | None = None
+    """With --measure: CPU threads; none: as many as torch takes."""

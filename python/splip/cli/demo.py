@@ -24,6 +24,7 @@ from splip.gallery.config import IndexAddConfig
 from splip.gallery.gallery import Gallery
 from splip.images import grid
 from splip.models.config import TrainConfig
+from splip.models.names import LAST, in_folder
 from splip.train import loop
 
 Pen = ImageDraw.ImageDraw
@@ -46,13 +47,13 @@ def demo(config: DemoConfig) -> None:
 
     _say("3/5  measuring on classes that training never saw")
     report = evaluate.evaluate(
-        EvalConfig(checkpoint, tree_root, baselines=True, grid=out / "grid.png", device=config.device)
+        EvalConfig(str(checkpoint), tree_root, baselines=True, grid=out / "grid.png", device=config.device)
     )
 
     _say("4/5  indexing the photos of those classes")
     folders = tuple(tree_root / "photo" / name for name in report["classes"])
     shutil.rmtree(gallery, ignore_errors=True)  # of another training, perhaps
-    index.add(IndexAddConfig(folders, gallery, checkpoint, device=config.device))
+    index.add(IndexAddConfig(folders, gallery, str(checkpoint), device=config.device))
 
     _say("5/5  searching with drawings that no data set holds")
     found = _search_drawings(config, out, gallery)
@@ -83,11 +84,11 @@ def _train(config: DemoConfig, tree_root: Path, run: Path) -> Path:
     settings = load(TrainConfig, "sample")
     settings.out, settings.data.root, settings.device = run, tree_root, config.device
     settings.steps = settings.steps if config.steps is None else config.steps
-    if (run / "last.pt").is_file():
+    settings.resume = in_folder(run, LAST).is_file()
+    if settings.resume:
         before = load(TrainConfig, str(run / "config.yaml"))
         if before.steps != settings.steps:
             raise UserError(f"{run} holds a run of {before.steps} steps, not {settings.steps}: choose another --out")
-    settings.resume = (run / "last.pt").is_file()
     return loop.train(settings)
 
 

@@ -132,7 +132,7 @@ def _open_or_create(config: IndexAddConfig) -> Gallery:
             _ = gallery.encoder  # another model is refused even if there is nothing to encode
         return gallery
     if config.model is None:
-        raise UserError(f"{config.gallery}: no such gallery; to make it, name a model: --model best.pt")
+        raise UserError(f"{config.gallery}: no such gallery; to make it, name a model: --model vit-b-32, for one")
     return Gallery.create(config.gallery, config.model, engine=engine, device=config.device)
 
 

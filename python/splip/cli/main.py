@@ -37,10 +37,10 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "splip.evaluation.config:EvalConfig",
         "splip.evaluation.evaluate:evaluate",
         "measure zero-shot retrieval on the unseen classes",
-        "splip eval --checkpoint runs/sample/best.pt --baselines --out results\n"
-        "  splip eval --checkpoint runs/sample/best.pt --protocol gzs --gallery sempcyc all --k 10 100 --metrics all\n"
-        "  splip eval --checkpoint runs/sample/best.pt --protocol fg --json fine-grained.json\n"
-        "  splip eval --checkpoint runs/sketchy/best.pt --dataset tuberlin --root TUBerlin --out elsewhere",
+        "splip eval --model runs/sample --baselines --out results\n"
+        "  splip eval --model runs/sample --protocol gzs --gallery sempcyc all --k 10 100 --metrics all\n"
+        "  splip eval --model runs/sample --protocol fg --json fine-grained.json\n"
+        "  splip eval --model runs/sketchy --dataset tuberlin --root TUBerlin --out elsewhere",
     ),
     "sweep": (
         "splip.cli.config:SweepConfig",
@@ -53,7 +53,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "splip.gallery.config:IndexAddConfig",
         "splip.cli.index:add",
         "embed the pictures of folders into a gallery",
-        "splip index add ~/Pictures --gallery my-gallery --model runs/sample/best.pt\n"
+        "splip index add ~/Pictures --gallery my-gallery --model runs/sample\n"
         "  splip index add ~/Pictures --gallery my-gallery\n"
         "  splip index add holiday --gallery my-gallery --label-from none --tag year=2025 --tag place=sea\n"
         "  splip index add @more.txt --gallery my-gallery --engine openvino --model exported\n"
@@ -109,7 +109,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "  splip search --gallery my-gallery --sketch my.png --text 'red car' --text-weight 0.3\n"
         "  splip search --gallery my-gallery --text horse --label animals --tag year=2025 --json\n"
         "  splip search --gallery my-gallery --photo one.jpg --under ~/Pictures/2025\n"
-        "  splip search --gallery milvus://localhost:19530/photos --model runs/sample/best.pt --sketch my.png",
+        "  splip search --gallery milvus://localhost:19530/photos --model runs/sample --sketch my.png",
     ),
     "serve": (
         "splip.serve.config:ServeConfig",
@@ -144,10 +144,30 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "splip.export.config:ExportConfig",
         "splip.export.command:export",
         "write the encoders for ONNX, OpenVINO and TensorRT",
-        "splip export runs/sample/best.pt --onnx --openvino --text --fuse-preprocess --out exported\n"
-        "  splip export runs/sample/best.pt --trt --precision fp16 --batch 1:8:64 --out engines\n"
-        "  splip export runs/sample/best.pt --trt --compute-capability 8.6 8.9 12.0 --precision fp16 --out engines\n"
-        "  splip export runs/sample/best.pt --openvino --precision int8 --calibration my-pictures --out small",
+        "splip export runs/sample --onnx --openvino --text --fuse-preprocess --out exported\n"
+        "  splip export runs/sample --trt --precision fp16 --batch 1:8:64 --out engines\n"
+        "  splip export runs/sample --trt --compute-capability 8.6 8.9 12.0 --precision fp16 --out engines\n"
+        "  splip export runs/sample --openvino --precision int8 --calibration my-pictures --out small",
+    ),
+    "models": (
+        "splip.cli.config:ModelsConfig",
+        "splip.cli.models:models",
+        "list models by short names, with licences and times",
+        "splip models\n  splip models --measure splip-tiny vit-b-32\n  splip models --json",
+    ),
+    "push-to-hub": (
+        "splip.cli.config:PushConfig",
+        "splip.cli.hub:push",
+        "push a model, an export or a gallery to the hub",
+        "splip push-to-hub runs/sample owner/sketches --private\n"
+        "  splip push-to-hub runs/sample owner/sketches --results results/results.json --license mit\n"
+        "  splip push-to-hub my-gallery owner/photos",
+    ),
+    "pull-from-hub": (
+        "splip.cli.config:PullConfig",
+        "splip.cli.hub:pull",
+        "bring a gallery or a model from the hub",
+        "splip pull-from-hub owner/photos --out my-gallery\n  splip pull-from-hub owner/sketches@v1 --out sketches",
     ),
     "info": (
         "splip.cli.config:InfoConfig",
@@ -173,7 +193,7 @@ def usage() -> str:
             "examples:",
             "  splip data sample --out sample",
             "  splip train --config sample --data.root sample --out runs/sample",
-            "  splip index add sample/photo --gallery gallery --model runs/sample/best.pt",
+            "  splip index add sample/photo --gallery gallery --model runs/sample",
             "  splip search --gallery gallery --sketch sample/sketch/horse/1f40e-1.png -k 10 --grid out.png",
         ]
     )

@@ -20,6 +20,7 @@ from splip.config import differences, find, from_dict, load, merge, read, shippe
 from splip.errors import UserError
 from splip.evaluation import plots
 from splip.models.config import TrainConfig
+from splip.models.names import LAST, in_folder
 from splip.progress import bars
 
 
@@ -150,10 +151,10 @@ def _run(task: tuple[TrainConfig, str]) -> str:
     config.out.mkdir(parents=True, exist_ok=True)
     with open(config.out / "output.txt", "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         try:
-            config.resume = (config.out / "last.pt").is_file()
+            config.resume = in_folder(config.out, LAST).is_file()
             best = train(config)
             unfinished = done.with_suffix(".tmp")
-            evaluate(EvalConfig(best, device=config.device, protocol=protocol, json=unfinished))  # type: ignore[arg-type]
+            evaluate(EvalConfig(str(best), device=config.device, protocol=protocol, json=unfinished))  # type: ignore[arg-type]
             unfinished.replace(done)
         except UserError as error:
             return str(error)

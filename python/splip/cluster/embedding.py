@@ -29,6 +29,7 @@ from splip.gallery.gallery import Gallery
 from splip.gallery.ingest import Added, Picture
 from splip.gallery.protocol import Writable
 from splip.gallery.segments import Segments
+from splip.models.names import absolute
 
 if TYPE_CHECKING:
     from splip.encoders.encoder import Encoder
@@ -85,7 +86,7 @@ def add(
     if load is None:
         from splip.encoders.encoder import Encoder
 
-        load = partial(Encoder.load, gallery.model_source().absolute(), encoder, device=device)
+        load = partial(Encoder.load, absolute(gallery.model_source()), encoder, device=device)
     done, began = Embedded(), time.monotonic()
     with gallery.writing():
         recover(gallery, done, tell)

@@ -1,6 +1,5 @@
 """What the verbs that can run on a cluster say of it: the part of their settings that is read here."""
 
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 
@@ -18,5 +17,5 @@ class SearchSettings(RaySettings, Protocol):
 
     gallery: str
     device: str
-    model: Path | None
+    model: str | None
     shards: int | None

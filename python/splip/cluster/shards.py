@@ -51,7 +51,7 @@ class ShardedGallery(StoredGallery):
         replicas: int = 1,
         engine: str = "auto",
         device: str = "auto",
-        model: Path | None = None,
+        model: Path | str | None = None,
         encoder: "Encoder | None" = None,
     ) -> None:
         self.replicas: Replicas | None = None
@@ -277,6 +277,6 @@ def open_sharded(
         replicas=replicas,
         engine=engine,
         device=device,
-        model=None if model is None else Path(model),
+        model=model,
         encoder=encoder,
     )

@@ -11,10 +11,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from splip import disk
 from splip.encoders import manifest
 from splip.encoders.manifest import Built, Manifest
 from splip.errors import UserError
+from splip.models.names import Model, is_name
 
 EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 BATCH = 64  # images that torch takes at once
@@ -60,16 +60,24 @@ def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
     return values
 
 
-def describe(path: Path, model: Any) -> Manifest:
-    """What a manifest says of a checkpoint's model, without any files."""
-    import splip
+def describe(found: Path | Model, model: Any) -> Manifest:
+    """What a manifest says of a model, without any files.
 
-    clip, config = model.backbone, model.config
+    Args:
+        found: its checkpoint, or what its name stands for.
+        model: of it.
+    """
+    import splip
+    from splip.models.registry import identity
+
+    path, clip, config = found if isinstance(found, Path) else found.path, model.backbone, model.config
+    named = isinstance(found, Model) and is_name(found.name)
+    name = found.name if isinstance(found, Model) and named else "" if path is None else path.name
     return Manifest(
         format=manifest.FORMAT,
         splip=splip.__version__,
-        identity=disk.file_hash(path),
-        name=f"{path.name} ({config.backbone.name}, {config.method})",
+        identity=identity(model, path),
+        name=name if path is None else f"{name} ({config.backbone.name}, {config.method})",
         image_size=clip.image_size,
         embed_dim=clip.embed_dim,
         fit=config.data.fit,

@@ -23,6 +23,7 @@ from splip.encoders.tensorrt import TensorRtRunner
 from splip.encoders.text import TextTower
 from splip.encoders.torch import TorchRunner
 from splip.errors import UserError
+from splip.models.names import Model, resolve
 
 ENGINES = ("torch", "compile", "onnxruntime", "onnxruntime-tensorrt", "openvino", "tensorrt")
 FILES = {"onnxruntime": "onnx", "onnxruntime-tensorrt": "onnx", "openvino": "openvino", "tensorrt": "tensorrt"}
@@ -35,14 +36,14 @@ class Encoder:
 
     Example::
 
-        encoder = Encoder.load("runs/sample/best.pt")  # or a folder that `splip export` wrote
+        encoder = Encoder.load("runs/sample")  # or vit-b-32, or a folder that `splip export` wrote
         pixels = encoder.prepare(images.read(Path("my.png")), "sketch")
         vector = encoder.encode(pixels[None], "sketch")[0]
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         engine: str,
         runner: Runner,
         about: Manifest,
@@ -61,7 +62,7 @@ class Encoder:
     @classmethod
     def load(
         cls,
-        path: Path | str,
+        name: Path | str | Model,
         engine: str = "auto",
         *,
         device: str = "auto",
@@ -72,7 +73,8 @@ class Encoder:
         """An encoder that is ready to run.
 
         Args:
-            path: a checkpoint (best.pt), or a folder that ``splip export`` wrote.
+            name: a checkpoint (best.safetensors), a run's folder, one that ``splip export`` wrote, or any name of a model,
+                see :mod:`splip.models.names`.
             engine: one of :data:`ENGINES`, or auto: see the top of this module.
             device: cpu, cuda, cuda:1; auto takes a GPU if the engine has one.
             threads: CPU threads; None: one for each processor. torch has one number for the whole process.
@@ -83,20 +85,20 @@ class Encoder:
         Raises:
             UserError: no such model, damaged, an engine that is not installed or cannot run it here.
         """
-        path = Path(path)
         if engine not in ("auto", *ENGINES):
             raise UserError(f"unknown engine {engine}: choose auto, {', '.join(ENGINES)}")
         if threads is not None and threads < 1:
             raise UserError(f"threads must be at least 1, got {threads}")
         index = _gpu_index(device)
-        if manifest.is_export(path):
-            return cls._load_export(path, engine, device, index, threads, precision, cache)
-        if path.is_dir():
-            raise UserError(f"{path}: not an export (no {manifest.FILE}), and a checkpoint is a file such as best.pt")
+        found = name if isinstance(name, Model) else resolve(name)
+        if found.path is not None and found.kind == "export":
+            return cls._load_export(found.path, engine, device, index, threads, precision, cache)
         if engine not in ("auto", "torch", "compile"):
-            raise UserError(f"engine {engine} runs exports, {path} is a checkpoint: `splip export {path}` first")
-        runner = TorchRunner(path, device, threads, precision or "fp32", engine == "compile")
-        return cls(path, "torch" if engine == "auto" else engine, runner, runner.about)
+            raise UserError(
+                f"engine {engine} runs exports, {found.name} is a {found.kind}: `splip export {found.name}` first"
+            )
+        runner = TorchRunner(found, device, threads, precision or "fp32", engine == "compile")
+        return cls(found.path or found.name, "torch" if engine == "auto" else engine, runner, runner.about)
 
     @classmethod
     def _load_export(
@@ -189,6 +191,16 @@ class Encoder:
         """A picture as this model takes it: uint8 ``[S, S, 3]``."""
         crop = self.crop_sketches and modality == "sketch"
         return images.square(image, self.image_size, self.fit, crop)
+
+    def save_model(self, path: Path) -> None:
+        """Write the checkpoint of a model that has no file of its own.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if not isinstance(self._runner, TorchRunner):
+            raise RuntimeError("an export is a model of files")
+        self._runner.save(path)
 
     def close(self) -> None:
         """Give back memory and the GPU; the encoder cannot be used any more."""

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from splip import disk
 from splip.errors import UserError, short
 from splip.images import decode
+from splip.models.names import EXPORT as FILE
 
 FORMAT = 1
-FILE = "export.json"
 LARGEST = 16 << 20  # bytes of it
 MOST_SIDE, MOST_WIDTH, MOST_BATCH = 4096, 65536, 65536  # more than any model has: what is read here becomes memory
 MODALITIES = ("sketch", "photo")
@@ -77,7 +77,7 @@ class Manifest:
 
     format: int
     splip: str
-    identity: str  # sha256 of the checkpoint file
+    identity: str  # sha256, see splip.models.registry.identity
     name: str  # for people
     image_size: int
     embed_dim: int

@@ -13,12 +13,13 @@ from splip.encoders.base import describe
 from splip.encoders.manifest import MODALITIES
 from splip.encoders.tokenizer import stack
 from splip.errors import UserError
+from splip.models.names import Model
 
 
 class TorchRunner:
     """The deploy graph of a checkpoint, in torch."""
 
-    def __init__(self, path: Path, device: str, threads: int | None, precision: str, compiled: bool) -> None:
+    def __init__(self, found: Model, device: str, threads: int | None, precision: str, compiled: bool) -> None:
         try:
             import torch
 
@@ -27,21 +28,21 @@ class TorchRunner:
             from splip.models.registry import load_model
         except ImportError as error:
             raise UserError(
-                f"{path}: a checkpoint needs PyTorch and open_clip ({error}); without them, `splip export` it elsewhere"
+                f"{found.name}: a checkpoint needs PyTorch and open_clip ({error}); without them, `splip export` it elsewhere"
             ) from None
         if precision not in graph.DTYPES:
             raise UserError(f"precision must be one of {', '.join(graph.DTYPES)}, got {precision}")
         self._torch, self._device = torch, pick_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
-        model = load_model(path, self._device)
+        model = load_model(found, self._device)
         self._model: Any = model
         self.precision = precision
-        self.about = describe(path, model)
+        self.about = describe(found, model)
         self._encoders: dict[str, Any]
         if model.per_image:  # prompts that depend on the image: the deploy graph has constants only
             if compiled or precision != "fp32":
-                raise UserError(f"{path}: conditioning: instance runs in engine torch and fp32 only")
+                raise UserError(f"{found.name}: conditioning: instance runs in engine torch and fp32 only")
             self._encoders = {name: self._per_image(number) for number, name in enumerate(MODALITIES)}
         else:
             encoders = graph.encoders(model, precision, fused=True)
@@ -82,6 +83,12 @@ class TorchRunner:
         with self._torch.inference_mode():
             features = tower(self._torch.from_numpy(tokens).to(self._device), modalities)
         return cast(np.ndarray, features.cpu().numpy())
+
+    def save(self, path: Path) -> None:
+        """Write the model's checkpoint, which of a model without training holds no weights."""
+        from splip.models.checkpoint import write_checkpoint
+
+        write_checkpoint(self._model.checkpoint(), path)
 
     def _fold_text(self) -> Any:
         """The text tower, its prompts folded in; None: texts have to run as the model runs them."""

@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 
 @dataclass
 class EvalConfig:
     """Measure retrieval on classes that training never saw; print a table, write results and pictures."""
 
-    checkpoint: Path
-    """best.pt of a run."""
+    model: Annotated[str, tyro.conf.arg(aliases=["--checkpoint"])]
+    """A run, its best.safetensors, or any other name of a model, see `splip models`."""
     root: Path | None = None
     """Folder of the data set; default: the one the checkpoint was trained on."""
     dataset: Literal["tree", "sketchy", "tuberlin", "quickdraw"] | None = None

@@ -25,7 +25,8 @@ from splip.evaluation.protocols import Protocol
 from splip.evaluation.test_set import Features, TestSet, View
 from splip.images import grid
 from splip.models.checkpoint import pick_device
-from splip.models.registry import load_model
+from splip.models.names import resolve
+from splip.models.registry import identity, load_model
 from splip.models.retriever import Retriever
 
 
@@ -40,7 +41,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     if any(k < 1 for k in config.k):
         raise UserError(f"--k must be at least 1, got {min(config.k)}")
     device = pick_device(config.device)
-    model = load_model(config.checkpoint, device)
+    model = load_model(found := resolve(config.model), device)
     data = _test_data(config, model.config.data)
     tree = load_tree(data.root, data)
     names = list(getattr(tree, config.classes))
@@ -87,7 +88,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "order": "cosine in float32, falling; ties by gallery index",
         "seed": config.seed,
         "method": method,
-        "checkpoint": {"file": str(config.checkpoint), "sha256": disk.file_hash(config.checkpoint)},
+        "checkpoint": {"file": found.name, "sha256": identity(model, found.path)},
         "backbone": model.backbone_identity,
         "splip": splip.__version__,
         **looked,
@@ -170,10 +171,10 @@ def _leaked(config: EvalConfig, model: Retriever, data: DataConfig, tree: Tree, 
     if leaked and (same or len(leaked) == len(names)):
         how, classes = next(iter(found.items()))
         words = sorted(tree.texts[tree.classes.index(n)] for n in classes)
-        raise UserError(f"{config.checkpoint} {how} classes to be measured: {', '.join(words)}")
+        raise UserError(f"{config.model} {how} classes to be measured: {', '.join(words)}")
     if leaked:
         print(
-            f"note: {config.checkpoint} knows {len(leaked)} of the {len(names)} classes from its own data set: "
+            f"note: {config.model} knows {len(leaked)} of the {len(names)} classes from its own data set: "
             f"{', '.join(leaked)}; results follow with and without them"
         )
     return leaked

@@ -16,8 +16,9 @@ class IndexAddConfig:
     (WebDataset), or @FILE as --list FILE."""
     gallery: Path
     """Folder of the gallery; made if it is not there."""
-    model: Path | None = None
-    """Checkpoint (best.pt; a copy goes into a new gallery) or export folder. Default: the gallery's own."""
+    model: str | None = None
+    """The model by any name: a run or its checkpoint, an export folder, vit-b-32, open_clip:NAME/TAG, hf-hub:OWNER/NAME; see
+    `splip models`. A new gallery keeps it. Default: the gallery's own."""
     list: tuple[Path, ...] = ()
     """Files with one path a line, or ended by zero bytes as `find -print0` does; relative ones from the list's folder."""
     label_from: Literal["folder", "top", "none"] = "folder"
@@ -161,8 +162,8 @@ class SearchConfig:
     """Print JSON instead of a table."""
     grid: Path | None = None
     """Write the queries and what they find as a picture to this file."""
-    model: Path | None = None
-    """Checkpoint or export folder to use in place of the gallery's own; must be of the same model. Milvus has none."""
+    model: str | None = None
+    """The model by any name, in place of the gallery's own; must be the same model. Milvus has none."""
     engine: str = "auto"
     """What encodes the queries: auto, torch, compile, onnxruntime, openvino, tensorrt; or ray: see `splip serve`."""
     device: str = "auto"

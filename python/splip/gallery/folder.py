@@ -1,7 +1,8 @@
 """A gallery's folder, open: its database, its facts, its files of vectors.
 
 It holds ``gallery.db`` (:mod:`splip.gallery.catalog`: paths, labels, tags, what counts), ``vectors/``
-(:mod:`splip.gallery.segments`), ``model.pt`` (a copy of the checkpoint, unless an export folder made the vectors) and
+(:mod:`splip.gallery.segments`), ``model.safetensors`` or, of earlier
+checkpoints, ``model.pt`` (a copy of the checkpoint, unless an export folder made the vectors) and
 ``skipped.txt`` (pictures that the last ``splip index add`` could not read).
 """
 
@@ -13,12 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splip import disk
 from splip.errors import UserError
 from splip.gallery import catalog
 from splip.gallery.catalog import Catalog, Filter, Item
 from splip.gallery.lock import WriterLock
 from splip.gallery.segments import Segments, sync_folder
 from splip.images import decode
+from splip.models import hub
+from splip.models.names import Model
 
 if TYPE_CHECKING:
     from splip.encoders.encoder import Encoder
@@ -68,7 +72,7 @@ class GalleryFolder:
             self.lock.release()
             self.lock = None
 
-    def model_source(self, given: Path | None = None) -> Path:
+    def model_source(self, given: Path | str | None = None) -> Path | str:
         """Where the model is: the place that is given, else the folder's own checkpoint, or the export folder.
 
         Raises:
@@ -77,7 +81,7 @@ class GalleryFolder:
         if given is not None:
             return given
         source = self.facts["source"]
-        path = self.path / "model.pt" if source is None else Path(os.fsdecode(bytes(source)))
+        path = own_model(self.path) if source is None else Path(os.fsdecode(bytes(source)))
         if not path.exists():
             model = self.facts["model"]
             raise UserError(f"{path}: the model of {self.path} ({model}) is gone; name another place with --model")
@@ -118,8 +122,11 @@ class GalleryFolder:
 def need_gallery(path: Path) -> None:
     """Raises UserError: there is no gallery of this version in a folder."""
     if not (path / "gallery.db").is_file():
+        if str(path).startswith(hub.PREFIX):
+            name = str(path).removeprefix(hub.PREFIX)
+            raise UserError(f"{path}: `splip pull-from-hub {name} --out FOLDER` brings it here; then name that folder")
         if (path / "gallery.json").is_file():
-            again = f"splip index add FOLDER --gallery {path}-new --model {path / 'model.pt'}"
+            again = f"splip index add FOLDER --gallery {path}-new --model {own_model(path)}"
             raise UserError(f"{path}: a gallery of an earlier version; make it again: {again}")
         raise UserError(f"{path}: not a gallery (no gallery.db); `splip index add` makes one")
 
@@ -130,12 +137,18 @@ def need_free(path: Path) -> None:
         raise UserError(f"{path}: exists already; a new gallery needs a folder of its own")
 
 
-def make(folder: Path, model: Path, encoder: "Encoder", segment_rows: int) -> None:
+def own_model(path: Path) -> Path:
+    """The copy of the checkpoint in a gallery's folder; galleries of before have torch's."""
+    new, old = path / "model.safetensors", path / "model.pt"
+    return old if old.exists() and not new.exists() else new
+
+
+def make(folder: Path, model: Model, encoder: "Encoder", segment_rows: int) -> None:
     """Make the folder of a gallery without pictures, at once and whole.
 
     Args:
         folder: to make; may exist if it is empty.
-        model: a checkpoint, which is copied into the gallery, or an export folder, which is not.
+        model: a checkpoint is copied into the gallery, an export folder is not.
         encoder: of this model.
         segment_rows: vectors a file.
 
@@ -147,7 +160,8 @@ def make(folder: Path, model: Path, encoder: "Encoder", segment_rows: int) -> No
         "segment_rows": segment_rows,
         "identity": encoder.identity,
         "model": encoder.name,
-        "source": None if model.is_file() else os.fsencode(model.absolute()),
+        "source": os.fsencode(model.path.absolute()) if model.path and model.kind == "export" else None,
+        "named": model.name,
         "decoding": decode.DECODING,
         "created": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
@@ -155,11 +169,16 @@ def make(folder: Path, model: Path, encoder: "Encoder", segment_rows: int) -> No
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         made = Path(temporary) / "gallery"
         (made / "vectors").mkdir(parents=True)
-        if model.is_file():
-            with open(model, "rb") as source, open(made / "model.pt", "wb") as copy:
+        if model.path is None:
+            encoder.save_model(made / "model.safetensors")
+        elif model.kind == "checkpoint":
+            name = "model.safetensors" if model.path.suffix == ".safetensors" else "model.pt"
+            with open(model.path, "rb") as source, open(made / name, "wb") as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)
                 copy.flush()
                 os.fsync(copy.fileno())
+        if facts["source"] is None:
+            facts["model_sha256"] = disk.file_hash(own_model(made))
         Catalog.create(made / "gallery.db", facts)
         sync_folder(made)
         try:

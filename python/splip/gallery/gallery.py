@@ -26,6 +26,7 @@ from splip.gallery.segments import Segments
 from splip.gallery.snapshot import State
 from splip.gallery.stored import StoredGallery
 from splip.gallery.writer import Writer
+from splip.models.names import resolve
 
 if TYPE_CHECKING:
     from splip.encoders.encoder import Encoder
@@ -53,7 +54,7 @@ class Gallery(StoredGallery):
         *,
         engine: str = "auto",
         device: str = "auto",
-        model: Path | None = None,
+        model: Path | str | None = None,
         write: bool = False,
         encoder: "Encoder | None" = None,
     ) -> None:
@@ -83,7 +84,8 @@ class Gallery(StoredGallery):
 
         Args:
             folder: to make; may exist if it is empty.
-            model: a checkpoint, which is copied into the gallery, or an export folder, which is not.
+            model: any name of one, see :mod:`splip.models.names`. A checkpoint is copied into the gallery, of a model
+                without training its name and commit; an export folder is not.
             engine: what encodes, see :class:`splip.encoders.encoder.Encoder`.
             device: cpu, cuda, ...; auto takes a GPU if there is one.
             encoder: of this model, if it is loaded already.
@@ -92,13 +94,13 @@ class Gallery(StoredGallery):
         Raises:
             UserError: the folder exists and is not empty, or the model cannot be loaded.
         """
-        folder, model = Path(folder), Path(model)
+        folder, found = Path(folder), resolve(model)
         need_free(folder)
         if encoder is None:
             from splip.encoders.encoder import Encoder
 
-            encoder = Encoder.load(model, engine, device=device)
-        make(folder, model, encoder, segment_rows)
+            encoder = Encoder.load(found, engine, device=device)
+        make(folder, found, encoder, segment_rows)
         return cls(folder, engine=engine, device=device, write=True, encoder=encoder)
 
     @classmethod
@@ -118,18 +120,17 @@ class Gallery(StoredGallery):
             folder: of the gallery.
             engine: what encodes queries and pictures, see :class:`splip.encoders.encoder.Encoder`.
             device: of the encoder and the search: cpu, cuda, ...; auto takes a GPU if there is one.
-            model: a checkpoint or an export folder to use in place of the gallery's own; must be the same model.
+            model: to use in place of the gallery's own, by any name; must be the same model.
             write: to add and remove; only one process can.
             encoder: of the same model, if it is loaded already.
 
         Raises:
             UserError: not a gallery, damaged, of another version or model, or being written by another process.
         """
-        own = None if model is None else Path(model)
-        return cls(Path(folder), engine=engine, device=device, model=own, write=write, encoder=encoder)
+        return cls(Path(folder), engine=engine, device=device, model=model, write=write, encoder=encoder)
 
-    def model_source(self) -> Path:
-        """Where the model is loaded from: a checkpoint or an export folder.
+    def model_source(self) -> Path | str:
+        """Where the model is loaded from: a checkpoint, an export folder, or a name that was given.
 
         Raises:
             UserError: it is gone.

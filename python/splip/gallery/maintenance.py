@@ -14,6 +14,7 @@ import numpy as np
 from splip.errors import UserError
 from splip.gallery import catalog
 from splip.gallery.catalog import Filter, Item
+from splip.gallery.folder import own_model
 from splip.gallery.protocol import Stored, Writable
 from splip.gallery.segments import is_full, sync_folder
 from splip.images import archive
@@ -134,7 +135,7 @@ def _check_model(gallery: Stored) -> Iterator[str]:
         return
     import hashlib
 
-    path = gallery.folder / "model.pt"
+    path = own_model(gallery.folder)
     try:
         with open(path, "rb") as file:
             digest = hashlib.sha256()
@@ -143,7 +144,7 @@ def _check_model(gallery: Stored) -> Iterator[str]:
     except OSError as error:
         yield f"{path}: {error.strerror}"
         return
-    if digest.hexdigest() != gallery.identity:
+    if digest.hexdigest() != gallery.facts.get("model_sha256", gallery.identity):
         yield f"{path}: is not the model that this gallery was made with"
 
 

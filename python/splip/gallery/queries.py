@@ -42,7 +42,7 @@ class QueryEncoder(ABC):
         self,
         place: str,
         facts: Mapping[str, Any],
-        source: Callable[[], Path],
+        source: Callable[[], Path | str],
         *,
         engine: str = "auto",
         device: str = "auto",

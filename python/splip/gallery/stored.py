@@ -36,7 +36,7 @@ class StoredGallery(QueryEncoder):
         *,
         engine: str,
         device: str,
-        model: Path | None,
+        model: Path | str | None,
         write: bool = False,
         encoder: "Encoder | None",
     ) -> None:

@@ -27,7 +27,7 @@ class MilvusGallery(QueryEncoder):
 
     Example::
 
-        with MilvusGallery("milvus://localhost:19530/photos", model=Path("best.pt")) as gallery:
+        with MilvusGallery("milvus://localhost:19530/photos", model="runs/sample") as gallery:
             for match in gallery.search(sketches=["horse.png"], k=10)[0]:
                 print(f"{match.score:.3f}", match.path)
 
@@ -35,7 +35,7 @@ class MilvusGallery(QueryEncoder):
         address: of the collection, see the top of :mod:`splip.milvus.address`.
         engine: what encodes queries, see :class:`splip.encoders.encoder.Encoder`.
         device: of the encoder.
-        model: a checkpoint or an export folder of the model that made the gallery.
+        model: the one that made the gallery, by any name.
         encoder: of that model, if it is loaded already.
 
     Raises:
@@ -48,14 +48,14 @@ class MilvusGallery(QueryEncoder):
         *,
         engine: str = "auto",
         device: str = "auto",
-        model: Path | None = None,
+        model: Path | str | None = None,
         encoder: "Encoder | None" = None,
     ) -> None:
         self.address = parse(address)
         self._counts: tuple[int, dict[str, int]] | None = None
         self._collection = Collection(self.address)
 
-        def source() -> Path:
+        def source() -> Path | str:
             if model is None:
                 missing = f"holds no model: name the one of its pictures, {self.model}, with --model"
                 raise UserError(f"{self.address}: {missing}")
@@ -145,7 +145,7 @@ class MilvusGallery(QueryEncoder):
 
 
 def open_gallery(
-    place: str | Path, *, engine: str = "auto", device: str = "auto", model: Path | None = None
+    place: str | Path, *, engine: str = "auto", device: str = "auto", model: Path | str | None = None
 ) -> Searchable:
     """What is to be searched: a collection if ``place`` is the address of one, else the gallery in that folder.
 

@@ -17,10 +17,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from splip.errors import UserError
+from splip.models import hub
 from splip.models.config import BackboneConfig
 from splip.models.torchscript import is_archive, read_archive
 
-FOLDER = "local-dir:"
+FOLDER, HUB = "local-dir:", "hf-hub:"
 OPENAI = ("input_resolution", "context_length", "vocab_size")  # numbers among the tensors of OpenAI's files
 LARGEST = 1 << 20  # bytes of a JSON file
 WORDS = {True: "QuickGELU", False: "GELU"}
@@ -39,15 +40,22 @@ class Found(NamedTuple):
     state: dict[str, Tensor] | None = None  # where open_clip cannot read the file by itself
 
 
+def brings_all(name: str) -> bool:
+    """Whether a backbone's name is that of a folder or repository, with its architecture and its weights."""
+    return name.startswith((FOLDER, HUB))
+
+
 def folder_of(config: BackboneConfig) -> Path | None:
-    """The folder that ``local-dir:`` names, as name or as weights.
+    """The folder that ``local-dir:`` names, as name or as weights, or where a repository of ``hf-hub:`` lies.
 
     Raises:
-        UserError: it is named in a way that cannot be meant.
+        UserError: it is named in a way that cannot be meant, or cannot be downloaded.
     """
-    named, source = config.name.startswith(FOLDER), config.pretrained or ""
+    named, source = brings_all(config.name), config.pretrained or ""
     if named and source not in ("", "random", config.name):
         raise UserError(f"--backbone.name {config.name} brings its weights: leave out --backbone.pretrained {source}")
+    if config.name.startswith(HUB):
+        return hub.open_clip_folder(hub.Repository(config.name.removeprefix(HUB), config.revision))
     value = config.name if named else source
     if not value.startswith(FOLDER):
         return None
@@ -74,7 +82,7 @@ def read_folder(folder: Path, config: BackboneConfig) -> dict[str, Any]:
     random = config.pretrained == "random"
     if not random and not any(p.suffix in (".safetensors", ".bin", ".pth") for p in folder.iterdir()):
         raise UserError(f"{FOLDER}{folder}: no weights in it (*.safetensors, *.bin or *.pth)")
-    if not config.name.startswith(FOLDER):
+    if not brings_all(config.name):
         other = _difference(model, open_clip.get_model_config(config.name))
         if other is not None:
             raise UserError(
@@ -133,6 +141,9 @@ def as_recorded(config: BackboneConfig, identity: dict[str, Any]) -> BackboneCon
         config: of a checkpoint, or of a run that goes on.
         identity: that the checkpoint recorded. Where it says nothing, files were built as their architecture says.
     """
+    commit = identity.get("revision")
+    if config.revision is None and isinstance(commit, str):
+        config = dataclasses.replace(config, revision=commit)
     if config.quick_gelu != "auto":
         return config
     known = identity.get("quick_gelu")

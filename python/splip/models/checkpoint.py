@@ -1,6 +1,12 @@
-"""Checkpoint files: reading, checking, hashing."""
+"""Checkpoint files: writing, reading, checking.
 
+``best.safetensors`` and ``last.safetensors`` (:mod:`splip.models.tensors`) hold the tensors that training changed and,
+as JSON, what is needed to build the rest again. Files of earlier versions, ``*.pt``, are read without running code.
+"""
+
+import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +15,10 @@ from torch import Tensor
 
 from splip.errors import UserError, short
 from splip.images import archive
+from splip.models import tensors
 
 FORMAT = 2
+PARTS = ("trainable", "buffers")
 
 
 def name_of(identity: dict[str, Any]) -> str:
@@ -20,15 +28,33 @@ def name_of(identity: dict[str, Any]) -> str:
     return f"{identity['name']} ({weights}, sha256 {identity['sha256'][:12]})"
 
 
+def write_checkpoint(state: Mapping[str, Any], path: Path) -> None:
+    """Replace a checkpoint file: whole, or not at all.
+
+    Args:
+        state: what :meth:`Retriever.checkpoint` returned, and further plain values. An optimiser's state may be among
+            them, as ``optimiser``.
+        path: by its ending .safetensors.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    facts = {key: value for key, value in state.items() if key not in (*PARTS, "optimiser")}
+    facts |= {key: tensors.finite(value) for key, value in facts.items() if isinstance(value, float)}
+    parts = {part: state[part] for part in PARTS}
+    if "optimiser" in state:
+        parts["optimiser"], facts["optimiser"] = tensors.flat_optimiser(state["optimiser"])
+    tensors.save(path, parts, facts)
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read and check a checkpoint file, without building its model."""
     if not path.is_file():
         raise UserError(f"no checkpoint {path}")
-    archive.check_zip(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about files that it then refuses
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _read_tensors(path) if _is_new(path) else _read_pickle(path)
+    except UserError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: not a splip checkpoint, or damaged ({type(error).__name__}: {reason})") from None
@@ -42,6 +68,33 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def _is_new(path: Path) -> bool:
+    return path.suffix == ".safetensors" or tensors.is_safetensors(path)
+
+
+def _read_tensors(path: Path) -> dict[str, Any]:
+    try:
+        parts, state = tensors.read(path)
+    except ValueError as error:
+        what = "not a splip checkpoint, or damaged"
+        raise UserError(f"{path}: {what} ({error}); weights of a backbone are named open_clip:NAME@FILE") from None
+    if not set(parts) <= {*PARTS, "optimiser"}:
+        raise UserError(f"{path}: not a splip checkpoint, or damaged (tensors of {short(sorted(parts))})")
+    groups = state.get("optimiser")
+    if groups is not None:
+        state["optimiser"] = tensors.deep_optimiser(parts.get("optimiser", {}), groups)
+    if "best" in state and state["best"] is None:
+        state["best"] = -math.inf
+    return state | {part: parts.get(part, {}) for part in PARTS}
+
+
+def _read_pickle(path: Path) -> Any:
+    archive.check_zip(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about files that it then refuses
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _damage(state: dict[str, Any]) -> str | None:
     """What cannot be in a checkpoint, or None. Whether it fits its own configuration, :meth:`Retriever.restore` sees."""
 
@@ -51,7 +104,8 @@ def _damage(state: dict[str, Any]) -> str | None:
     for part in ("config", "data", "backbone", "trainable", "buffers"):
         if not isinstance(state.get(part), dict) or not all(isinstance(key, str) for key in state[part]):
             return f"{part} is {short(state.get(part))}"
-    if not words(state.get("classes")) or not state["classes"]:
+    untrained = isinstance(state["config"], dict) and state["config"].get("method") == "zero-shot"
+    if not words(state.get("classes")) or not (state["classes"] or untrained):
         return f"classes are {short(state.get('classes'))}"
     for kind in ("seen", "validation", "unseen"):
         if not words(state["data"].get(kind)):
@@ -59,7 +113,7 @@ def _damage(state: dict[str, Any]) -> str | None:
     for key in ("name", "sha256"):
         if not isinstance(state["backbone"].get(key), str):
             return f"backbone.{key} is {short(state['backbone'].get(key))}"
-    for part in ("trainable", "buffers"):
+    for part in PARTS:
         for name, value in state[part].items():
             if type(value) is not Tensor or value.layout != torch.strided or value.is_quantized or value.is_meta:
                 return f"{name} is no plain tensor"

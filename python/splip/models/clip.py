@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from splip.config import CONFIGS
 from splip.errors import UserError
-from splip.models import activation
+from splip.models import activation, hub
 from splip.models.config import BackboneConfig
 from splip.models.stem import STEMS, ConvStem
 from splip.models.towers import families, timm_models
@@ -55,6 +55,7 @@ class PromptedCLIP(nn.Module):
         super().__init__()
         self.clip, self.quick_gelu = _create(config)
         self.config = config
+        self.revision = hub.commit_of(config)  # of weights from the hub
         self.visual_tower = tower = families.visual_of(config.name, self.clip)
         self.text_tower = families.text_of(config.name, self.clip, activation.folder_of(config))
         self.image_size, self.patch_size, self.patches = tower.image_size, tower.patch_size, tower.patches
@@ -101,12 +102,13 @@ class PromptedCLIP(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         c = self.config
         source = c.pretrained if c.pretrained or _source(c) is None else "package"
-        if source is None and c.name.startswith(activation.FOLDER):
+        if source is None and activation.brings_all(c.name):
             source = c.name
         return {
             "name": c.name,
             "pretrained": source,
             "seed": c.seed,
+            "revision": self.revision,
             "quick_gelu": self.quick_gelu,
             "sha256": digest.hexdigest(),
         }
@@ -256,7 +258,7 @@ def _create(config: BackboneConfig) -> tuple[nn.Module, bool]:
     folder = activation.folder_of(config)
     if config.name.startswith(timm_models.PREFIX):
         return timm_models.create(config.name, config.pretrained, config.seed), False
-    if not config.name.startswith(activation.FOLDER) and config.name not in open_clip.list_models():
+    if not activation.brings_all(config.name) and config.name not in open_clip.list_models():
         near = ", ".join(difflib.get_close_matches(config.name, open_clip.list_models(), 5, 0.3))
         raise UserError(
             f"unknown backbone {config.name}: choose splip-tiny, one of open_clip's architectures "
@@ -296,7 +298,9 @@ def _load(
         name, weights = f"{activation.FOLDER}{folder}", config.pretrained != "random"
         return open_clip.create_model(name, load_weights=weights, quick_gelu=quick_gelu)
     if stem is None and found.state is None:
-        return open_clip.create_model(config.name, pretrained=pretrained, quick_gelu=quick_gelu)
+        file, preprocess = hub.weights(config.name, pretrained, config.revision)
+        options = {"force_preprocess_cfg": preprocess} if preprocess else {}
+        return open_clip.create_model(config.name, pretrained=file, quick_gelu=quick_gelu, **options)
     model = open_clip.create_model(config.name, quick_gelu=quick_gelu)
     if stem is not None:
         model.visual.conv1 = ConvStem(model.visual.conv1.out_channels, stem)

@@ -26,6 +26,8 @@ class BackboneConfig:
     quick_gelu: Literal["auto", "true", "false"] = "auto"
     """Whether the weights were trained with QuickGELU, as OpenAI's were; auto: as open_clip knows of its tags, and a file
     or a configuration beside it says."""
+    revision: str | None = None
+    """Commit of the hub's repository that a tag's weights come from; none: the newest, which checkpoints note."""
 
 
 @dataclass
@@ -102,9 +104,9 @@ class TrainConfig:
     """Train SpLIP, or a baseline, on the seen classes of a data set."""
 
     out: Path = Path("runs/splip")
-    """Folder of the run: config.yaml, best.pt, last.pt, log.csv, skipped.txt."""
+    """Folder of the run: config.yaml, best.safetensors, last.safetensors, log.csv, skipped.txt."""
     resume: bool = False
-    """Continue the run in --out from last.pt."""
+    """Continue the run in --out from where it stopped."""
     method: str = "splip"
     """splip, zero-shot (trains nothing), clip-ln (LayerNorms only), clip-at, maple, or one of a plugin; `--config clip-at`
     and `--config maple` set their recipes."""

@@ -1,20 +1,25 @@
 """The methods by name: what ``method`` may say, and models that are built of it."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from splip import disk
 from splip.config import from_dict
 from splip.errors import UserError, short
 from splip.models.activation import as_recorded
 from splip.models.checkpoint import read_checkpoint
 from splip.models.config import TrainConfig, as_saved
+from splip.models.names import Model, resolve
 from splip.models.retriever import Retriever
 from splip.plugins import Registry
 
 METHODS: Registry[type[Retriever]] = Registry("method", "splip.models.splip", "splip.models.baselines")
+UNTRAINED = "zero-shot"
 M = TypeVar("M", bound=type[Retriever])
 
 
@@ -46,13 +51,24 @@ def build(config: TrainConfig, classes: Sequence[str]) -> Retriever:
     return METHODS[config.method](config, classes)
 
 
-def load_model(path: Path, device: torch.device | str = "cpu") -> Retriever:
-    """The model of a checkpoint, ready for inference. No code is run that the checkpoint brings or names.
+def load_model(name: Path | str | Model, device: torch.device | str = "cpu") -> Retriever:
+    """A model by its name, ready for inference. No code is run that a checkpoint brings or names.
+
+    Args:
+        name: a checkpoint, its run's folder, or any of :mod:`splip.models.names`.
+        device: where it runs.
 
     Raises:
-        UserError: no checkpoint, damaged, of a method that is not registered, or its backbone cannot be built again
+        UserError: no such model, damaged, of a method that is not registered, or its backbone cannot be built again
             with the same weights.
     """
+    found = name if isinstance(name, Model) else resolve(name)
+    if found.kind == "export":
+        raise UserError(f"{found.path}: is an export: give the checkpoint it was made of")
+    if found.backbone is not None:  # as it is: there is nothing to restore
+        return build(TrainConfig(method=UNTRAINED, backbone=found.backbone), []).to(device).eval()
+    path = found.path
+    assert path is not None
     state = read_checkpoint(path)
     config = from_dict(TrainConfig, as_saved(state["config"]), str(path))
     if config.method not in METHODS:
@@ -63,3 +79,26 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> Retriever:
     model = build(config, state["classes"])
     model.restore(state, path)
     return model.to(device).eval()
+
+
+def identity(model: Retriever, path: Path | None = None) -> str:
+    """What tells a model from every other, as galleries note it: sha256, in hexadecimal digits.
+
+    Of a checkpoint that of its file. A model without training is no file: what its features follow from is hashed,
+    its weights and what is done with pictures and texts, so that it is the same under all its names.
+
+    Args:
+        model: from :func:`load_model`.
+        path: of its checkpoint.
+    """
+    if path is not None and (model.config.method != UNTRAINED or path.suffix != ".safetensors"):
+        return disk.file_hash(path)
+    clip, data = model.backbone, model.config.data
+    facts = {
+        "weights": model.backbone_identity["sha256"],
+        "quick_gelu": clip.quick_gelu,
+        "heads": [m.num_heads for m in clip.clip.modules() if isinstance(getattr(m, "num_heads", None), int)],
+        "pictures": [clip.image_size, *map(float, (*clip.mean, *clip.std)), data.fit, data.crop_sketches],
+        "texts": model.config.prompts.template,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

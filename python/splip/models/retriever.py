@@ -125,16 +125,17 @@ class Retriever(nn.Module):
 
     def _read_classes(self) -> None:
         """Ids of class texts and template, and how alike the classes are; ``no_words`` says why none can be read."""
-        clip, template, C = self.backbone, self.config.prompts.template, len(self.classes)
+        classes = self.classes or ["thing"]  # a model without training needs none: a stand-in keeps the shapes
+        clip, template, C = self.backbone, self.config.prompts.template, len(classes)
         self.no_words = ""
         try:
-            tokens, words = self._tokens(self.classes), [clip.reader.template_ids(self._template(m)) for m in (0, 1)]
+            tokens, words = self._tokens(classes), [clip.reader.template_ids(self._template(m)) for m in (0, 1)]
         except NoTokenizer as error:
             self.no_words, similarity = str(error), torch.eye(C)
             tokens, words = torch.zeros(2, C, 0, dtype=torch.int64), [torch.zeros(0, dtype=torch.int64)] * 2
         else:
             with torch.no_grad():
-                plain, _ = clip.encode_text(clip.tokenize([f"a photo of a {name}" for name in self.classes]))
+                plain, _ = clip.encode_text(clip.tokenize([f"a photo of a {name}" for name in classes]))
             plain = F.normalize(plain, dim=-1)
             similarity = plain @ plain.T
         if self.no_words and self.reads_texts:

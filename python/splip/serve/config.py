@@ -29,8 +29,8 @@ class ServeConfig:
     """With --engine ray: parts of the gallery, each searched by a process of its own; none: one for each machine."""
     replicas: int = 1
     """With --engine ray: processes for each part; with two, one may die unnoticed."""
-    model: Path | None = None
-    """Encode with this checkpoint or export folder of the gallery's model; none: the gallery's own."""
+    model: str | None = None
+    """The gallery's model by any other name, such as an export of it; none: the gallery's own."""
     token_file: Path | None = None
     """File with the API token, readable by its owner only; without one nothing can be added or removed."""
     protect: Literal["writes", "all"] = "writes"

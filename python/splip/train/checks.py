@@ -17,6 +17,7 @@ from splip.evaluation.test_set import TestSet
 from splip.models.activation import as_recorded
 from splip.models.checkpoint import read_checkpoint
 from splip.models.config import TrainConfig, as_saved
+from splip.models.names import LAST, in_folder
 from splip.models.registry import METHODS
 from splip.train import log, terms
 from splip.train.batches import Feed
@@ -60,9 +61,10 @@ def check_settings(config: TrainConfig) -> None:
         log.need_tensorboard()
 
 
-def before(config: TrainConfig, last: Path) -> dict[str, Any] | None:
+def before(config: TrainConfig) -> dict[str, Any] | None:
     """The checkpoint to go on from; a new run must not lie in the folder of another."""
-    if not config.resume and (last.exists() or (config.out / "best.pt").exists()):
+    last, best = in_folder(config.out, LAST), in_folder(config.out)
+    if not config.resume and (last.exists() or best.exists()):
         raise UserError(f"{config.out} holds a run already: add --resume to go on with it, or choose another --out")
     if config.resume and not last.is_file():
         raise UserError(f"--resume: there is no {last}")

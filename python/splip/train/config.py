@@ -11,7 +11,7 @@ class PretrainConfig:
     pictures: Path
     """Folder with pictures.csv (path, thing, name, class), as tools/build_pictures.py writes it."""
     out: Path = Path("runs/splip-tiny")
-    """Folder of the run: config.yaml, last.pt, log.csv, weights.safetensors."""
+    """Folder of the run: config.yaml, last.safetensors, log.csv, weights.safetensors."""
     resume: bool = False
     """Go on with a run that was stopped."""
     backbone: str = "splip-tiny"

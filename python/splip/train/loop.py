@@ -24,10 +24,12 @@ from splip.errors import UserError
 from splip.evaluation import prompts
 from splip.evaluation.test_set import TestSet
 from splip.images.decode import write_skipped
-from splip.models.checkpoint import pick_device
+from splip.models.checkpoint import pick_device, read_checkpoint, write_checkpoint
 from splip.models.config import TrainConfig
+from splip.models.names import BEST, LAST, in_folder
 from splip.models.registry import build
 from splip.models.retriever import Retriever
+from splip.models.tensors import restore_optimiser
 from splip.progress import is_terminal, stop_signals
 from splip.train import checks, log
 from splip.train.batches import Feed, Part
@@ -41,7 +43,7 @@ def train(config: TrainConfig) -> Path:
 
     Raises:
         UserError: the data, the configuration or the run's folder do not allow it.
-        KeyboardInterrupt: a signal stopped it; last.pt holds how far it came.
+        KeyboardInterrupt: a signal stopped it; last.safetensors holds how far it came.
     """
     checks.check_settings(config)
     device = pick_device(config.device)
@@ -67,17 +69,18 @@ class Run:
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config, self.device, self.first = config, device, distributed.rank() == 0
-        self.out, self.last, self.best_file = config.out, config.out / "last.pt", config.out / "best.pt"
-        state = distributed.from_first(lambda: checks.before(config, self.last))
+        self.out, self.last, self.best_file = config.out, config.out / LAST, config.out / BEST
+        state = distributed.from_first(lambda: checks.before(config))
+        source = in_folder(config.out, LAST)  # last.pt, if an earlier version began the run
         self.resumed = state is not None
         self.tree = tree = checks.tree_of(config)
         if state is not None:
-            checks.same_config(state, config, self.last)
+            checks.same_config(state, config, source)
         self.model = build(config, [tree.texts[tree.classes.index(name)] for name in tree.seen]).to(device)
         self.feed = Feed(tree, config, self.model.backbone.image_size, device)
         self.model.data = checks.data_facts(tree, self.feed)
         if state is not None:
-            checks.same_data(state, self.model.data, tree.root, self.last)
+            checks.same_data(state, self.model.data, tree.root, source)
         checks.same_everywhere(config, self.model.data)
         self.validation: TestSet | None = None  # in the first process: it measures
         distributed.from_first(self._make_validation)
@@ -102,7 +105,7 @@ class Run:
             self.optimiser = torch.optim.AdamW(groups, lr=config.lr, fused=True)
         self.step, self.best, self.seconds = 0, -math.inf, 0.0
         if state is not None:
-            self._restore(state)
+            self._restore(state, source)
         self.began = time.monotonic()
 
     # ---- before the first step ----
@@ -115,20 +118,23 @@ class Run:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             _config.save(self.config, self.out / "config.yaml")
+            old = in_folder(self.out)
+            if old != self.best_file and old.is_file():  # of an earlier version; what follows need not be better
+                write_checkpoint(read_checkpoint(old), self.best_file)
         except OSError as error:
             raise UserError(f"cannot write the run's folder {self.out}: {error}") from None
         return log.need_tensorboard()(str(self.out)) if self.config.tensorboard else None
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        """Go on from last.pt."""
-        self.model.restore(state, self.last)
+    def _restore(self, state: dict[str, Any], source: Path) -> None:
+        """Go on from where the run stopped."""
+        self.model.restore(state, source)
         try:
             if self.optimiser is not None:
-                self.optimiser.load_state_dict(state["optimiser"])
+                restore_optimiser(self.optimiser, state["optimiser"])
             self.step, self.best, self.seconds = int(state["step"]), float(state["best"]), float(state["seconds"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {str(error)[:120]}"
-            raise UserError(f"{self.last}: not the end of a run, or damaged ({reason})") from None
+            raise UserError(f"{source}: not the end of a run, or damaged ({reason})") from None
         _say(f"going on after step {self.step}")
 
     # ---- the run ----
@@ -246,17 +252,17 @@ class Run:
         return quality
 
     def _save(self, quality: float | None = None) -> None:
-        """last.pt, and best.pt if ``quality`` is given and the best so far."""
+        """last.safetensors, and best.safetensors if ``quality`` is given and the best so far."""
         better = quality is not None and quality > self.best
         self.best = quality if better and quality is not None else self.best
         if not self.first:
             return
         weights = self.model.checkpoint()
         if better:
-            _write({**weights, "step": self.step, "validation": self.best}, self.best_file)
+            write_checkpoint({**weights, "step": self.step, "validation": self.best}, self.best_file)
         optimiser = self.optimiser.state_dict() if self.optimiser else {}
         reached = {"step": self.step, "best": self.best, "seconds": self._took()}
-        _write({**weights, "optimiser": optimiser, **reached}, self.last)
+        write_checkpoint({**weights, "optimiser": optimiser, **reached}, self.last)
 
     def _took(self) -> float:
         """Seconds of training, those before a stop too."""
@@ -357,12 +363,3 @@ def _learning_rate(config: TrainConfig, step: int, steps: int) -> float:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _write(state: dict[str, Any], path: Path) -> None:
-    """Whole or not at all: a stop while writing leaves the previous file."""
-    try:
-        with disk.replacing(path) as file:
-            torch.save(state, file)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot write {path}: {error}") from None

@@ -32,10 +32,12 @@ from splip.data.trees import load_tree
 from splip.errors import UserError
 from splip.evaluation.test_set import TestSet
 from splip.images.decode import formats
+from splip.models import tensors
 from splip.models.activation import metadata
 from splip.models.checkpoint import pick_device
 from splip.models.clip import PromptedCLIP
 from splip.models.config import BackboneConfig
+from splip.models.names import LAST, in_folder
 from splip.models.stem import ConvStem, as_affine
 from splip.progress import bars, is_terminal, stop_signals, track
 from splip.train.config import PretrainConfig
@@ -176,8 +178,8 @@ def pretrain(config: PretrainConfig) -> Path:
     Raises:
         UserError: the pictures, the settings or the run's folder do not allow it.
     """
-    last, weights = config.out / "last.pt", config.out / "weights.safetensors"
-    state = _before(config, last)
+    last, weights = config.out / LAST, config.out / "weights.safetensors"
+    state = _before(config, in_folder(config.out, LAST))
     device = pick_device(config.device)
     backbone = PromptedCLIP(BackboneConfig(config.backbone, "random", config.seed))
     backbone.need_last_norm()
@@ -206,7 +208,7 @@ def pretrain(config: PretrainConfig) -> Path:
     if state is not None:
         model.load_state_dict(state["model"])
         averaged.load_state_dict(state["averaged"])
-        optimiser.load_state_dict(state["optimiser"])
+        tensors.restore_optimiser(optimiser, state["optimiser"])
         start, seconds = state["step"], state["seconds"]
         print(f"going on after step {start}")
     _train_visual(config, pictures, model, averaged, optimiser, validation, device, start, seconds, last)
@@ -227,7 +229,7 @@ def _before(config: PretrainConfig, last: Path) -> dict[str, Any] | None:
     if not last.is_file():
         raise UserError(f"--resume: there is no {last}")
     try:
-        state: dict[str, Any] = torch.load(last, map_location="cpu", weights_only=True)
+        state = _read(last)
         ours, theirs = config, from_dict(PretrainConfig, state["config"], str(last))
     except UserError:
         raise
@@ -239,6 +241,15 @@ def _before(config: PretrainConfig, last: Path) -> dict[str, Any] | None:
     if changed:
         raise UserError(f"--resume: {last} was made with other settings: {'; '.join(changed)}")
     return state
+
+
+def _read(last: Path) -> dict[str, Any]:
+    """How far a run came; files of earlier versions are torch's."""
+    if last.name != LAST:
+        old: dict[str, Any] = torch.load(last, map_location="cpu", weights_only=True)
+        return old
+    parts, state = tensors.read(last)
+    return state | parts | {"optimiser": tensors.deep_optimiser(parts["optimiser"], state["optimiser"])}
 
 
 def _train_visual(
@@ -262,10 +273,11 @@ def _train_visual(
     live, mirror = ([t for t in m.state_dict().values() if t.is_floating_point()] for m in (model, averaged))
 
     def save(step: int) -> None:
-        with disk.replacing(last) as file:
-            torch.save({"format": FORMAT, "config": to_dict(config), "model": model.state_dict(),
-                    "averaged": averaged.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
-                    "seconds": seconds + time.monotonic() - began}, file)  # fmt: skip
+        moments, groups = tensors.flat_optimiser(optimiser.state_dict())
+        parts = {"model": model.state_dict(), "averaged": averaged.state_dict(), "optimiser": moments}
+        took = seconds + time.monotonic() - began
+        facts = {"format": FORMAT, "config": to_dict(config), "optimiser": groups, "step": step, "seconds": took}
+        tensors.save(last, parts, facts)
 
     log = config.out / "log.csv"
     if not start:
