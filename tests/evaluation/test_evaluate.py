@@ -303,3 +303,24 @@ def test_pictures_of_many_classes(tmp_path):
     assert sizes[0] < sizes[1] and max(sizes[2]) < 2500
     with pytest.raises(UserError, match="cannot write picture"):
         plots.confusion(tmp_path / "c.png" / "d.png", np.eye(1), ["a"], ["a"], "title")
+
+
+def test_shorter_vectors_are_measured_beside_whole_ones(settings, tmp_path, refused, monkeypatch):
+    settings.loss.matryoshka = (16, 64)
+    nested = save(settings, tmp_path / "nested.pt")
+    measured, measure = [], test_set.View.measure
+
+    def watch(view, features, columns):
+        measured.append(features)
+        return measure(view, features, columns)
+
+    monkeypatch.setattr(test_set.View, "measure", watch)
+    report = evaluate.evaluate(EvalConfig(nested, device="cpu", dimensions=(16, 64, 256), prompts=False))
+    assert list(report["query_mean"]) == ["SpLIP", "SpLIP, 16", "SpLIP, 64"] and report["dimensions"] == [16, 64, 256]
+    whole, *cut = measured
+    for features, size in zip(cut, (16, 64), strict=True):
+        for name in ("sketches", "photos"):
+            head = getattr(whole, name)[:, :size]
+            torch.testing.assert_close(getattr(features, name), head / head.norm(dim=1, keepdim=True))
+    message = refused("eval", "--checkpoint", nested, "--dimensions", "16", "32")
+    assert "--dimensions 32: " in message and "was trained for 16, 64, 256 (see --loss.matryoshka)" in message

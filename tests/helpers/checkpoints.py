@@ -3,11 +3,12 @@
 import torch
 
 from splip.models import SpLIP
-from splip.models.config import BackboneConfig, TrainConfig
+from splip.models.config import BackboneConfig, LossConfig, TrainConfig
 
 
-def save_model(path, seed):
+def save_model(path, seed, sizes=()):
     torch.manual_seed(seed)
-    model = SpLIP(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), ["ball", "box"])
+    loss = LossConfig(matryoshka=sizes)
+    model = SpLIP(TrainConfig(backbone=BackboneConfig(name="splip-tiny"), loss=loss), ["ball", "box"])
     torch.save(model.checkpoint(), path)
     return path

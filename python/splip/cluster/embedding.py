@@ -85,7 +85,8 @@ def add(
     if load is None:
         from splip.encoders.encoder import Encoder
 
-        load = partial(Encoder.load, gallery.model_source().absolute(), encoder, device=device)
+        source = gallery.model_source().absolute()
+        load = partial(Encoder.load, source, encoder, device=device, dimensions=gallery.dim)
     done, began = Embedded(), time.monotonic()
     with gallery.writing():
         recover(gallery, done, tell)

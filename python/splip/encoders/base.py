@@ -93,6 +93,7 @@ def describe(path: Path, model: Any) -> Manifest:
         },
         verification={},
         versions={},
+        dimensions=list(model.dimensions),
     )
 
 

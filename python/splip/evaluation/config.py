@@ -27,6 +27,8 @@ class EvalConfig:
     """Ranks of mAP@k and P@k (fg: Acc@k). Default: P@10 for a tree, 100 200 for the benchmarks; fg: 1 5 10."""
     metrics: Literal["standard", "all"] = "standard"
     """all: mAP@k with each denominator and interpolated, P@k with both."""
+    dimensions: tuple[int, ...] = ()
+    """Also measure vectors cut to these sizes, which the checkpoint was trained for with --loss.matryoshka."""
     seed: int = 0
     """Seed of the seen photos of gzs, and of ties in the choice of queries for pictures."""
     prompts: bool = True

@@ -41,6 +41,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         raise UserError(f"--k must be at least 1, got {min(config.k)}")
     device = pick_device(config.device)
     model = load_model(config.checkpoint, device)
+    sizes = _sizes(config, model)
     data = _test_data(config, model.config.data)
     tree = load_tree(data.root, data)
     names = list(getattr(tree, config.classes))
@@ -56,8 +57,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     if test.skipped:
         print(f"left out {len(test.skipped)} unreadable pictures: " + ", ".join(str(s.path) for s in test.skipped))
     views = [View(test, p, device) for p in chosen]
-    features, looked = _embed(config, test, model, device)
-    method, ours = model.config.method, _name(model)
+    features, looked = _embed(config, test, model, sizes, device)
+    ours = _name(model)
+    own = features[ours][0]
 
     measured = []
     for view in views:
@@ -67,26 +69,66 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         if view.unpaired:
             print(f"left out {view.unpaired} sketches whose own photo cannot be read")
         measured.append((view, rows))
-    sets = [_facts(view, rows, ours) for view, rows in measured]
     asked = {c.name: c.meaning for view, _ in measured for c in _columns(config, data, view.protocol)}
     if looked:
         shares = looked["slot_attention"]
         print(
             f"attention on the prompts {100 * shares['mean']:.1f}%, {100 * shares['uniform']:.1f}% if on all tokens alike"
         )
-    report = {
+    sets = [_facts(view, rows, ours) for view, rows in measured]
+    report = _report(config, model, test, leaked, asked, looked, sets)
+    if config.json is not None:
+        write_json(config.json, report)
+    if config.grid is not None:
+        grid.save(config.grid, views[0].grid_rows(views[0].spread(), own), _title(views[0]))
+    if config.out is not None:
+        write_json(config.out / "results.json", report)
+        for view, rows in measured:
+            # One protocol writes into the folder itself, several into one each.
+            folder = config.out if len(measured) == 1 else config.out / view.protocol.name.replace(":", "-")
+            _write_set(folder, view, rows, ours, own, config.seed)
+        print(f"{config.out}: results.json, tables and pictures")
+    return report
+
+
+def _sizes(config: EvalConfig, model: Retriever) -> list[int]:
+    """The sizes of vectors to be measured besides the whole ones.
+
+    Raises:
+        UserError: the checkpoint was not trained for one.
+    """
+    for size in config.dimensions:
+        if size not in model.dimensions:
+            held = ", ".join(map(str, model.dimensions))
+            raise UserError(f"--dimensions {size}: {config.checkpoint} was trained for {held} (see --loss.matryoshka)")
+    return [size for size in dict.fromkeys(config.dimensions) if size != model.dimensions[-1]]
+
+
+def _report(
+    config: EvalConfig,
+    model: Retriever,
+    test: TestSet,
+    leaked: list[str],
+    columns: dict[str, str],
+    looked: dict[str, Any],
+    sets: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """What results.json says."""
+    ours = _name(model)
+    return {
         "protocol": sets[0]["protocol"],
-        "dataset": tree.dataset,
-        "split": tree.split,
+        "dataset": test.tree.dataset,
+        "split": test.tree.split,
         "classes": sets[0]["classes"],
         "queries": sets[0]["queries"],
         "gallery": sets[0]["gallery"],
         "skipped": [str(s.path) for s in test.skipped],
         "leaked": leaked,
-        "columns": {name: text for name, text in asked.items() if any(name in s["query_mean"][ours] for s in sets)},
+        "columns": {name: text for name, text in columns.items() if any(name in s["query_mean"][ours] for s in sets)},
         "order": "cosine in float32, falling; ties by gallery index",
         "seed": config.seed,
-        "method": method,
+        "method": model.config.method,
+        "dimensions": list(model.dimensions),
         "checkpoint": {"file": str(config.checkpoint), "sha256": disk.file_hash(config.checkpoint)},
         "backbone": model.backbone_identity,
         "splip": splip.__version__,
@@ -95,19 +137,6 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "class_mean": sets[0]["class_mean"],
         "results": sets,
     }
-    if config.json is not None:
-        write_json(config.json, report)
-    if config.grid is not None:
-        view, own = views[0], features[ours][0]
-        grid.save(config.grid, view.grid_rows(view.spread(), own), _title(view))
-    if config.out is not None:
-        write_json(config.out / "results.json", report)
-        for view, rows in measured:
-            # One protocol writes into the folder itself, several into one each.
-            folder = config.out if len(measured) == 1 else config.out / view.protocol.name.replace(":", "-")
-            _write_set(folder, view, rows, ours, features[ours][0], config.seed)
-        print(f"{config.out}: results.json, tables and pictures")
-    return report
 
 
 def _name(model: Retriever) -> str:
@@ -115,7 +144,7 @@ def _name(model: Retriever) -> str:
 
 
 def _embed(
-    config: EvalConfig, test: TestSet, model: Retriever, device: torch.device
+    config: EvalConfig, test: TestSet, model: Retriever, sizes: list[int], device: torch.device
 ) -> tuple[dict[str, list[Features]], dict[str, Any]]:
     """Features of every row of the table; and what looks at the prompts, for the report."""
     features: dict[str, list[Features]] = {}
@@ -124,7 +153,8 @@ def _embed(
         features["raw pixels"] = [raw_pixels(test)]
         features["HOG"] = [hog(test)]
         features[f"plain {backbone_words(model)}"] = [plain_backbone(test, model, device)]
-    features[_name(model)] = [test.embed_model(model, device, bars=True)]
+    own = test.embed_model(model, device, bars=True)
+    features |= {_name(model): [own], **{f"{_name(model)}, {size}": [own.first(size)] for size in sizes}}
     if not config.prompts or not prompts.written(model):
         return features, {}
     for change in prompts.CHANGES:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from splip import ops
@@ -41,6 +42,10 @@ class Features:
 
     sketches: Tensor
     photos: Tensor
+
+    def first(self, size: int) -> "Features":
+        """The first ``size`` components, at unit length again."""
+        return Features(*(F.normalize(whole[:, :size], dim=1) for whole in (self.sketches, self.photos)))
 
 
 class TestSet:

@@ -18,6 +18,8 @@ class IndexAddConfig:
     """Folder of the gallery; made if it is not there."""
     model: Path | None = None
     """Checkpoint (best.pt; a copy goes into a new gallery) or export folder. Default: the gallery's own."""
+    dimensions: int | None = None
+    """Of a new gallery: components of its vectors, a size that the model was trained for with --loss.matryoshka; none: all."""
     list: tuple[Path, ...] = ()
     """Files with one path a line, or ended by zero bytes as `find -print0` does; relative ones from the list's folder."""
     label_from: Literal["folder", "top", "none"] = "folder"

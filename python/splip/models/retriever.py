@@ -19,11 +19,12 @@ from splip import distributed
 from splip.config import to_dict
 from splip.data.trees import MODALITIES
 from splip.errors import UserError, short
-from splip.models import selection
+from splip.models import rotation, selection
 from splip.models.checkpoint import FORMAT, name_of
 from splip.models.clip import PromptedCLIP, in_slots, shared_tokens
-from splip.models.config import TrainConfig, check_numbers
+from splip.models.config import TrainConfig, check_numbers, trained_sizes
 from splip.models.jigsaw import WITH_HEAD, JigsawHead, permutation_bank
+from splip.models.prompts import of_size
 from splip.models.stem import as_affine
 from splip.models.words import bare
 
@@ -70,6 +71,7 @@ class Retriever(nn.Module):
     tokens: Tensor
     word_ids: Tensor
     permutations: Tensor | None
+    rotation: Tensor | None
     jigsaw: JigsawHead | None
 
     def __init__(self, config: TrainConfig, classes: Sequence[str]) -> None:
@@ -83,6 +85,7 @@ class Retriever(nn.Module):
         self.backbone = clip = PromptedCLIP(config.backbone)
         self.backbone_identity = clip.identity()
         check_numbers(config, max(clip.visual_layers, clip.text_layers), self.any_depth)
+        self.dimensions = trained_sizes(config.loss, clip.embed_dim)  # that vectors may have, the last is D
         self.jigsaw = None
         with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
             torch.manual_seed(config.seed)
@@ -96,6 +99,7 @@ class Retriever(nn.Module):
             permutation_bank(config.loss.permutations, config.loss.tiles, config.seed) if config.loss.jigsaw else None
         )
         self.register_buffer("permutations", bank)
+        self.register_buffer("rotation", rotation.none(clip, config.loss))
         # From random weights a loss on cosines collapses: every input soon gets the same feature. A
         # BatchNorm after the last LayerNorm of each tower keeps the features apart. In inference it is
         # a constant affine map. Pre-trained towers need none.
@@ -258,12 +262,12 @@ class Retriever(nn.Module):
 
     def _text_prompts(self, groups: int, patches: Tensor | None) -> list[Tensor] | None:
         size = (groups, self.text_tokens, self.backbone.text_width)
-        return _of_size(self.write_text(groups, patches), size, f"{type(self).__name__}.write_text")
+        return of_size(self.write_text(groups, patches), size, f"{type(self).__name__}.write_text")
 
     def _visual_prompts(self, modality: Tensor, summary: Any) -> list[Tensor] | None:
         prompts = self.write_visual(modality, summary)
         size = (len(modality), prompts[0].shape[1] if prompts else 0, self.backbone.visual_width)
-        return _of_size(prompts, size, f"{type(self).__name__}.write_visual")
+        return of_size(prompts, size, f"{type(self).__name__}.write_visual")
 
     def condition_modalities(self, mean: Tensor) -> Conditions:
         """Texts and visual prompts of both modalities.
@@ -476,6 +480,7 @@ class Retriever(nn.Module):
         lacking = sorted(set(buffers) - set(state["buffers"]))
         if lacking:
             raise UserError(f"{source}: lacks {lacking[0]}")
+        rotation.restore(self.backbone, self.rotation, state["buffers"], source)
         with torch.no_grad():
             for part, targets in (("trainable", own), ("buffers", buffers)):
                 for name, target in targets.items():
@@ -488,11 +493,3 @@ class Retriever(nn.Module):
                     target.copy_(value)
             self.data = state["data"]
         self._forget()
-
-
-def _of_size(prompts: list[Tensor] | None, size: tuple[int, ...], what: str) -> list[Tensor] | None:
-    """Prompts that a method wrote, which must all have this size."""
-    for layer, prompt in enumerate(prompts or ()):
-        if tuple(prompt.shape) != size:
-            raise ValueError(f"{what}: layer {layer} has prompts {list(prompt.shape)}, expected {list(size)}")
-    return prompts
