@@ -324,3 +324,12 @@ def test_shorter_vectors_are_measured_beside_whole_ones(settings, tmp_path, refu
             torch.testing.assert_close(getattr(features, name), head / head.norm(dim=1, keepdim=True))
     message = refused("eval", "--checkpoint", nested, "--dimensions", "16", "32")
     assert "--dimensions 32: " in message and "was trained for 16, 64, 256 (see --loss.matryoshka)" in message
+
+
+def test_presets(run, capsys, checkpoint, refused):
+    report = run(metrics="sake", k=(2, 3), prompts=False)
+    assert list(report["query_mean"]["SpLIP"]) == ["mAP@all VOC", "mAP@3 VOC", "P@2", "P@3"]
+    assert report["metrics"] == "sake"
+    assert "columns of SAKE (Liu et al., ICCV 2019); its means are over classes" in capsys.readouterr().out
+    message = refused("eval", "--checkpoint", checkpoint, "--protocol", "fg", "--metrics", "zse")
+    assert "--metrics zse is about classes; the protocol fg asks for the very photo" in message

@@ -25,8 +25,9 @@ class EvalConfig:
     """gzs: sempcyc (default), per-class-20, all; fg: per-class, all (default: both). See metrics and protocols in the docs."""
     k: tuple[int, ...] = ()
     """Ranks of mAP@k and P@k (fg: Acc@k). Default: P@10 for a tree, 100 200 for the benchmarks; fg: 1 5 10."""
-    metrics: Literal["standard", "all"] = "standard"
-    """all: mAP@k with each denominator and interpolated, P@k with both."""
+    metrics: Literal["standard", "all", "zse", "sake", "sempcyc", "clip-at"] = "standard"
+    """all: mAP@k with each denominator and interpolated, P@k with each. Or the columns that the released code of others
+    prints, see metrics and protocols in the docs."""
     dimensions: tuple[int, ...] = ()
     """Also measure vectors cut to these sizes, which the checkpoint was trained for with --loss.matryoshka."""
     seed: int = 0

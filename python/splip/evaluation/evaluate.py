@@ -21,6 +21,7 @@ from splip.errors import UserError
 from splip.evaluation import metrics, plots, prompts, protocols
 from splip.evaluation.baselines import backbone_words, chance, hog, mean, need_hog, plain_backbone, raw_pixels
 from splip.evaluation.config import EvalConfig
+from splip.evaluation.presets import PRESETS
 from splip.evaluation.protocols import Protocol
 from splip.evaluation.test_set import Features, TestSet, View
 from splip.images import grid
@@ -39,6 +40,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             raise UserError(f"{config.out}: exists and is not a folder")
     if any(k < 1 for k in config.k):
         raise UserError(f"--k must be at least 1, got {min(config.k)}")
+    if config.protocol == "fg" and config.metrics in PRESETS:
+        raise UserError(f"--metrics {config.metrics} is about classes; the protocol fg asks for the very photo")
     device = pick_device(config.device)
     model = load_model(config.checkpoint, device)
     sizes = _sizes(config, model)
@@ -66,6 +69,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         columns = _columns(config, data, view.protocol)
         rows = {n: mean([view.measure(f, columns) for f in fs], view.sketches.labels) for n, fs in features.items()}
         print_table(_title(view), rows)
+        if config.metrics in PRESETS:
+            which = "queries" if PRESETS[config.metrics].mean == "query_mean" else "classes"
+            print(f"columns of {PRESETS[config.metrics].whose}; its means are over {which}")
         if view.unpaired:
             print(f"left out {view.unpaired} sketches whose own photo cannot be read")
         measured.append((view, rows))
@@ -126,6 +132,7 @@ def _report(
         "leaked": leaked,
         "columns": {name: text for name, text in columns.items() if any(name in s["query_mean"][ours] for s in sets)},
         "order": "cosine in float32, falling; ties by gallery index",
+        "metrics": config.metrics,
         "seed": config.seed,
         "method": model.config.method,
         "dimensions": list(model.dimensions),
@@ -212,6 +219,9 @@ def _leaked(config: EvalConfig, model: Retriever, data: DataConfig, tree: Tree, 
 def _columns(config: EvalConfig, data: DataConfig, protocol: Protocol) -> list[metrics.Column]:
     if protocol.instances:
         return [metrics.accuracy_column(k, protocol.in_class) for k in config.k or (1, 5, 10)]
+    if config.metrics in PRESETS:
+        preset = PRESETS[config.metrics]
+        return preset.columns(config.k or preset.ks)
     instances = [c for c in metrics.DEFAULT if c.relevance != "class"]
     variants = config.metrics == "all"
     if not config.k and data.dataset == "tree" and not variants:
