@@ -333,3 +333,15 @@ def test_presets(run, capsys, checkpoint, refused):
     assert "columns of SAKE (Liu et al., ICCV 2019); its means are over classes" in capsys.readouterr().out
     message = refused("eval", "--checkpoint", checkpoint, "--protocol", "fg", "--metrics", "zse")
     assert "--metrics zse is about classes; the protocol fg asks for the very photo" in message
+
+
+def test_values_of_every_query(run, tmp_path, tree):
+    report = run(prompts=False, per_query=tmp_path / "queries.csv", protocol="gzs", gallery=("sempcyc", "all"))
+    rows = lines(tmp_path / "queries.csv")
+    assert list(rows[0])[:4] == ["protocol", "method", "query", "class"] and len(rows) == 12
+    for found in report["results"]:
+        mine = [row for row in rows if row["protocol"] == found["protocol"]]
+        assert {row["query"] for row in mine} == {f"sketch/{c}/{i}.png" for c in ("box", "cone") for i in range(3)}
+        assert all(row["class"] == row["query"].split("/")[1] and row["method"] == "SpLIP" for row in mine)
+        for name, value in found["query_mean"]["SpLIP"].items():
+            assert np.mean([float(row[name]) for row in mine]) == pytest.approx(value)

@@ -40,7 +40,17 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "splip eval --checkpoint runs/sample/best.pt --baselines --out results\n"
         "  splip eval --checkpoint runs/sample/best.pt --protocol gzs --gallery sempcyc all --k 10 100 --metrics all\n"
         "  splip eval --checkpoint runs/sample/best.pt --protocol fg --json fine-grained.json\n"
-        "  splip eval --checkpoint runs/sketchy/best.pt --dataset tuberlin --root TUBerlin --out elsewhere",
+        "  splip eval --checkpoint runs/sketchy/best.pt --dataset tuberlin --root TUBerlin --out elsewhere\n"
+        "  splip eval --features sketches.npy photos.npy --labels sketches.txt photos.txt --metrics zse",
+    ),
+    "compare": (
+        "splip.evaluation.config:CompareConfig",
+        "splip.evaluation.compare:compare",
+        "test the difference of two evaluations, query by query",
+        "splip eval --checkpoint runs/one/best.pt --per-query one.csv\n"
+        "  splip eval --checkpoint runs/two/best.pt --per-query two.csv\n"
+        "  splip compare one.csv two.csv\n"
+        "  splip compare one.csv one.csv --methods 'SpLIP, prompts removed' SpLIP",
     ),
     "sweep": (
         "splip.cli.config:SweepConfig",

@@ -4,15 +4,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 
 @dataclass
 class EvalConfig:
     """Measure retrieval on classes that training never saw; print a table, write results and pictures."""
 
-    checkpoint: Path
+    checkpoint: Path | None = None
     """best.pt of a run."""
     root: Path | None = None
     """Folder of the data set; default: the one the checkpoint was trained on."""
+    features: tuple[Path, ...] = ()
+    """Instead: features of sketches and of photos by any method, two .npy files of numbers [rows, D]; with --labels."""
+    labels: tuple[Path, ...] = ()
+    """With --features: classes of the sketches and of the photos, two files, .npy or a text with one a line."""
+    instances: tuple[Path, ...] = ()
+    """With --features: what each sketch and photo shows, two such files, for Acc@k."""
     dataset: Literal["tree", "sketchy", "tuberlin", "quickdraw"] | None = None
     """Test on another data set, with its own split; default: the kind the checkpoint was trained on."""
     split: str | None = None
@@ -40,7 +48,31 @@ class EvalConfig:
     """Folder for results.json, per_class.csv, gallery.txt, confusion.png and best, median and worst.png."""
     json: Path | None = None
     """Write the results to this file."""
+    per_query: Path | None = None
+    """Write the values of every query to this CSV file, see `splip compare`."""
     grid: Path | None = None
     """Write a picture of some queries and what they find to this file."""
     device: str = "auto"
     """cpu, cuda, ...; auto takes a GPU if there is one."""
+
+
+@dataclass
+class CompareConfig:
+    """Test whether two methods differ by more than the choice of queries, or of classes, explains: a paired bootstrap."""
+
+    a: tyro.conf.Positional[Path]
+    """CSV of `splip eval --per-query`."""
+    b: tyro.conf.Positional[Path]
+    """Another one, of the same queries; or the same file, with --methods."""
+    column: str | None = None
+    """The metric; none: the first one."""
+    methods: tuple[str, ...] = ()
+    """The method of each file, one name for both or two; none: the first of each."""
+    protocol: str | None = None
+    """none: the first one."""
+    samples: int = 10_000
+    """How often to draw."""
+    seed: int = 0
+    """Of the draws."""
+    json: Path | None = None
+    """Write the result to this file."""

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from splip import disk
 from splip.data.config import DataConfig
 from splip.data.trees import Tree, load_tree
 from splip.errors import UserError
-from splip.evaluation import metrics, plots, prompts, protocols
+from splip.evaluation import given, metrics, plots, prompts, protocols, queries
 from splip.evaluation.baselines import backbone_words, chance, hog, mean, need_hog, plain_backbone, raw_pixels
 from splip.evaluation.config import EvalConfig
 from splip.evaluation.presets import PRESETS
@@ -43,6 +44,10 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     if config.protocol == "fg" and config.metrics in PRESETS:
         raise UserError(f"--metrics {config.metrics} is about classes; the protocol fg asks for the very photo")
     device = pick_device(config.device)
+    if config.features or config.labels or config.instances:
+        return _given(config, device)
+    if config.checkpoint is None:
+        raise UserError("nothing to measure: give --checkpoint, or --features and --labels")
     model = load_model(config.checkpoint, device)
     sizes = _sizes(config, model)
     data = _test_data(config, model.config.data)
@@ -69,9 +74,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         columns = _columns(config, data, view.protocol)
         rows = {n: mean([view.measure(f, columns) for f in fs], view.sketches.labels) for n, fs in features.items()}
         print_table(_title(view), rows)
-        if config.metrics in PRESETS:
-            which = "queries" if PRESETS[config.metrics].mean == "query_mean" else "classes"
-            print(f"columns of {PRESETS[config.metrics].whose}; its means are over {which}")
+        _say_whose(config)
         if view.unpaired:
             print(f"left out {view.unpaired} sketches whose own photo cannot be read")
         measured.append((view, rows))
@@ -85,6 +88,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     report = _report(config, model, test, leaked, asked, looked, sets)
     if config.json is not None:
         write_json(config.json, report)
+    if config.per_query is not None:
+        queries.write(config.per_query, [_by_query(view, rows) for view, rows in measured])
     if config.grid is not None:
         grid.save(config.grid, views[0].grid_rows(views[0].spread(), own), _title(views[0]))
     if config.out is not None:
@@ -95,6 +100,35 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             _write_set(folder, view, rows, ours, own, config.seed)
         print(f"{config.out}: results.json, tables and pictures")
     return report
+
+
+def _given(config: EvalConfig, device: torch.device) -> dict[str, Any]:
+    """``--features``: what anybody's method found."""
+    columns = _columns(config, DataConfig(), None)
+    measured = given.evaluate(config, columns, device)
+    report = given.report(config, measured, columns)
+    result = measured.results["features"]
+    print_table(
+        f"{result.queries} sketches in {result.gallery} photos, {len(result.per_class)} classes", measured.results
+    )
+    _say_whose(config)
+    if config.json is not None:
+        write_json(config.json, report)
+    if config.per_query is not None:
+        queries.write(config.per_query, [measured])
+    return report
+
+
+def _by_query(view: View, rows: dict[str, metrics.Result]) -> queries.Measured:
+    root, tree = view.test.tree.root, view.test.tree
+    names = [os.path.relpath(path, root) for path in view.sketches.paths]
+    return queries.Measured(view.protocol.name, names, [tree.classes[label] for label in view.sketches.labels], rows)
+
+
+def _say_whose(config: EvalConfig) -> None:
+    if config.metrics in PRESETS:
+        which = "queries" if PRESETS[config.metrics].mean == "query_mean" else "classes"
+        print(f"columns of {PRESETS[config.metrics].whose}; its means are over {which}")
 
 
 def _sizes(config: EvalConfig, model: Retriever) -> list[int]:
@@ -121,6 +155,7 @@ def _report(
 ) -> dict[str, Any]:
     """What results.json says."""
     ours = _name(model)
+    assert config.checkpoint is not None
     return {
         "protocol": sets[0]["protocol"],
         "dataset": test.tree.dataset,
@@ -216,8 +251,8 @@ def _leaked(config: EvalConfig, model: Retriever, data: DataConfig, tree: Tree, 
     return leaked
 
 
-def _columns(config: EvalConfig, data: DataConfig, protocol: Protocol) -> list[metrics.Column]:
-    if protocol.instances:
+def _columns(config: EvalConfig, data: DataConfig, protocol: Protocol | None) -> list[metrics.Column]:
+    if protocol is not None and protocol.instances:
         return [metrics.accuracy_column(k, protocol.in_class) for k in config.k or (1, 5, 10)]
     if config.metrics in PRESETS:
         preset = PRESETS[config.metrics]
@@ -295,7 +330,7 @@ def write_json(path: Path, report: dict[str, Any]) -> None:
         raise UserError(f"cannot write {path}: {error}") from None
 
 
-def print_table(title: str, rows: dict[str, metrics.Result]) -> None:
+def print_table(title: str, rows: Mapping[str, metrics.Result]) -> None:
     """Means over queries, and below them means over classes; many columns stand upright."""
     names = list(next(iter(rows.values())).query_mean)
     table = Table()
