@@ -345,3 +345,26 @@ def test_values_of_every_query(run, tmp_path, tree):
         assert all(row["class"] == row["query"].split("/")[1] and row["method"] == "SpLIP" for row in mine)
         for name, value in found["query_mean"]["SpLIP"].items():
             assert np.mean([float(row[name]) for row in mine]) == pytest.approx(value)
+
+
+def test_a_gallery_that_holds_photos_several_times(run, tree, tmp_path):
+    report = run(gallery=("paired-photo",), prompts=False, out=tmp_path / "out")
+    assert (report["protocol"], report["queries"], report["gallery"]) == ("zs:paired-photo", 6, 6)
+    listed = (tmp_path / "out" / "gallery.txt").read_text().splitlines()
+    assert len(listed) == 6 and len(set(listed)) <= 4
+    (tree / "photo" / "box" / "0.jpg").write_bytes(b"broken")  # each time it stands there
+    fewer = run(gallery=("paired-photo",), prompts=False)
+    assert fewer["gallery"] == 6 - listed.count("photo/box/0.jpg")
+
+
+def test_seen_sketches_are_queries(run, tmp_path):
+    report = run(protocol="gzs", gallery=("sempcyc-queries",), prompts=False, out=tmp_path / "out")
+    (found,) = report["results"]
+    assert found["queries"] == 7 and len(found["classes"]) == 3 and set(found["per_class"]) == set(found["classes"])
+    assert (tmp_path / "out" / "confusion.png").stat().st_size > 1000
+
+
+def test_duplicates_are_of_benchmarks(refused, checkpoint):
+    for more in ((), ("--protocol", "fg")):
+        message = refused("eval", "--checkpoint", checkpoint, "--duplicates", *more)
+        assert "--duplicates is for the protocol zs on a benchmark, which holds photos twice" in message

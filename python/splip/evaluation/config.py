@@ -29,8 +29,11 @@ class EvalConfig:
     """Which of the held-out classes to measure."""
     protocol: Literal["zs", "gzs", "fg"] = "zs"
     """zs: photos of the same classes; gzs: photos of seen classes among them; fg: find the very photo."""
-    gallery: tuple[Literal["sempcyc", "per-class-20", "all", "per-class"], ...] = ()
-    """gzs: sempcyc (default), per-class-20, all; fg: per-class, all (default: both). See metrics and protocols in the docs."""
+    gallery: tuple[Literal["sempcyc", "sempcyc-queries", "per-class-20", "all", "per-class", "paired-photo"], ...] = ()
+    """zs: paired-photo; gzs: sempcyc (default), sempcyc-queries, per-class-20, all; fg: per-class, all (default: both). See
+    metrics and protocols in the docs."""
+    duplicates: bool = False
+    """zs on a benchmark: also measure with photos that lie in two folders counted twice, as published galleries do."""
     k: tuple[int, ...] = ()
     """Ranks of mAP@k and P@k (fg: Acc@k). Default: P@10 for a tree, 100 200 for the benchmarks; fg: 1 5 10."""
     metrics: Literal["standard", "all", "zse", "sake", "sempcyc", "clip-at"] = "standard"

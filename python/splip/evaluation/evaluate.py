@@ -51,17 +51,25 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     model = load_model(config.checkpoint, device)
     sizes = _sizes(config, model)
     data = _test_data(config, model.config.data)
+    if config.duplicates:
+        if config.protocol != "zs" or config.gallery or data.dataset == "tree":
+            raise UserError("--duplicates is for the protocol zs on a benchmark, which holds photos twice")
+        data = replace(data, dedup=False)
     tree = load_tree(data.root, data)
     names = list(getattr(tree, config.classes))
     if not names:
         raise UserError(f"{tree.root}: no {config.classes} classes")
     chosen = protocols.build(config.protocol, config.gallery, tree, names, config.seed)
+    if config.duplicates:
+        chosen = [one for p in chosen for one in protocols.both_counts(p, tree)]
     leaked = _leaked(config, model, data, tree, names)
     if leaked:
         chosen += [protocols.without(p, tree, leaked) for p in chosen]
 
-    everything = np.unique(np.concatenate([p.gallery for p in chosen]))
-    test = TestSet(tree, names, data, model.backbone.image_size, everything)
+    photos, sketches = (
+        np.unique(np.concatenate(parts)) for parts in zip(*((p.gallery, p.queries) for p in chosen), strict=True)
+    )
+    test = TestSet(tree, names, data, model.backbone.image_size, photos, sketches)
     if test.skipped:
         print(f"left out {len(test.skipped)} unreadable pictures: " + ", ".join(str(s.path) for s in test.skipped))
     views = [View(test, p, device) for p in chosen]
