@@ -376,9 +376,28 @@ def worlds() -> str:
     )
 
 
+def dimensions() -> str:
+    """mAP@all at each size: float32 of every run, and the smaller forms of two."""
+    rows = load("dimensions-cpu")["rows"]
+    found = {(r["loss"], r["form"], r["dimensions"]): f"{100 * r['mAP@all']:.1f}" for r in rows}
+    sizes = sorted({r["dimensions"] for r in rows})
+    names = {
+        ("plain", "float32"): "plain training, cut all the same",
+        ("not turned", "float32"): "`loss.matryoshka`, `--loss.rotate False`",
+        ("turned", "float32"): "plain training, turned afterwards",
+        ("matryoshka", "float32"): "**`loss.matryoshka`**",
+        ("matryoshka", "int8"): "the same in 8-bit numbers",
+        ("matryoshka", "binary"): "the same in bits",
+        ("plain", "binary"): "plain training in bits",
+    }
+    lines = [[text, *(found[(*key, size)] for size in sizes)] for key, text in names.items()]
+    return table(["components", *map(str, sizes)], lines)
+
+
 TABLES = {
     "worlds": worlds,
     "demo": demo,
+    "dimensions": dimensions,
     "results": results,
     "exact": exact,
     "train": train,

@@ -273,7 +273,7 @@ def http() -> str:
         "How to start one: [Serve and draw](../tutorials/serve.md).\n\n"
         "What is refused gets a [Problem](#problem): 400 unreadable, 401 and 403 not allowed, 404 not there, 408 too slow, "
         "409 another writer, 413 too large, 415 not a picture, 421 another host, 422 wrong fields, 429 too many, 503 not now, "
-        "507 the disk is full.\n"
+        "507 the disk is full. The addresses that OpenAI's clients ask answer as OpenAI does, with [Failed](#failed).\n"
     )
     group = None
     for path, methods in api["paths"].items():

@@ -12,6 +12,16 @@ def write(folder: Path, about: Manifest, source: str) -> None:
     disk.write_text(folder / "README.md", "\n".join(_lines(about, source)) + "\n")
 
 
+def _sizes(about: Manifest) -> list[str]:
+    shorter = ", ".join(map(str, about.dimensions[:-1]))
+    if not shorter:
+        return []
+    return [
+        f"  Trained to be cut, too: the first {shorter} components, divided by their length, are vectors of their own",
+        "  (`Encoder.load(..., dimensions=...)`). Sizes cannot be mixed.",
+    ]
+
+
 def _lines(about: Manifest, source: str) -> list[str]:
     model, S, D = about.model, about.image_size, about.embed_dim
     backbone = model["backbone"]
@@ -54,6 +64,7 @@ def _lines(about: Manifest, source: str) -> list[str]:
         lines += [f"  with mean {mean} and std {std}."]
     lines += [
         f"* `{OUTPUT}`: float32 `[batch, {D}]`, unit length.",
+        *_sizes(about),
         "",
         "```python",
         "from pathlib import Path",

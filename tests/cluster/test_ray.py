@@ -263,9 +263,10 @@ def test_a_picture_that_kills_workers_is_left_out(machines, photos, tmp_path):
 def test_the_command_line(nodes, tmp_path, tree, cli):
     from checkpoints import save_model
 
-    model = save_model(tmp_path / "tiny.pt", 0)
+    model = save_model(tmp_path / "tiny.pt", 0, sizes=(32,))
     where = ("--engine", "ray", "--address", nodes[0].address)
-    code, out, err = cli("index", "add", tree / "photo", "--gallery", tmp_path / "g", "--model", model, *where)
+    add = ("index", "add", tree / "photo", "--gallery", tmp_path / "g", "--model", model, "--dimensions", "32")
+    code, out, err = cli(*add, *where)
     assert (
         code == 0
         and "16 pictures (16 new)" in out
@@ -273,6 +274,8 @@ def test_the_command_line(nodes, tmp_path, tree, cli):
         and "s; 3 workers" in out
     ), err
     ask = ("search", "--gallery", tmp_path / "g", "--sketch", tree / "sketch" / "cone" / "1.png", "--json")
+    with Gallery.open(tmp_path / "g") as gallery:
+        assert gallery.vector(1).shape == (32,)
     code, there, err = cli(*ask, *where, "--shards", "2")
     assert code == 0 and json.loads(there) == json.loads(cli(*ask)[1]), err
 

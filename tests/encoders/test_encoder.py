@@ -26,7 +26,7 @@ from splip.errors import UserError
 from splip.export import command
 from splip.export.config import ExportConfig
 from splip.models import build, load_model
-from splip.models.config import BackboneConfig, PromptConfig, TrainConfig
+from splip.models.config import BackboneConfig, LossConfig, PromptConfig, TrainConfig
 
 S, D = 64, 256
 
@@ -34,7 +34,8 @@ S, D = 64, 256
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     torch.manual_seed(1)
-    config = TrainConfig(backbone=BackboneConfig(name="splip-tiny"), data=DataConfig(fit="stretch", crop_sketches=True))
+    data, loss = DataConfig(fit="stretch", crop_sketches=True), LossConfig(matryoshka=(32, 64))
+    config = TrainConfig(backbone=BackboneConfig(name="splip-tiny"), data=data, loss=loss)
     model = build(config, ["dog", "palm tree"])
     model.patch_mean.normal_()
     path = tmp_path_factory.mktemp("run") / "best.pt"
@@ -106,6 +107,24 @@ def test_threads_may_share_an_encoder(engine, checkpoint, request):
         together = list(pool.map(lambda job: encoder.encode(*job), jobs))
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+
+
+def test_an_export_is_cut_to_the_sizes_of_its_checkpoint(copy, checkpoint):
+    about = manifest.read(copy)
+    assert about.dimensions == [32, 64, 256] and "the first 32, 64 components" in (copy / "README.md").read_text()
+    want = Encoder.load(checkpoint, device="cpu", dimensions=32)
+    for engine in ("onnxruntime", "openvino"):
+        short = Encoder.load(copy, engine, device="cpu", dimensions=32)
+        assert short.identity == want.identity and short.dimensions == want.dimensions
+        got = short.encode(pixels(4), "sketch")
+        assert got.shape == (4, 32) and (got * want.encode(pixels(4), "sketch")).sum(axis=1).min() > 0.999
+        got, texts = (e.encode_text(["dog", "cup"]) for e in (short, want))
+        np.testing.assert_allclose(got, texts, atol=1e-5)
+        with pytest.raises(UserError, match="was not trained for 128 dimensions, only for 32, 64, 256$"):
+            Encoder.load(copy, engine, device="cpu", dimensions=128)
+    dataclasses.replace(about, dimensions=[]).save(copy)  # as written before there were sizes
+    old = Encoder.load(copy, "onnxruntime", device="cpu")
+    assert old.dimensions == (256,) and old.embed_dim == 256
 
 
 def test_torch_in_bfloat16(checkpoint, model):

@@ -303,3 +303,68 @@ def test_pictures_of_many_classes(tmp_path):
     assert sizes[0] < sizes[1] and max(sizes[2]) < 2500
     with pytest.raises(UserError, match="cannot write picture"):
         plots.confusion(tmp_path / "c.png" / "d.png", np.eye(1), ["a"], ["a"], "title")
+
+
+def test_shorter_vectors_are_measured_beside_whole_ones(settings, tmp_path, refused, monkeypatch):
+    settings.loss.matryoshka = (16, 64)
+    nested = save(settings, tmp_path / "nested.pt")
+    measured, measure = [], test_set.View.measure
+
+    def watch(view, features, columns):
+        measured.append(features)
+        return measure(view, features, columns)
+
+    monkeypatch.setattr(test_set.View, "measure", watch)
+    report = evaluate.evaluate(EvalConfig(nested, device="cpu", dimensions=(16, 64, 256), prompts=False))
+    assert list(report["query_mean"]) == ["SpLIP", "SpLIP, 16", "SpLIP, 64"] and report["dimensions"] == [16, 64, 256]
+    whole, *cut = measured
+    for features, size in zip(cut, (16, 64), strict=True):
+        for name in ("sketches", "photos"):
+            head = getattr(whole, name)[:, :size]
+            torch.testing.assert_close(getattr(features, name), head / head.norm(dim=1, keepdim=True))
+    message = refused("eval", "--checkpoint", nested, "--dimensions", "16", "32")
+    assert "--dimensions 32: " in message and "was trained for 16, 64, 256 (see --loss.matryoshka)" in message
+
+
+def test_presets(run, capsys, checkpoint, refused):
+    report = run(metrics="sake", k=(2, 3), prompts=False)
+    assert list(report["query_mean"]["SpLIP"]) == ["mAP@all VOC", "mAP@3 VOC", "P@2", "P@3"]
+    assert report["metrics"] == "sake"
+    assert "columns of SAKE (Liu et al., ICCV 2019); its means are over classes" in capsys.readouterr().out
+    message = refused("eval", "--checkpoint", checkpoint, "--protocol", "fg", "--metrics", "zse")
+    assert "--metrics zse is about classes; the protocol fg asks for the very photo" in message
+
+
+def test_values_of_every_query(run, tmp_path, tree):
+    report = run(prompts=False, per_query=tmp_path / "queries.csv", protocol="gzs", gallery=("sempcyc", "all"))
+    rows = lines(tmp_path / "queries.csv")
+    assert list(rows[0])[:4] == ["protocol", "method", "query", "class"] and len(rows) == 12
+    for found in report["results"]:
+        mine = [row for row in rows if row["protocol"] == found["protocol"]]
+        assert {row["query"] for row in mine} == {f"sketch/{c}/{i}.png" for c in ("box", "cone") for i in range(3)}
+        assert all(row["class"] == row["query"].split("/")[1] and row["method"] == "SpLIP" for row in mine)
+        for name, value in found["query_mean"]["SpLIP"].items():
+            assert np.mean([float(row[name]) for row in mine]) == pytest.approx(value)
+
+
+def test_a_gallery_that_holds_photos_several_times(run, tree, tmp_path):
+    report = run(gallery=("paired-photo",), prompts=False, out=tmp_path / "out")
+    assert (report["protocol"], report["queries"], report["gallery"]) == ("zs:paired-photo", 6, 6)
+    listed = (tmp_path / "out" / "gallery.txt").read_text().splitlines()
+    assert len(listed) == 6 and len(set(listed)) <= 4
+    (tree / "photo" / "box" / "0.jpg").write_bytes(b"broken")  # each time it stands there
+    fewer = run(gallery=("paired-photo",), prompts=False)
+    assert fewer["gallery"] == 6 - listed.count("photo/box/0.jpg")
+
+
+def test_seen_sketches_are_queries(run, tmp_path):
+    report = run(protocol="gzs", gallery=("sempcyc-queries",), prompts=False, out=tmp_path / "out")
+    (found,) = report["results"]
+    assert found["queries"] == 7 and len(found["classes"]) == 3 and set(found["per_class"]) == set(found["classes"])
+    assert (tmp_path / "out" / "confusion.png").stat().st_size > 1000
+
+
+def test_duplicates_are_of_benchmarks(refused, checkpoint):
+    for more in ((), ("--protocol", "fg")):
+        message = refused("eval", "--checkpoint", checkpoint, "--duplicates", *more)
+        assert "--duplicates is for the protocol zs on a benchmark, which holds photos twice" in message

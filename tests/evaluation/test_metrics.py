@@ -110,7 +110,7 @@ def test_hits_of_several_queries():
 def test_names_say_which_variant():
     columns = metrics.category_columns((200,), variants=True)
     assert [c.name for c in columns] == [
-        "mAP@all", "mAP@all VOC", "mAP@200", "mAP@200 /h", "mAP@200 /k", "mAP@200 VOC", "P@200", "P@200 /min(k,R)",
+        "mAP@all", "mAP@all VOC", "mAP@200", "mAP@200 /h", "mAP@200 /k", "mAP@200 VOC", "P@200", "P@200 /min(k,R)", "P@min(200,R)",
     ]  # fmt: skip
     assert "min(200, R)" in columns[2].meaning and "torchmetrics" in columns[3].meaning
     assert [c.name for c in metrics.category_columns((100, 200))] == ["mAP@all", "mAP@100", "P@100", "mAP@200", "P@200"]
@@ -164,6 +164,8 @@ def slow(queries, query_labels, query_things, gallery, labels, things):
                 row["mAP" + name + " /k"] = literal(relevant, k, "k")
                 row["P" + name] = sum(relevant[:k]) / k
                 row["P" + name + " /min(k,R)"] = sum(relevant[:k]) / max(1, min(k, sum(relevant)))
+                reach = min(k, sum(relevant))
+                row[f"P@min({k},R)"] = sum(relevant[:reach]) / max(1, reach)
         for k in (1, 2):
             row[f"Acc@{k}"], row[f"Acc@{k} in class"] = float(any(same[:k])), float(any(in_class[:k]))
         rows.append(row)

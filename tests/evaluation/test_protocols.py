@@ -72,8 +72,12 @@ def test_fine_grained_needs_pairs(tree):
 @pytest.mark.parametrize(
     ("name", "gallery", "message"),
     [
-        ("zs", "all", "--gallery all: not a gallery of the protocol zs; it has only one"),
-        ("gzs", "per-class", "not a gallery of the protocol gzs; choose among sempcyc, per-class-20, all"),
+        ("zs", "all", "--gallery all: not a gallery of the protocol zs; choose among paired-photo"),
+        (
+            "gzs",
+            "per-class",
+            "not a gallery of the protocol gzs; choose among sempcyc, sempcyc-queries, per-class-20, all",
+        ),
         ("fg", "sempcyc", "not a gallery of the protocol fg; choose among per-class, all"),
     ],
 )
@@ -106,3 +110,41 @@ def test_without_leaked_classes(loaded):
         assert (rest.instances, rest.in_class) == (whole.instances, whole.in_class)
         assert classes(loaded.sketches, rest.queries) == ["cone"]
         assert set(classes(loaded.photos, rest.gallery)) == set(classes(loaded.photos, whole.gallery)) - {"box"}
+
+
+def test_seen_sketches_ask_too(loaded):
+    """SEM-PCYC's released code: 20% more queries, of seen classes, beside 20% more photos."""
+    plain, more = protocols.build("gzs", ("sempcyc", "sempcyc-queries"), loaded, UNSEEN)
+    assert plain.gallery.tolist() == more.gallery.tolist()  # the same choice of photos
+    extra = sorted(set(more.queries.tolist()) - set(plain.queries.tolist()))
+    assert set(plain.queries.tolist()) <= set(more.queries.tolist()) and len(extra) == round(0.2 * 6)
+    shown = classes(loaded.sketches, extra)
+    assert not set(shown) & set(UNSEEN) and more.classes == [*UNSEEN, *shown]
+    assert "and 1 sketches of seen classes, 20% of their number," in more.meaning
+    others = [protocols.build("gzs", ("sempcyc-queries",), loaded, UNSEEN, seed)[0].queries for seed in range(6)]
+    assert np.array_equal(others[0], more.queries) and any(not np.array_equal(others[0], q) for q in others)
+
+
+def test_a_photo_for_each_sketch(loaded):
+    """CLIP-AT's released code: as many photos as sketches, of their classes, some of them several times."""
+    (p,) = protocols.build("zs", ("paired-photo",), loaded, UNSEEN)
+    assert p.name == "zs:paired-photo" and len(p.gallery) == len(p.queries) == 6
+    of = lambda items, rows: [items.paths[i].parent.name for i in rows]  # noqa: E731
+    assert sorted(of(loaded.photos, p.gallery)) == sorted(of(loaded.sketches, p.queries))
+    assert (
+        p.gallery.tolist() == sorted(p.gallery.tolist()) and len(set(p.gallery.tolist())) < 6
+    )  # four photos there are
+    again, other = (protocols.build("zs", ("paired-photo",), loaded, UNSEEN, seed)[0] for seed in (0, 5))
+    assert np.array_equal(again.gallery, p.gallery) and not np.array_equal(other.gallery, p.gallery)
+
+
+def test_photos_that_lie_there_twice(loaded):
+    (p,) = protocols.build("zs", (), loaded, UNSEEN)
+    with pytest.raises(UserError, match="--duplicates: no photo of these classes lies twice in "):
+        protocols.both_counts(p, loaded)
+    first, second = p.gallery[:2].tolist()
+    loaded.photos.instances[second] = loaded.photos.instances[first]
+    once, twice = protocols.both_counts(p, loaded)
+    assert (once.name, twice.name) == ("zs", "zs:with-duplicates") and twice.gallery is p.gallery
+    assert once.gallery.tolist() == [i for i in p.gallery.tolist() if i != second]
+    assert "1 photos count twice, as they do in published galleries" in twice.meaning

@@ -4,12 +4,13 @@ import torch
 
 from splip.models import SpLIP
 from splip.models.checkpoint import write_checkpoint
-from splip.models.config import BackboneConfig, TrainConfig
+from splip.models.config import BackboneConfig, LossConfig, TrainConfig
 
 
-def save_model(path, seed):
+def save_model(path, seed, sizes=()):
     torch.manual_seed(seed)
-    model = SpLIP(TrainConfig(backbone=BackboneConfig(name="splip-tiny")), ["ball", "box"])
+    config = TrainConfig(backbone=BackboneConfig(name="splip-tiny"), loss=LossConfig(matryoshka=sizes))
+    model = SpLIP(config, ["ball", "box"])
     if path.suffix == ".safetensors":
         write_checkpoint(model.checkpoint(), path)
     else:  # as earlier versions wrote them

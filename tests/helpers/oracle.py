@@ -163,6 +163,10 @@ def prompts(towers: Towers, kind: int, patches: Tensor, classes: list[str]) -> t
     return list(features), towers.word_tokens(kind), summary
 
 
+def unit(x: Tensor) -> Tensor:
+    return x / x.norm()
+
+
 def losses(
     towers: Towers,
     images: Tensor,  # [3 * B, 3, S, S] of 0..1: sketches, positive photos, negative photos
@@ -174,6 +178,7 @@ def losses(
     instance: bool,  # conditioning
     margin: float | None,  # fixed, or adaptive
     floor: float,  # of an adaptive one
+    sizes: tuple[int, ...] = (),  # besides all components: what features tell is averaged over these
 ) -> dict[str, Tensor]:
     """L and its terms, with the weights 1, 1 and 0.1."""
     B = len(labels) // 3
@@ -193,13 +198,16 @@ def losses(
     for i in range(B):
         p, n = B + i, 2 * B + i
         mu = max(floor, float(similarity[labels[i]][labels[n]])) if margin is None else margin
-        near, far = ((features[i] - features[j]).pow(2).sum() for j in (p, n))
-        triplet = triplet + (near - far + mu).clamp(min=0) / B
+        for d in (*sizes, len(features[i])):
+            s, near, far = (unit(features[j][:d]) for j in (i, p, n))
+            difference = (s - near).pow(2).sum() - (s - far).pow(2).sum()
+            triplet = triplet + (difference + mu).clamp(min=0) / B / (len(sizes) + 1)
         ce = [-f_js(tokens[j], tokens[3 * B + i], towers.w).log_softmax(dim=0)[y[i]] for j in (i, p, n)]
         whole, conditional = whole + ce[0] / B, conditional + (ce[1] - ce[2]).clamp(min=0) / B
     for i in range(3 * B):
-        cosines = torch.stack([features[i] @ text for text in told[i][0]])
-        scores = (towers.clip.logit_scale.detach().exp() * cosines).log_softmax(dim=0)
-        classification = classification - scores[labels[i]] / (3 * B)
+        for d in (*sizes, len(features[i])):
+            cosines = torch.stack([unit(features[i][:d]) @ unit(text[:d]) for text in told[i][0]])
+            scores = (towers.clip.logit_scale.detach().exp() * cosines).log_softmax(dim=0)
+            classification = classification - scores[labels[i]] / (3 * B) / (len(sizes) + 1)
     terms = {"triplet": triplet, "classification": classification, "jigsaw": whole + conditional}
     return {"loss": triplet + classification + 0.1 * terms["jigsaw"], **terms}

@@ -32,7 +32,7 @@ class FakeEncoder:
     """Where the ink is, on a grid of 8 by 8: enough to tell six shapes apart."""
 
     path, engine, precision, name, identity = Path("fake"), "fake", "fp32", "fake (shapes)", "0" * 64
-    image_size, embed_dim, fit, crop_sketches = 32, 64, "pad", True
+    image_size, embed_dim, dimensions, fit, crop_sketches = 32, 64, (12, 16, 64), "pad", True
 
     def __init__(self):
         self.batches = []  # sizes of the batches that were encoded

@@ -318,6 +318,10 @@ def set_files(name):
         (lambda v: v.update(image_size=64.0), "image_size is 64.0"),
         (lambda v: v.update(embed_dim=10**9), "embed_dim is 1000000000"),
         (lambda v: v.update(embed_dim="256"), "embed_dim is '256'"),
+        (lambda v: v.update(dimensions=[64, 128]), r"dimensions is \[64, 128\]"),
+        (lambda v: v.update(dimensions=[64, 64, 256]), "dimensions is"),
+        (lambda v: v.update(dimensions=[[64], 256]), "dimensions is"),
+        (lambda v: v.update(dimensions=256), "dimensions is 256"),
         (lambda v: v.update(std=[0, 0.2, 0.2]), "std is"),
         (lambda v: v.update(std=[0.2, 0.2]), "std is"),
         (lambda v: v.update(std=[0.2, 0.2, float("nan")]), "std is"),
@@ -447,7 +451,7 @@ def test_a_file_that_is_no_model(export, tmp_path, engine):
 def test_features_of_another_width(export, tmp_path, engine):
     pytest.importorskip(engine)
     doubling(tmp_path / "export" / "x.onnx", True, 2)
-    folder = export(lambda v: v.update(embed_dim=128), ["x.onnx"])
+    folder = export(lambda v: v.update(embed_dim=128, dimensions=[128]), ["x.onnx"])
     with pytest.raises(UserError, match=r"x.onnx: gives float32 \[1, 256\] for one input, not float32 \[1, 128\]"):
         Encoder.load(folder, engine, device="cpu").encode(np.zeros((1, 64, 64, 3), np.uint8), "sketch")
     good = export(files=["x.onnx"])

@@ -382,8 +382,10 @@ def test_bad_queries(place, gallery):
 def test_command_line(place, tree, tmp_path, settings, cli, refused):
     from splip.train import loop
 
+    settings.loss.matryoshka = (64,)
     model, folder = loop.train(settings), tmp_path / "gallery"
-    assert cli("index", "add", tree / "photo", "--gallery", folder, "--model", model, "--tag", "year=2025")[0] == 0
+    add = ("index", "add", tree / "photo", "--gallery", folder, "--model", model, "--tag", "year=2025")
+    assert cli(*add, "--dimensions", "64")[0] == 0
     code, out, err = cli("index", "push", "--gallery", folder, "--to", place)
     assert (code, out) == (0, f"{place}: 16 pictures (16 new)\n"), err
     draw(tmp_path / "my.png", 4, "black", 3, size=(90, 60))
@@ -398,9 +400,13 @@ def test_command_line(place, tree, tmp_path, settings, cli, refused):
         assert there.pop("score") == pytest.approx(local.pop("score"), abs=1e-6)
         assert there == local
     assert "holds no model: name the one of its pictures" in refused("search", "--gallery", place, *query)
+    with MilvusGallery(place, model=model) as there:
+        assert there.dim == there.encoder.embed_dim == 64 and there.model.endswith(", 64 of 256 dimensions")
     other = loop.train(settings.__class__(**{**vars(settings), "out": tmp_path / "other", "seed": 1}))
     assert "two models cannot be compared" in refused("search", "--gallery", place, "--model", other, *query)
     assert "no such collection" in refused("search", "--gallery", place + "x", "--model", model, *query)
+    assert cli("index", "add", tree / "photo", "--gallery", tmp_path / "whole", "--model", model)[0] == 0
+    assert "holds vectors of" in refused("index", "push", "--gallery", tmp_path / "whole", "--to", place)
     cli("index", "remove", "--gallery", folder, "--label", "ball")
     assert cli("index", "push", "--gallery", folder, "--to", place)[1].endswith(
         "14 pictures (2 removed, 14 unchanged)\n"

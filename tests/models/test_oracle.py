@@ -59,13 +59,17 @@ def disturb(model):
 @pytest.mark.parametrize("depths", [(2, 3), (3, 2)], ids=str)
 def test_every_term_and_gradient(tmp_path, doubles, depths, conditioning, setting):
     name = architecture(tmp_path, *depths)
-    margins = ["adaptive", "fixed"] if conditioning == "modality" else ["adaptive"]
-    for margin in margins:
+    # Sizes of the features besides all 48 components; naming those changes nothing.
+    some = (8, 17) if setting == "category" else (8, 17, 48)
+    kinds = [("adaptive", ()), ("fixed", some)]
+    if conditioning == "instance":
+        kinds = [("adaptive", ())] if depths == (2, 3) else [("adaptive", some)]
+    for margin, sizes in kinds:
         config = TrainConfig(
             setting=setting,
             backbone=BackboneConfig(name=name, pretrained="random"),
             prompts=PromptConfig(conditioning=conditioning),
-            loss=LossConfig(margin=margin, permutations=10, jigsaw_width=64),
+            loss=LossConfig(margin=margin, matryoshka=sizes, permutations=10, jigsaw_width=64),
         )
         model = build(config, CLASSES).double().train()
         tokenizer = open_clip.get_tokenizer(name)
@@ -100,6 +104,7 @@ def test_every_term_and_gradient(tmp_path, doubles, depths, conditioning, settin
             conditioning == "instance",
             0.2 if margin == "fixed" else None,
             floor,
+            tuple(size for size in sizes if size < 48),
         )
         assert set(got) == set(want)
         for term, value in want.items():

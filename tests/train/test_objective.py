@@ -253,3 +253,57 @@ def test_a_form_of_the_jigsaw(plugged):
     terms_ = objective(*batch(objective))
     terms_["jigsaw"].backward()
     assert all(p.grad is not None for p in objective.model.jigsaw.parameters())
+
+
+def test_matryoshka_is_the_mean_over_sizes():
+    """Of a term on features, the permuted triplet too; what reads tokens is the same, and all components are plain."""
+    sizes = (16, 64, 256)
+    for form in ("permuted-triplet", "conditional"):
+        loss = LossConfig(jigsaw_form=form, jigsaw=1.0, margin="fixed", matryoshka=sizes)
+        plain = make(loss=LossConfig(jigsaw_form=form, jigsaw=1.0, margin="fixed"), method="clip-ln")
+        nested = make(loss=loss, method="clip-ln")
+        assert plain.model.dimensions == (256,) and nested.model.dimensions == sizes
+        seen = {}
+
+        def recorded(name, term, seen=seen):
+            def run(one):
+                seen.setdefault(name, []).append(one)
+                return term(one)
+
+            return run
+
+        nested.terms = {name: recorded(name, term) for name, term in nested.terms.items()}
+        one = batch(plain)
+        got, want = nested(*one), plain(*one)
+        whole = seen["triplet"][-1]
+        assert [len(cut.features[0]) for cut in seen["triplet"]] == list(sizes)
+        for cut, size in zip(seen["triplet"], sizes, strict=True):
+            for name in ("features", "texts", "negative"):
+                head = getattr(whole, name)[..., :size]
+                torch.testing.assert_close(getattr(cut, name), head / head.norm(dim=-1, keepdim=True))
+        for name in ("triplet", "classification", "jigsaw"):
+            values = [terms.TERMS[name](cut) for cut in seen["triplet"]]
+            torch.testing.assert_close(values[-1], want[name], rtol=0, atol=0)
+            if name == "jigsaw" and form == "conditional":
+                assert len(seen[name]) == 1 and torch.equal(got[name], want[name])
+            else:
+                torch.testing.assert_close(got[name], sum(values) / 3)
+                assert not torch.allclose(got[name], want[name], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((64, 64), "loss.matryoshka must rise, got 64 64"),
+        ((128, 64), "loss.matryoshka must rise, got 128 64"),
+        ((4, 64), "loss.matryoshka: sizes must be at least 8, got 4"),
+        ((64, 512), "loss.matryoshka: this model's vectors have 256 components, got 512"),
+    ],
+)
+def test_sizes_that_no_vector_has(sizes, message):
+    with pytest.raises(UserError, match=f"^{message}$"):
+        make(loss=LossConfig(matryoshka=sizes))
+
+
+def test_the_full_size_is_always_trained():
+    assert make(loss=LossConfig(matryoshka=(8, 32)), method="clip-ln").sizes == (8, 32, 256)

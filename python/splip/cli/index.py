@@ -130,10 +130,17 @@ def _open_or_create(config: IndexAddConfig) -> Gallery:
         gallery = Gallery.open(config.gallery, engine=engine, device=device, model=model, write=True)
         if model is not None:
             _ = gallery.encoder  # another model is refused even if there is nothing to encode
+        if config.dimensions not in (None, gallery.dim):
+            gallery.close()
+            raise UserError(
+                f"{config.gallery}: has vectors of {gallery.dim} dimensions; --dimensions {config.dimensions} takes a new gallery"
+            )
         return gallery
     if config.model is None:
         raise UserError(f"{config.gallery}: no such gallery; to make it, name a model: --model vit-b-32, for one")
-    return Gallery.create(config.gallery, config.model, engine=engine, device=config.device)
+    return Gallery.create(
+        config.gallery, config.model, engine=engine, device=config.device, dimensions=config.dimensions
+    )
 
 
 def _count(number: int, noun: str) -> str:

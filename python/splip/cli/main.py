@@ -40,7 +40,17 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "splip eval --model runs/sample --baselines --out results\n"
         "  splip eval --model runs/sample --protocol gzs --gallery sempcyc all --k 10 100 --metrics all\n"
         "  splip eval --model runs/sample --protocol fg --json fine-grained.json\n"
-        "  splip eval --model runs/sketchy --dataset tuberlin --root TUBerlin --out elsewhere",
+        "  splip eval --model runs/sketchy --dataset tuberlin --root TUBerlin --out elsewhere\n"
+        "  splip eval --features sketches.npy photos.npy --labels sketches.txt photos.txt --metrics zse",
+    ),
+    "compare": (
+        "splip.evaluation.config:CompareConfig",
+        "splip.evaluation.compare:compare",
+        "test the difference of two evaluations, query by query",
+        "splip eval --model runs/one --per-query one.csv\n"
+        "  splip eval --model runs/two --per-query two.csv\n"
+        "  splip compare one.csv two.csv\n"
+        "  splip compare one.csv one.csv --methods 'SpLIP, prompts removed' SpLIP",
     ),
     "sweep": (
         "splip.cli.config:SweepConfig",

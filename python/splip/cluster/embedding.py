@@ -86,7 +86,8 @@ def add(
     if load is None:
         from splip.encoders.encoder import Encoder
 
-        load = partial(Encoder.load, absolute(gallery.model_source()), encoder, device=device)
+        source = absolute(gallery.model_source())
+        load = partial(Encoder.load, source, encoder, device=device, dimensions=gallery.dim)
     done, began = Embedded(), time.monotonic()
     with gallery.writing():
         recover(gallery, done, tell)

@@ -101,6 +101,7 @@ def describe(found: Path | Model, model: Any) -> Manifest:
         },
         verification={},
         versions={},
+        dimensions=list(model.dimensions),
     )
 
 

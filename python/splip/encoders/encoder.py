@@ -6,6 +6,7 @@ Importing this module imports numpy and Pillow only; torch or an engine is impor
 ``tensorrt``, then ``onnxruntime`` with CUDA; on the CPU ``openvino``, then ``onnxruntime``.
 """
 
+import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from splip import images
-from splip.encoders import cuda, manifest, tensorrt_runtime
+from splip.encoders import compact, cuda, manifest, tensorrt_runtime
 from splip.encoders.base import BATCH, Runner, flag, import_engine, installed
 from splip.encoders.manifest import MODALITIES, Manifest
 from splip.encoders.onnxruntime import CUDA_PROVIDER, OnnxRuntimeRunner
@@ -53,8 +54,10 @@ class Encoder:
     ) -> None:
         self.path, self.engine, self.precision = path, engine, runner.precision
         self.image_size, self.embed_dim = about.image_size, about.embed_dim
+        self.dimensions = tuple(about.dimensions) or (about.embed_dim,)  # that embed_dim may be, see sized()
         self.fit, self.crop_sketches = about.fit, about.crop_sketches
         self.identity, self.name = about.identity, about.name
+        self._whole = about.embed_dim, about.identity, about.name
         self._runner: Runner | None = runner
         self._low, self._high = low, high
         self._text = runner if isinstance(runner, TorchRunner) else text
@@ -69,6 +72,7 @@ class Encoder:
         threads: int | None = None,
         precision: str | None = None,
         cache: Path | None = None,
+        dimensions: int | None = None,
     ) -> "Encoder":
         """An encoder that is ready to run.
 
@@ -81,10 +85,29 @@ class Encoder:
             precision: torch, compile: fp32 (default), bf16 or fp16 blocks with a float32 head. openvino: fp32 or
                 bf16; default: bf16 if its export was verified so and this CPU has AMX. Others: as exported.
             cache: folder where openvino and onnxruntime-tensorrt keep what they compiled.
+            dimensions: D, one of the sizes that the model was trained for; None: all components.
 
         Raises:
-            UserError: no such model, damaged, an engine that is not installed or cannot run it here.
+            UserError: no such model, damaged, an engine that is not installed or cannot run it here, or a size that
+                the model was not trained for.
         """
+        loaded = cls._load(name, engine, device, threads, precision, cache)
+        try:
+            return loaded if dimensions is None else loaded.sized(dimensions)
+        except UserError:
+            loaded.close()
+            raise
+
+    @classmethod
+    def _load(
+        cls,
+        name: Path | str | Model,
+        engine: str,
+        device: str,
+        threads: int | None,
+        precision: str | None,
+        cache: Path | None,
+    ) -> "Encoder":
         if engine not in ("auto", *ENGINES):
             raise UserError(f"unknown engine {engine}: choose auto, {', '.join(ENGINES)}")
         if threads is not None and threads < 1:
@@ -137,6 +160,26 @@ class Encoder:
             return cls(path, name, runner, about, low if name.endswith("tensorrt") else 1, high, text)
         raise UserError(_nothing_runs(path, about, device))
 
+    def sized(self, dimensions: int) -> "Encoder":
+        """The same encoder with shorter vectors, or longer ones again; what one closes is closed for both.
+
+        Args:
+            dimensions: one of :attr:`dimensions`; vectors are their first so many components, at unit length again.
+
+        Raises:
+            UserError: the model was not trained for this size.
+        """
+        if dimensions not in self.dimensions:
+            sizes = ", ".join(map(str, self.dimensions))
+            more = "" if len(self.dimensions) > 1 else "; other sizes take a training with --loss.matryoshka"
+            raise UserError(f"{self.path}: was not trained for {dimensions} dimensions, only for {sizes}{more}")
+        view = copy.copy(self)
+        whole, identity, name = self._whole
+        part = None if dimensions == whole else dimensions
+        view.embed_dim, view.identity = dimensions, manifest.identity_at(identity, part)
+        view.name = name if part is None else f"{name}, {part} of {whole} dimensions"
+        return view
+
     def encode(self, pixels: np.ndarray, modality: str) -> np.ndarray:
         """Unit-length features float32 ``[B, D]`` of prepared images, any B.
 
@@ -160,7 +203,7 @@ class Encoder:
             count = len(part)
             if count < self._low:  # an engine built for larger batches: the last image fills it up
                 part = np.concatenate([part, np.repeat(part[-1:], self._low - count, axis=0)])
-            out[start : start + count] = self._runner(part, modality)[:count]
+            out[start : start + count] = compact.first(self._runner(part, modality)[:count], self.embed_dim)
         return out
 
     def encode_text(self, texts: Sequence[str], modality: str = "photo") -> np.ndarray:
@@ -184,7 +227,8 @@ class Encoder:
             raise ValueError(f"modality must be sketch or photo, got {modality!r}")
         out = np.empty((len(texts), self.embed_dim), dtype=np.float32)
         for start in range(0, len(texts), BATCH):
-            out[start : start + BATCH] = self._text.encode_text(texts[start : start + BATCH], modality)
+            words = self._text.encode_text(texts[start : start + BATCH], modality)
+            out[start : start + BATCH] = compact.first(words, self.embed_dim)
         return out
 
     def prepare(self, image: Image.Image, modality: str) -> np.ndarray:

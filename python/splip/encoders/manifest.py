@@ -96,6 +96,9 @@ class Manifest:
     versions: dict[str, str]
     rejected: dict[str, Any] = field(default_factory=dict)  # files that failed their verification, and why
     text: Text | None = None
+    dimensions: list[int] = field(
+        default_factory=list
+    )  # sizes that vectors may be cut to, embed_dim last; none: it alone
 
     def image_shape(self) -> list[int]:
         """Of one image, as the files take it."""
@@ -127,6 +130,16 @@ class Manifest:
                 raise UserError(f"{path}: is missing; {folder / FILE} lists it")
             if disk.file_hash(path) != self.sha256.get(name):
                 raise UserError(f"{path}: damaged, or not the file that was exported (sha256 differs); export again")
+
+
+def identity_at(identity: str, size: int | None) -> str:
+    """A model's identity with vectors cut to ``size``: they cannot be compared with others. None: whole ones."""
+    return identity if size is None else f"{identity}/{size}"
+
+
+def model_hash(identity: str) -> str:
+    """The sha256 of the checkpoint in an identity, see :func:`identity_at`."""
+    return identity.partition("/")[0]
 
 
 def is_export(folder: Path) -> bool:
@@ -189,6 +202,10 @@ def _damage(about: Manifest) -> str | None:
         "image_size": whole(about.image_size, MOST_SIDE),
         "embed_dim": whole(about.embed_dim, MOST_WIDTH),
         "fit": about.fit in typing.get_args(decode.Fit),
+        "dimensions": isinstance(about.dimensions, list)
+        and all(whole(size, MOST_WIDTH) for size in about.dimensions)
+        and about.dimensions == sorted(set(about.dimensions))
+        and about.dimensions[-1:] in ([], [about.embed_dim]),
         "crop_sketches": isinstance(about.crop_sketches, bool),
         "mean": numbers(about.mean, -1e3),
         "std": numbers(about.std, 1e-3),

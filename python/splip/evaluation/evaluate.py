@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ from splip import disk
 from splip.data.config import DataConfig
 from splip.data.trees import Tree, load_tree
 from splip.errors import UserError
-from splip.evaluation import metrics, plots, prompts, protocols
+from splip.evaluation import given, metrics, plots, prompts, protocols, queries
 from splip.evaluation.baselines import backbone_words, chance, hog, mean, need_hog, plain_backbone, raw_pixels
 from splip.evaluation.config import EvalConfig
+from splip.evaluation.presets import PRESETS
 from splip.evaluation.protocols import Protocol
 from splip.evaluation.test_set import Features, TestSet, View
 from splip.images import grid
 from splip.models.checkpoint import pick_device
-from splip.models.names import resolve
+from splip.models.names import Model, resolve
 from splip.models.registry import identity, load_model
 from splip.models.retriever import Retriever
 
@@ -40,54 +42,144 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             raise UserError(f"{config.out}: exists and is not a folder")
     if any(k < 1 for k in config.k):
         raise UserError(f"--k must be at least 1, got {min(config.k)}")
+    if config.protocol == "fg" and config.metrics in PRESETS:
+        raise UserError(f"--metrics {config.metrics} is about classes; the protocol fg asks for the very photo")
     device = pick_device(config.device)
+    if config.features or config.labels or config.instances:
+        return _given(config, device)
+    if config.model is None:
+        raise UserError("nothing to measure: give --model, or --features and --labels")
     model = load_model(found := resolve(config.model), device)
+    sizes = _sizes(config, model)
     data = _test_data(config, model.config.data)
+    if config.duplicates:
+        if config.protocol != "zs" or config.gallery or data.dataset == "tree":
+            raise UserError("--duplicates is for the protocol zs on a benchmark, which holds photos twice")
+        data = replace(data, dedup=False)
     tree = load_tree(data.root, data)
     names = list(getattr(tree, config.classes))
     if not names:
         raise UserError(f"{tree.root}: no {config.classes} classes")
     chosen = protocols.build(config.protocol, config.gallery, tree, names, config.seed)
+    if config.duplicates:
+        chosen = [one for p in chosen for one in protocols.both_counts(p, tree)]
     leaked = _leaked(config, model, data, tree, names)
     if leaked:
         chosen += [protocols.without(p, tree, leaked) for p in chosen]
 
-    everything = np.unique(np.concatenate([p.gallery for p in chosen]))
-    test = TestSet(tree, names, data, model.backbone.image_size, everything)
+    photos, sketches = (
+        np.unique(np.concatenate(parts)) for parts in zip(*((p.gallery, p.queries) for p in chosen), strict=True)
+    )
+    test = TestSet(tree, names, data, model.backbone.image_size, photos, sketches)
     if test.skipped:
         print(f"left out {len(test.skipped)} unreadable pictures: " + ", ".join(str(s.path) for s in test.skipped))
     views = [View(test, p, device) for p in chosen]
-    features, looked = _embed(config, test, model, device)
-    method, ours = model.config.method, _name(model)
+    features, looked = _embed(config, test, model, sizes, device)
+    ours = _name(model)
+    own = features[ours][0]
 
     measured = []
     for view in views:
         columns = _columns(config, data, view.protocol)
         rows = {n: mean([view.measure(f, columns) for f in fs], view.sketches.labels) for n, fs in features.items()}
         print_table(_title(view), rows)
+        _say_whose(config)
         if view.unpaired:
             print(f"left out {view.unpaired} sketches whose own photo cannot be read")
         measured.append((view, rows))
-    sets = [_facts(view, rows, ours) for view, rows in measured]
     asked = {c.name: c.meaning for view, _ in measured for c in _columns(config, data, view.protocol)}
     if looked:
         shares = looked["slot_attention"]
         print(
             f"attention on the prompts {100 * shares['mean']:.1f}%, {100 * shares['uniform']:.1f}% if on all tokens alike"
         )
-    report = {
+    sets = [_facts(view, rows, ours) for view, rows in measured]
+    report = _report(config, found, model, test, leaked, asked, looked, sets)
+    if config.json is not None:
+        write_json(config.json, report)
+    if config.per_query is not None:
+        queries.write(config.per_query, [_by_query(view, rows) for view, rows in measured])
+    if config.grid is not None:
+        grid.save(config.grid, views[0].grid_rows(views[0].spread(), own), _title(views[0]))
+    if config.out is not None:
+        write_json(config.out / "results.json", report)
+        for view, rows in measured:
+            # One protocol writes into the folder itself, several into one each.
+            folder = config.out if len(measured) == 1 else config.out / view.protocol.name.replace(":", "-")
+            _write_set(folder, view, rows, ours, own, config.seed)
+        print(f"{config.out}: results.json, tables and pictures")
+    return report
+
+
+def _given(config: EvalConfig, device: torch.device) -> dict[str, Any]:
+    """``--features``: what anybody's method found."""
+    columns = _columns(config, DataConfig(), None)
+    measured = given.evaluate(config, columns, device)
+    report = given.report(config, measured, columns)
+    result = measured.results["features"]
+    print_table(
+        f"{result.queries} sketches in {result.gallery} photos, {len(result.per_class)} classes", measured.results
+    )
+    _say_whose(config)
+    if config.json is not None:
+        write_json(config.json, report)
+    if config.per_query is not None:
+        queries.write(config.per_query, [measured])
+    return report
+
+
+def _by_query(view: View, rows: dict[str, metrics.Result]) -> queries.Measured:
+    root, tree = view.test.tree.root, view.test.tree
+    names = [os.path.relpath(path, root) for path in view.sketches.paths]
+    return queries.Measured(view.protocol.name, names, [tree.classes[label] for label in view.sketches.labels], rows)
+
+
+def _say_whose(config: EvalConfig) -> None:
+    if config.metrics in PRESETS:
+        which = "queries" if PRESETS[config.metrics].mean == "query_mean" else "classes"
+        print(f"columns of {PRESETS[config.metrics].whose}; its means are over {which}")
+
+
+def _sizes(config: EvalConfig, model: Retriever) -> list[int]:
+    """The sizes of vectors to be measured besides the whole ones.
+
+    Raises:
+        UserError: the checkpoint was not trained for one.
+    """
+    for size in config.dimensions:
+        if size not in model.dimensions:
+            held = ", ".join(map(str, model.dimensions))
+            raise UserError(f"--dimensions {size}: {config.model} was trained for {held} (see --loss.matryoshka)")
+    return [size for size in dict.fromkeys(config.dimensions) if size != model.dimensions[-1]]
+
+
+def _report(
+    config: EvalConfig,
+    found: Model,
+    model: Retriever,
+    test: TestSet,
+    leaked: list[str],
+    columns: dict[str, str],
+    looked: dict[str, Any],
+    sets: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """What results.json says."""
+    ours = _name(model)
+    return {
         "protocol": sets[0]["protocol"],
-        "dataset": tree.dataset,
-        "split": tree.split,
+        "dataset": test.tree.dataset,
+        "split": test.tree.split,
         "classes": sets[0]["classes"],
         "queries": sets[0]["queries"],
         "gallery": sets[0]["gallery"],
         "skipped": [str(s.path) for s in test.skipped],
         "leaked": leaked,
-        "columns": {name: text for name, text in asked.items() if any(name in s["query_mean"][ours] for s in sets)},
+        "columns": {name: text for name, text in columns.items() if any(name in s["query_mean"][ours] for s in sets)},
         "order": "cosine in float32, falling; ties by gallery index",
+        "metrics": config.metrics,
         "seed": config.seed,
-        "method": method,
+        "method": model.config.method,
+        "dimensions": list(model.dimensions),
         "checkpoint": {"file": found.name, "sha256": identity(model, found.path)},
         "backbone": model.backbone_identity,
         "splip": splip.__version__,
@@ -96,19 +188,6 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "class_mean": sets[0]["class_mean"],
         "results": sets,
     }
-    if config.json is not None:
-        write_json(config.json, report)
-    if config.grid is not None:
-        view, own = views[0], features[ours][0]
-        grid.save(config.grid, view.grid_rows(view.spread(), own), _title(view))
-    if config.out is not None:
-        write_json(config.out / "results.json", report)
-        for view, rows in measured:
-            # One protocol writes into the folder itself, several into one each.
-            folder = config.out if len(measured) == 1 else config.out / view.protocol.name.replace(":", "-")
-            _write_set(folder, view, rows, ours, features[ours][0], config.seed)
-        print(f"{config.out}: results.json, tables and pictures")
-    return report
 
 
 def _name(model: Retriever) -> str:
@@ -116,7 +195,7 @@ def _name(model: Retriever) -> str:
 
 
 def _embed(
-    config: EvalConfig, test: TestSet, model: Retriever, device: torch.device
+    config: EvalConfig, test: TestSet, model: Retriever, sizes: list[int], device: torch.device
 ) -> tuple[dict[str, list[Features]], dict[str, Any]]:
     """Features of every row of the table; and what looks at the prompts, for the report."""
     features: dict[str, list[Features]] = {}
@@ -125,7 +204,8 @@ def _embed(
         features["raw pixels"] = [raw_pixels(test)]
         features["HOG"] = [hog(test)]
         features[f"plain {backbone_words(model)}"] = [plain_backbone(test, model, device)]
-    features[_name(model)] = [test.embed_model(model, device, bars=True)]
+    own = test.embed_model(model, device, bars=True)
+    features |= {_name(model): [own], **{f"{_name(model)}, {size}": [own.first(size)] for size in sizes}}
     if not config.prompts or not prompts.written(model):
         return features, {}
     for change in prompts.CHANGES:
@@ -180,9 +260,12 @@ def _leaked(config: EvalConfig, model: Retriever, data: DataConfig, tree: Tree, 
     return leaked
 
 
-def _columns(config: EvalConfig, data: DataConfig, protocol: Protocol) -> list[metrics.Column]:
-    if protocol.instances:
+def _columns(config: EvalConfig, data: DataConfig, protocol: Protocol | None) -> list[metrics.Column]:
+    if protocol is not None and protocol.instances:
         return [metrics.accuracy_column(k, protocol.in_class) for k in config.k or (1, 5, 10)]
+    if config.metrics in PRESETS:
+        preset = PRESETS[config.metrics]
+        return preset.columns(config.k or preset.ks)
     instances = [c for c in metrics.DEFAULT if c.relevance != "class"]
     variants = config.metrics == "all"
     if not config.k and data.dataset == "tree" and not variants:
@@ -256,7 +339,7 @@ def write_json(path: Path, report: dict[str, Any]) -> None:
         raise UserError(f"cannot write {path}: {error}") from None
 
 
-def print_table(title: str, rows: dict[str, metrics.Result]) -> None:
+def print_table(title: str, rows: Mapping[str, metrics.Result]) -> None:
     """Means over queries, and below them means over classes; many columns stand upright."""
     names = list(next(iter(rows.values())).query_mean)
     table = Table()

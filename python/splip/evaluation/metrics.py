@@ -96,9 +96,16 @@ def _envelope(hits: Hits, precision: np.ndarray) -> np.ndarray:
 
 
 def precision_at(hits: Hits, k: int, denominator: Literal["k", "min(k,R)"] = "k") -> np.ndarray:
-    """P@k = h / k of each query, ``[Q]`` float64; k may exceed the gallery and still divides. ZSE: h / min(k, R)."""
+    """P@k = h / k of each query, ``[Q]`` float64; k may exceed the gallery and still divides. Or h / min(k, R)."""
     divisor = np.array(k) if denominator == "k" else np.maximum(np.minimum(k, hits.total), 1)
     return hits.first(k).total / divisor
+
+
+def precision_at_reachable(hits: Hits, k: int) -> np.ndarray:
+    """Precision among the first min(k, R), ``[Q]`` float64: ZSE's P@k. 0 for a query with nothing relevant."""
+    reach = np.minimum(k, hits.total)
+    inside = hits.rank <= reach[hits.row]
+    return np.bincount(hits.row[inside], minlength=hits.queries) / np.maximum(reach, 1)
 
 
 def accuracy_at(hits: Hits, k: int) -> np.ndarray:
@@ -134,8 +141,13 @@ def map_column(k: int | None = None, denominator: Denominator = "min(k,R)", inte
 def precision_column(k: int, denominator: Literal["k", "min(k,R)"] = "k") -> Column:
     if denominator == "k":
         return Column(f"P@{k}", f"mean of h / {k}", lambda hits: precision_at(hits, k))
-    name, meaning = f"P@{k} /min(k,R)", f"mean of h / min({k}, R) (ZSE)"
+    name, meaning = f"P@{k} /min(k,R)", f"mean of h / min({k}, R)"
     return Column(name, meaning, lambda hits: precision_at(hits, k, denominator))
+
+
+def reachable_column(k: int) -> Column:
+    meaning = f"mean of the precision among the first min({k}, R) (ZSE)"
+    return Column(f"P@min({k},R)", meaning, lambda hits: precision_at_reachable(hits, k))
 
 
 def accuracy_column(k: int, in_class: bool = False) -> Column:
@@ -160,7 +172,7 @@ def category_columns(ks: Sequence[int], variants: bool = False) -> list[Column]:
             columns += [map_column(k, "h"), map_column(k, "k"), map_column(k, interpolated=True)]
         columns.append(precision_column(k))
         if variants:
-            columns.append(precision_column(k, "min(k,R)"))
+            columns += [precision_column(k, "min(k,R)"), reachable_column(k)]
     return columns
 
 

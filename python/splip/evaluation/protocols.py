@@ -12,7 +12,11 @@ import numpy as np
 from splip.data.trees import Tree, normal_name, unpaired
 from splip.errors import UserError
 
-GALLERIES = {"zs": (), "gzs": ("sempcyc", "per-class-20", "all"), "fg": ("per-class", "all")}
+GALLERIES = {
+    "zs": ("paired-photo",),
+    "gzs": ("sempcyc", "sempcyc-queries", "per-class-20", "all"),
+    "fg": ("per-class", "all"),
+}
 USUAL = {"zs": (), "gzs": ("sempcyc",), "fg": ("per-class", "all")}
 
 
@@ -24,7 +28,7 @@ class Protocol:
     meaning: str
     classes: list[str]  # of the sketches; folder names
     queries: np.ndarray  # positions in tree.sketches, rising
-    gallery: np.ndarray  # positions in tree.photos, rising
+    gallery: np.ndarray  # positions in tree.photos, rising; one that counts several times stands there so often
 
     @property
     def instances(self) -> bool:
@@ -45,19 +49,21 @@ def build(name: str, galleries: Sequence[str], tree: Tree, names: Sequence[str],
         galleries: some of ``GALLERIES[name]``; none: the usual ones.
         tree: the data set.
         names: its classes to be measured.
-        seed: of the choice of seen photos (gzs).
+        seed: of the choice of seen photos (gzs), and of a photo for each sketch (zs).
 
     Raises:
         UserError: a gallery of another protocol, no seen class, or sketches without a photo (fg).
     """
     strange = [g for g in galleries if g not in GALLERIES[name]]
     if strange:
-        choices = f"choose among {', '.join(GALLERIES[name])}" if GALLERIES[name] else "it has only one"
+        choices = f"choose among {', '.join(GALLERIES[name])}"
         raise UserError(f"--gallery {strange[0]}: not a gallery of the protocol {name}; {choices}")
     labels = [tree.classes.index(n) for n in names]
     queries = np.flatnonzero(np.isin(tree.sketches.labels, labels))
     photos = np.flatnonzero(np.isin(tree.photos.labels, labels))
     if name == "zs":
+        if galleries:
+            return [_paired_photo(tree, names, queries, photos, seed)]
         meaning = "sketches of the classes against the photos of these classes"
         return [Protocol("zs", meaning, list(names), queries, photos)]
     if name == "fg":
@@ -72,9 +78,38 @@ def build(name: str, galleries: Sequence[str], tree: Tree, names: Sequence[str],
     made = []
     for g in galleries or USUAL["gzs"]:
         extra, which = _seen_photos(tree, names, g, len(photos), seed)
-        meaning = f"sketches of the classes against their photos and {len(extra)} photos of seen classes: {which}"
-        made.append(Protocol(f"gzs:{g}", meaning, list(names), queries, np.union1d(photos, extra)))
+        asked, classes, more = queries, list(names), ""
+        if g == "sempcyc-queries":
+            added = _seen_sketches(tree, names, len(queries), seed)
+            asked, more = (
+                np.union1d(queries, added),
+                f" and {len(added)} sketches of seen classes, 20% of their number,",
+            )
+            classes += sorted({tree.classes[label] for label in np.asarray(tree.sketches.labels)[added]} - set(names))
+        meaning = f"sketches of the classes{more} against their photos and {len(extra)} photos of seen classes: {which}"
+        made.append(Protocol(f"gzs:{g}", meaning, classes, asked, np.union1d(photos, extra)))
     return made
+
+
+def _paired_photo(tree: Tree, names: Sequence[str], queries: np.ndarray, photos: np.ndarray, seed: int) -> Protocol:
+    """A photo of its class for each sketch, drawn anew each time: a photo may stand in the gallery several times."""
+    rng, of = np.random.default_rng(seed), np.asarray(tree.photos.labels)[photos]
+    labels = np.asarray(tree.sketches.labels)[queries]
+    pools = {label: photos[of == label] for label in np.unique(labels)}
+    empty = next((label for label, pool in pools.items() if not len(pool)), None)
+    if empty is not None:
+        raise UserError(f"{tree.root}: no photo of {tree.classes[empty]} for the gallery paired-photo")
+    drawn = np.array([pools[label][rng.integers(len(pools[label]))] for label in labels])
+    meaning = f"sketches of the classes against one photo for each of them, drawn from its class, seed {seed} (CLIP-AT's code)"
+    return Protocol("zs:paired-photo", meaning, list(names), queries, np.sort(drawn))
+
+
+def _seen_sketches(tree: Tree, names: Sequence[str], size: int, seed: int) -> np.ndarray:
+    """Positions of sketches of the seen classes, validation classes among them: 20% of ``size``."""
+    seen = {*tree.seen, *tree.validation} - set(names)
+    pool = np.flatnonzero(np.isin(tree.sketches.labels, [tree.classes.index(n) for n in seen]))
+    count = min(len(pool), round(0.2 * size))
+    return np.sort(np.random.default_rng([seed, 1]).choice(pool, count, replace=False))
 
 
 def _seen_photos(tree: Tree, names: Sequence[str], gallery: str, size: int, seed: int) -> tuple[np.ndarray, str]:
@@ -87,7 +122,7 @@ def _seen_photos(tree: Tree, names: Sequence[str], gallery: str, size: int, seed
     rng = np.random.default_rng(seed)
     if gallery == "all":
         return pool, "all there are"
-    if gallery == "sempcyc":
+    if gallery.startswith("sempcyc"):
         count = min(len(pool), round(0.2 * size))
         return np.sort(rng.choice(pool, count, replace=False)), f"20% of the unseen photos' number, seed {seed}"
     of = np.asarray(tree.photos.labels)[pool]
@@ -102,6 +137,28 @@ def _need_pairs(tree: Tree, queries: np.ndarray, photos: np.ndarray) -> None:
             f"the protocol fg needs a photo of each sketch's very thing, but {len(lacking)} of {len(queries)} sketches "
             f"have none, e.g. {lacking[0]}"
         )
+
+
+def both_counts(protocol: Protocol, tree: Tree) -> list[Protocol]:
+    """A protocol on a benchmark's photos, counted once each and as often as they lie there.
+
+    Published galleries count photos twice that are in the basic and in the extended folder.
+
+    Args:
+        protocol: built on all files.
+        tree: loaded with ``dedup`` off.
+
+    Raises:
+        UserError: no photo lies there twice.
+    """
+    things = np.asarray(tree.photos.instances)[protocol.gallery]
+    _, first = np.unique(things, return_index=True)  # of rising positions: the file that stays
+    twice = len(things) - len(first)
+    if not twice:
+        raise UserError(f"--duplicates: no photo of these classes lies twice in {tree.root}")
+    once = replace(protocol, gallery=protocol.gallery[np.sort(first)])
+    more = f"{protocol.meaning}; {twice} photos count twice, as they do in published galleries"
+    return [once, replace(protocol, name=f"{protocol.name}:with-duplicates", meaning=more)]
 
 
 # ---- classes that the checkpoint knows ----

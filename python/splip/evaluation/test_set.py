@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from splip import ops
@@ -43,6 +44,10 @@ class Features:
     sketches: Tensor
     photos: Tensor
 
+    def first(self, size: int) -> "Features":
+        """The first ``size`` components, at unit length again."""
+        return Features(*(F.normalize(whole[:, :size], dim=1) for whole in (self.sketches, self.photos)))
+
 
 class TestSet:
     """Sketches and photos of some classes, decoded, with their labels.
@@ -53,15 +58,23 @@ class TestSet:
         config: how pictures become square.
         side: pixels.
         gallery: positions of the photos in ``tree.photos``; None: those of the classes.
+        queries: positions of the sketches in ``tree.sketches``; None: those of the classes.
     """
 
     __test__ = False  # not a pytest class
 
     def __init__(
-        self, tree: Tree, names: list[str], config: DataConfig, side: int, gallery: np.ndarray | None = None
+        self,
+        tree: Tree,
+        names: list[str],
+        config: DataConfig,
+        side: int,
+        gallery: np.ndarray | None = None,
+        queries: np.ndarray | None = None,
     ) -> None:
         labels = [tree.classes.index(n) for n in names]
-        queries = np.flatnonzero(np.isin(tree.sketches.labels, labels))
+        if queries is None:
+            queries = np.flatnonzero(np.isin(tree.sketches.labels, labels))
         if gallery is None:
             gallery = np.flatnonzero(np.isin(tree.photos.labels, labels))
         sketches, photos = tree.sketches.take(queries.tolist()), tree.photos.take(gallery.tolist())
@@ -124,7 +137,9 @@ class View:
     def __init__(self, test: TestSet, protocol: Protocol, device: torch.device) -> None:
         self.test, self.protocol, self.device = test, protocol, device
         self.rows = np.flatnonzero(np.isin(test.queries, protocol.queries))
-        self.columns = np.flatnonzero(np.isin(test.gallery, protocol.gallery))
+        # In the order of the gallery, and as often: what could not be read is left out.
+        readable = protocol.gallery[np.isin(protocol.gallery, test.gallery)]
+        self.columns = np.searchsorted(test.gallery, readable)
         self.unpaired = 0
         self.photos = test.photos.take(self.columns.tolist())
         if protocol.instances:

@@ -19,6 +19,8 @@ class IndexAddConfig:
     model: str | None = None
     """The model by any name: a run or its checkpoint, an export folder, vit-b-32, open_clip:NAME/TAG, hf-hub:OWNER/NAME; see
     `splip models`. A new gallery keeps it. Default: the gallery's own."""
+    dimensions: int | None = None
+    """Of a new gallery: components of its vectors, a size that the model was trained for with --loss.matryoshka; none: all."""
     list: tuple[Path, ...] = ()
     """Files with one path a line, or ended by zero bytes as `find -print0` does; relative ones from the list's folder."""
     label_from: Literal["folder", "top", "none"] = "folder"

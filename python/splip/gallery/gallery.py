@@ -78,6 +78,7 @@ class Gallery(StoredGallery):
         engine: str = "auto",
         device: str = "auto",
         encoder: "Encoder | None" = None,
+        dimensions: int | None = None,
         segment_rows: int = SEGMENT_ROWS,
     ) -> "Gallery":
         """A new gallery without pictures, open for writing.
@@ -89,17 +90,21 @@ class Gallery(StoredGallery):
             engine: what encodes, see :class:`splip.encoders.encoder.Encoder`.
             device: cpu, cuda, ...; auto takes a GPU if there is one.
             encoder: of this model, if it is loaded already.
+            dimensions: components of the vectors, one of the sizes that the model was trained for; None: all, or as
+                many as ``encoder`` gives.
             segment_rows: vectors a file.
 
         Raises:
-            UserError: the folder exists and is not empty, or the model cannot be loaded.
+            UserError: the folder exists and is not empty, the model cannot be loaded, or was not trained for this size.
         """
         folder, found = Path(folder), resolve(model)
         need_free(folder)
         if encoder is None:
             from splip.encoders.encoder import Encoder
 
-            encoder = Encoder.load(found, engine, device=device)
+            encoder = Encoder.load(found, engine, device=device, dimensions=dimensions)
+        elif dimensions is not None:
+            encoder = encoder.sized(dimensions)
         make(folder, found, encoder, segment_rows)
         return cls(folder, engine=engine, device=device, write=True, encoder=encoder)
 

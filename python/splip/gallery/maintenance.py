@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from splip.encoders.manifest import model_hash
 from splip.errors import UserError
 from splip.gallery import catalog
 from splip.gallery.catalog import Filter, Item
@@ -144,7 +145,7 @@ def _check_model(gallery: Stored) -> Iterator[str]:
     except OSError as error:
         yield f"{path}: {error.strerror}"
         return
-    if digest.hexdigest() != gallery.facts.get("model_sha256", gallery.identity):
+    if digest.hexdigest() != gallery.facts.get("model_sha256", model_hash(gallery.identity)):
         yield f"{path}: is not the model that this gallery was made with"
 
 
@@ -252,7 +253,12 @@ def export(gallery: Stored, out: Path, form: str = "csv", filter: Filter | None 
                 block = gallery.files.read_rows(number, first, rows[-1] + 1)
                 file.write(np.ascontiguousarray(block[rows]).data)
     (_write_parquet if form == "parquet" else _write_csv)(out, items)
-    about = {"count": len(items), "dim": gallery.dim, "model": gallery.model, "model_sha256": gallery.identity}
+    about = {
+        "count": len(items),
+        "dim": gallery.dim,
+        "model": gallery.model,
+        "model_sha256": model_hash(gallery.identity),
+    }
     (out / "gallery.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     sync_folder(out)
     return len(items)

@@ -89,6 +89,8 @@ class QueryEncoder(ABC):
             return self._encoder
 
     def _same_model(self, encoder: "Encoder") -> "Encoder":
+        if encoder.embed_dim != self.dim and self.dim in encoder.dimensions:
+            encoder = encoder.sized(self.dim)
         if encoder.identity != self.identity:
             theirs = f"{encoder.name} ({encoder.identity[:12]})"
             raise UserError(

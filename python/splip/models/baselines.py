@@ -22,6 +22,8 @@ class ZeroShot(Retriever):
     def check(cls, config: TrainConfig) -> None:
         if config.train_backbone:
             raise UserError("method zero-shot trains nothing: leave out --train-backbone")
+        if config.loss.matryoshka:
+            raise UserError("method zero-shot trains nothing: leave out --loss.matryoshka")
 
     def trained(self) -> list[nn.Parameter]:
         return []

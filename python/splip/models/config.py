@@ -7,6 +7,7 @@ from typing import Any, Literal
 from splip.data.config import DataConfig
 from splip.errors import UserError
 
+SMALLEST = 8  # components of a vector that is cut
 LEAST = {"text_tokens": 0, "layer_tokens": 0, "visual_tokens": 1}
 MOST_TOKENS, MOST_WIDTH = 1000, 8192  # beyond any use: sizes that a damaged file could ask for fill the memory
 
@@ -76,6 +77,12 @@ class LossConfig:
     """Weight of the jigsaw loss (beta)."""
     divergence: float = 0.0
     """Weight of CLIP-AT's f-divergence between the classes' relative distances; needs per_class of 2 or more."""
+    matryoshka: tuple[int, ...] = ()
+    """Sizes, e.g. 64 128 256: what the losses say of features and texts is the mean over their first so many components,
+    normalised again, and over all of them. Vectors may be cut to these sizes afterwards (--dimensions); none: they may not."""
+    rotate: bool = True
+    """With matryoshka, before training: turn all vectors to the principal axes of the training pictures, which changes no
+    cosine. The first components of a pre-trained backbone, whose last projection is not trained, say no more than others."""
     logit_scale: float | None = None
     """Inverse temperature of the cross-entropy; none: the backbone's own."""
     margin: str = "adaptive"
@@ -178,6 +185,23 @@ def as_saved(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(found.get(part), dict):
             found[part] = {**before, **found[part]}
     return found
+
+
+def trained_sizes(loss: LossConfig, dim: int) -> tuple[int, ...]:
+    """The sizes that a model's vectors may have: those of ``loss.matryoshka``, rising, and all ``dim`` components last.
+
+    Raises:
+        UserError: sizes that no vector of this model can have.
+    """
+    given = list(loss.matryoshka)
+    listed = " ".join(map(str, given[:8])) + (" ..." if len(given) > 8 else "")
+    if given != sorted(set(given)):
+        raise UserError(f"loss.matryoshka must rise, got {listed}")
+    if given and given[0] < SMALLEST:
+        raise UserError(f"loss.matryoshka: sizes must be at least {SMALLEST}, got {given[0]}")
+    if given and given[-1] > dim:
+        raise UserError(f"loss.matryoshka: this model's vectors have {dim} components, got {given[-1]}")
+    return tuple(given) if given and given[-1] == dim else (*given, dim)
 
 
 def check_numbers(config: TrainConfig, layers: int, any_depth: bool) -> None:

@@ -122,3 +122,11 @@ class CoupledPrompts(nn.Module):
     def visual(self) -> list[Tensor]:
         """For each layer ``[m, d_v]``."""
         return [couple(text) for couple, text in zip(self.couple, self.text, strict=True)]
+
+
+def of_size(prompts: list[Tensor] | None, size: tuple[int, ...], what: str) -> list[Tensor] | None:
+    """Prompts that a method wrote, which must all have this size."""
+    for layer, prompt in enumerate(prompts or ()):
+        if tuple(prompt.shape) != size:
+            raise ValueError(f"{what}: layer {layer} has prompts {list(prompt.shape)}, expected {list(size)}")
+    return prompts

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from splip import distributed
 from splip.data.trees import MODALITIES
 from splip.errors import UserError, short
-from splip.models import selection
+from splip.models import rotation, selection
 from splip.models.clip import PromptedCLIP
-from splip.models.config import TrainConfig, check_numbers
+from splip.models.config import TrainConfig, check_numbers, trained_sizes
 from splip.models.jigsaw import WITH_HEAD, JigsawHead, permutation_bank
+from splip.models.prompts import of_size
 from splip.models.saved import restore, state_of
 from splip.models.stem import as_affine
 from splip.models.towers.clip import ClipViT
@@ -73,6 +74,7 @@ class Retriever(nn.Module):
     tokens: Tensor
     word_ids: Tensor
     permutations: Tensor | None
+    rotation: Tensor | None
     jigsaw: JigsawHead | None
 
     def __init__(self, config: TrainConfig, classes: Sequence[str]) -> None:
@@ -88,6 +90,7 @@ class Retriever(nn.Module):
             clip.need_last_norm()
         self.backbone_identity = clip.identity()
         check_numbers(config, max(clip.visual_layers, clip.text_layers), self.any_depth)
+        self.dimensions = trained_sizes(config.loss, clip.embed_dim)  # that vectors may have, the last is D
         self.jigsaw = None
         with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
             torch.manual_seed(config.seed)
@@ -106,6 +109,7 @@ class Retriever(nn.Module):
             permutation_bank(config.loss.permutations, config.loss.tiles, config.seed) if config.loss.jigsaw else None
         )
         self.register_buffer("permutations", bank)
+        self.register_buffer("rotation", rotation.none(clip, config.loss))
         # From random weights a loss on cosines collapses: every input soon gets the same feature. A
         # BatchNorm after the last LayerNorm of each tower keeps the features apart. In inference it is
         # a constant affine map. Pre-trained towers need none.
@@ -288,12 +292,12 @@ class Retriever(nn.Module):
 
     def _text_prompts(self, groups: int, patches: Tensor | None) -> list[Tensor] | None:
         size = (groups, self.text_tokens, self.backbone.text_width)
-        return _of_size(self.write_text(groups, patches), size, f"{type(self).__name__}.write_text")
+        return of_size(self.write_text(groups, patches), size, f"{type(self).__name__}.write_text")
 
     def _visual_prompts(self, modality: Tensor, summary: Any) -> list[Tensor] | None:
         prompts = self.write_visual(modality, summary)
         size = (len(modality), prompts[0].shape[1] if prompts else 0, self.backbone.visual_width)
-        return _of_size(prompts, size, f"{type(self).__name__}.write_visual")
+        return of_size(prompts, size, f"{type(self).__name__}.write_visual")
 
     def condition_modalities(self, mean: Tensor) -> Conditions:
         """Texts and visual prompts of both modalities.
@@ -490,11 +494,3 @@ class Retriever(nn.Module):
         """Load what :meth:`checkpoint` returned."""
         restore(self, state, source)
         self._forget()
-
-
-def _of_size(prompts: list[Tensor] | None, size: tuple[int, ...], what: str) -> list[Tensor] | None:
-    """Prompts that a method wrote, which must all have this size."""
-    for layer, prompt in enumerate(prompts or ()):
-        if tuple(prompt.shape) != size:
-            raise ValueError(f"{what}: layer {layer} has prompts {list(prompt.shape)}, expected {list(size)}")
-    return prompts

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from splip.config import to_dict
 from splip.errors import UserError
+from splip.models import rotation
 from splip.models.checkpoint import FORMAT, name_of
 
 Model = Any  # a Retriever, which imports this module
@@ -51,6 +52,7 @@ def restore(model: Model, state: dict[str, Any], source: object) -> None:
     lacking = sorted(set(buffers) - set(state["buffers"]))
     if lacking:
         raise UserError(f"{source}: lacks {lacking[0]}")
+    rotation.restore(model.backbone, model.rotation, state["buffers"], source)
     with torch.no_grad():
         for part, targets in (("trainable", own), ("buffers", buffers)):
             for name, target in targets.items():

@@ -20,12 +20,12 @@ from starlette.types import ASGIApp
 
 from splip import __version__
 from splip.errors import UserError
-from splip.serve import bodies
+from splip.serve import bodies, embeddings
 from splip.serve.middleware import COOKIE, Access, Guard, Refusal, is_loopback
-from splip.serve.openapi import ADD_BODY, BATCH_BODY, PICTURE, PROBLEMS, SEARCH_BODY, document
+from splip.serve.openapi import ADD_BODY, BATCH_BODY, EMBED_BODY, FAILURES, PICTURE, PROBLEMS, SEARCH_BODY, document
 from splip.serve.queries import Query, Whole
 from splip.serve.requests import client_of, media_type, problem, read_query, unless_gone
-from splip.serve.schemas import About, Added, Answer, Answers, Problem, State
+from splip.serve.schemas import About, Added, Answer, Answers, Embeddings, Model, Models, Problem, State
 from splip.serve.service import RETRY, Service
 from splip.serve.thumbnails import SIDES, File
 
@@ -63,6 +63,7 @@ def create(service: Service, token: str | None = None) -> Guard:
     )
     _answer_errors(app, service)
     _add_searches(app, service)
+    _add_vectors(app, service)
     _add_gallery(app, service, writes=token is not None and service.writer is not None)
     _add_pictures(app, service)
     _add_items(app, service)
@@ -107,10 +108,10 @@ def _need_ready(service: Service) -> None:
 def _answer_errors(app: FastAPI, service: Service) -> None:
     telemetry = service.telemetry
 
-    async def refuse(_: Request, error: Exception) -> Response:
+    async def refuse(request: Request, error: Exception) -> Response:
         refusal = problem(error, service.folder)
         telemetry.refused.labels(refusal.code).inc()
-        return refusal.response()
+        return refusal.response(request.url.path)
 
     for error in (HTTPException, RequestValidationError, ValidationError, UserError, TimeoutError, OSError):
         app.add_exception_handler(error, refuse)
@@ -122,9 +123,9 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
 
     app.add_exception_handler(ClientDisconnect, forget)
 
-    async def fail(_: Request, error: Exception) -> Response:
+    async def fail(request: Request, error: Exception) -> Response:
         telemetry.refused.labels("internal").inc()
-        return JSONResponse({"error": "internal", "message": "the service failed; its log says more"}, 500)
+        return Refusal(500, "internal", "the service failed; its log says more").response(request.url.path)
 
     app.add_exception_handler(Exception, fail)
 
@@ -170,6 +171,38 @@ def _add_searches(app: FastAPI, service: Service) -> None:
             return JSONResponse({"answers": await unless_gone(request, all_of_them())})
 
 
+def _add_vectors(app: FastAPI, service: Service) -> None:
+    config = service.config
+
+    @app.post(
+        "/v1/embeddings", responses=FAILURES, response_model=Embeddings, tags=["vectors"], openapi_extra=EMBED_BODY
+    )
+    async def embed(request: Request) -> Response:
+        """Vectors of texts and pictures, in the shape of OpenAI's API: its client libraries can ask for them."""
+        deadline = time.monotonic() + config.timeout_s
+        _need_ready(service)
+        if media_type(request) != "application/json":
+            raise Refusal(415, "media_type", "send JSON")
+        body, client = await request.body(), client_of(request)
+        asked = await service.parsing.run(embeddings.parse, body, config.max_queries, client=client)
+        with service.batcher.admit(len(asked.inputs), client) as admission:
+            work = embeddings.answer(service, asked, admission, deadline)
+            return JSONResponse(await unless_gone(request, work))
+
+    @app.get("/v1/models", responses=FAILURES, response_model=Models, tags=["vectors"])
+    async def models() -> dict[str, Any]:
+        """The model that is served, as OpenAI's API lists it."""
+        _need_ready(service)
+        return {"object": "list", "data": [embeddings.described(service)]}
+
+    @app.get("/v1/models/{id}", responses=FAILURES, response_model=Model, tags=["vectors"])
+    async def model(id: str) -> dict[str, Any]:
+        """The same of one model, by its id or as ``splip``."""
+        _need_ready(service)
+        embeddings.check_model(service, id)
+        return embeddings.described(service)
+
+
 def _add_gallery(app: FastAPI, service: Service, writes: bool) -> None:
     config = service.config
 
@@ -186,6 +219,7 @@ def _add_gallery(app: FastAPI, service: Service, writes: bool) -> None:
             engine=encoder.engine,
             precision=encoder.precision,
             embed_dim=encoder.embed_dim,
+            dimensions=embeddings.sizes(service),
             image_size=encoder.image_size,
             text=service.text,
             writes=writes,

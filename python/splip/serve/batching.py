@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from splip.gallery.matches import Match
     from splip.gallery.protocol import Searchable
 
+Words = tuple[str, str]  # a text, and what it is prompted as
 TEXTS = 1024  # texts whose vectors are kept
 PAUSE = 0.5  # seconds before a worker that ended takes up its work again; doubled while it ends again and again
 MAX_PAUSE = 10.0
@@ -41,11 +42,13 @@ class Search:
     modality: str
     text: str | None
     text_weight: float
-    k: int
+    k: int  # 0: the vector is all that is wanted
     filter: "Filter | None"
     deadline: float  # time.monotonic() after which nobody waits for the answer
+    words: str = "photo"  # what a text is prompted as
     stages: dict[str, float] = field(default_factory=dict)  # seconds
     matches: "list[Match]" = field(default_factory=list)
+    found: np.ndarray | None = None  # float32 [D], with k = 0
     batch: int = 0  # size of the batch it was part of
     partial: bool = False  # some of the gallery could not be searched
     error: UserError | None = None
@@ -87,7 +90,7 @@ class Batcher:
         self._closed = False
         self._down = False  # the worker ended and has not taken up its work again
         self._batch: list[Search] = []  # what the worker has in hand
-        self._texts: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._texts: OrderedDict[Words, np.ndarray] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
         self._thread.start()
 
@@ -223,18 +226,24 @@ class Batcher:
         began = time.perf_counter()
         vectors = self._vectors(batch)
         encoded = time.perf_counter()
+        for search, vector in zip(batch, vectors, strict=True):
+            search.stages["encode"] = encoded - began
+            search.found = None if search.k else vector
+        rows = [i for i, search in enumerate(batch) if search.k]
+        if not rows:
+            return
         # One k for all: the largest, from which each takes its own.
         k = max(search.k for search in batch)
-        filters = [search.filter for search in batch]
+        filters = [batch[i].filter for i in rows]
         same = all(f is None for f in filters)
         if self.before is not None:
             self.before()
-        found = self.gallery.search_vectors(vectors, k=k, filter=None if same else filters)
+        found = self.gallery.search_vectors(vectors[rows], k=k, filter=None if same else filters)
         ended = time.perf_counter()
-        for search, matches in zip(batch, found, strict=True):
-            search.matches = matches[: search.k]
-            search.partial = isinstance(matches, Matches) and matches.partial
-            search.stages |= {"encode": encoded - began, "search": ended - encoded}
+        for i, matches in zip(rows, found, strict=True):
+            batch[i].matches = matches[: batch[i].k]
+            batch[i].partial = isinstance(matches, Matches) and matches.partial
+            batch[i].stages["search"] = ended - encoded
 
     def _vectors(self, batch: Sequence[Search]) -> np.ndarray:
         """Unit-length float32 ``[len(batch), D]``: of the picture, of the text, or between the two."""
@@ -248,11 +257,11 @@ class Batcher:
         for i, search in enumerate(batch):
             if search.vector is not None:
                 vectors[i] = search.vector
-        texts = self._text_vectors([s.text for s in batch if s.text is not None])
+        texts = self._text_vectors([(s.text, s.words) for s in batch if s.text is not None])
         for i, search in enumerate(batch):
             if search.text is None:
                 continue
-            words = texts[search.text]
+            words = texts[search.text, search.words]
             if isinstance(words, UserError):
                 search.error = words
             elif search.image is None and search.vector is None:
@@ -262,27 +271,27 @@ class Batcher:
                 vectors[i] = mixed / max(float(np.linalg.norm(mixed)), 1e-12)
         return vectors
 
-    def _text_vectors(self, texts: Sequence[str]) -> dict[str, np.ndarray | UserError]:
+    def _text_vectors(self, texts: Sequence[Words]) -> dict[Words, np.ndarray | UserError]:
         """Vectors of texts; a text stays the same while its drawing grows, so they are kept."""
         encode = self.gallery.encoder.encode_text
-        found: dict[str, np.ndarray | UserError] = {}
-        new = []
+        found: dict[Words, np.ndarray | UserError] = {}
+        new: dict[str, list[Words]] = {}
         for text in dict.fromkeys(texts):
             if text in self._texts:
                 found[text] = self._texts[text]
                 self._texts.move_to_end(text)
             else:
-                new.append(text)
-        if new:
+                new.setdefault(text[1], []).append(text)
+        for modality, some in new.items():
             try:
-                found.update(zip(new, encode(new), strict=True))
+                found.update(zip(some, encode([text for text, _ in some], modality), strict=True))
             except UserError:  # one of them, and the others are innocent
-                for text in new:
+                for one in some:
                     try:
-                        found[text] = encode([text])[0]
+                        found[one] = encode([one[0]], modality)[0]
                     except UserError as error:
-                        found[text] = error
-        self._texts.update((text, words) for text in new if not isinstance(words := found[text], UserError))
+                        found[one] = error
+            self._texts.update((one, words) for one in some if not isinstance(words := found[one], UserError))
         while len(self._texts) > TEXTS:
             self._texts.popitem(last=False)
         return found

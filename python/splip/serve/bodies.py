@@ -17,6 +17,7 @@ LISTS = MAX_POINTS + MAX_STROKES + 8  # in one search: each point is a list
 BATCH_LISTS = 4 * LISTS  # in several searches
 # In one search: labels, names and values of tags; keys and values.
 STRINGS = 3 * MAX_LABELS + 2 * len(Query.model_fields)
+FIELDS = 16  # beside the things whose vectors are asked for
 LIST_BYTES = 120  # of a point, generously indented; more only where there is a picture or an SVG
 
 
@@ -28,7 +29,7 @@ def query(body: bytes) -> Query:
         UserError: not JSON, or not a search.
     """
     check(body, 1, LISTS)
-    return _query(_parsed(body))
+    return _query(parsed(body))
 
 
 def queries(body: bytes, most: int) -> list[Query]:
@@ -38,7 +39,7 @@ def queries(body: bytes, most: int) -> list[Query]:
         TooLarge, UserError: see ``query``.
     """
     check(body, most, BATCH_LISTS)
-    document = _parsed(body)
+    document = parsed(body)
     if not isinstance(document, dict) or set(document) != {"queries"} or not isinstance(document["queries"], list):
         raise UserError('write it as {"queries": [...]}')
     found = document["queries"]
@@ -59,7 +60,7 @@ def addition(body: bytes) -> Add:
     if outside.count(b"[") + outside.count(b"{") > 3 or outside.count(b",") > MAX_PATHS + MAX_LABELS + 8:
         raise TooLarge("the JSON holds more values than an addition can have")
     try:
-        return Add.model_validate(_parsed(body))
+        return Add.model_validate(parsed(body))
     except ValidationError as error:
         raise UserError(invalid(error)) from None
 
@@ -84,6 +85,17 @@ def check(body: bytes, searches: int, lists: int) -> None:
         raise TooLarge("the JSON holds more values than a search can have")
 
 
+def check_values(body: bytes, most: int) -> None:
+    """Refuse a request for the vectors of at most ``most`` things by what its bytes hold, before it is parsed.
+
+    Raises:
+        TooLarge: more objects, lists or values than that can need.
+    """
+    outside = _outside(body, 2 * most + 2 * FIELDS)
+    if max(outside.count(b"{"), outside.count(b"[")) > most + 1 or outside.count(b",") > most + FIELDS:
+        raise TooLarge(f"the JSON holds more values than {most} texts or pictures need")
+
+
 def _outside(body: bytes, strings: int) -> bytes:
     """What is not in strings, of which there may be so many."""
     if b"\\" in body:  # what is escaped in a string does not end it
@@ -97,7 +109,7 @@ def _too_many(most: int, got: int) -> str:
     return f"queries: at most {most} at once, got {got}"
 
 
-def _parsed(body: bytes) -> Any:
+def parsed(body: bytes) -> Any:
     try:
         return pydantic_core.from_json(body)
     except ValueError as error:

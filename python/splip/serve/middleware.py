@@ -27,6 +27,7 @@ SEND_SECONDS = 60.0  # that a client may leave an answer unread
 COOKIE = "splip_session"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>\w([\w.-]*\w)?))(:(?P<port>[0-9]{1,5}))?", re.ASCII)
+PARAM = re.compile(r"[a-z_]+(\.[0-9]+)?(\.[a-z]+)?")
 API_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -43,8 +44,31 @@ class Refusal(HTTPException):
         super().__init__(status, message, headers)
         self.code = code
 
-    def response(self) -> JSONResponse:
-        return JSONResponse({"error": self.code, "message": self.detail}, self.status_code, self.headers)
+    def response(self, path: str = "") -> JSONResponse:
+        """The answer; ``path``: of the request, whose clients may know errors of another shape."""
+        content: dict[str, Any] = {"error": self.code, "message": self.detail}
+        status = self.status_code
+        if is_openai(path):
+            content, status = {"error": openai_error(status, self.code, self.detail)}, 400 if status == 422 else status
+        return JSONResponse(content, status, self.headers)
+
+
+def is_openai(path: str) -> bool:
+    """Whether an address is one that OpenAI's clients ask."""
+    return path == "/v1/embeddings" or path == "/v1/models" or path.startswith("/v1/models/")
+
+
+def openai_error(status: int, code: str, message: str) -> dict[str, Any]:
+    """An error as OpenAI's clients read it: kinds of their own words, and our word as the code."""
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    place, found, _ = message.partition(": ")
+    return {
+        "message": message,
+        "type": kind,
+        "param": place if found and PARAM.fullmatch(place) else None,
+        "code": code,
+    }
 
 
 def is_loopback(host: str) -> bool:
@@ -156,7 +180,7 @@ class Guard:
                 self._check(scope, Headers(scope=scope))
             except Refusal as refusal:
                 self.telemetry.refused.labels(refusal.code).inc()
-                await refusal.response()(scope, receive, exchange.send)
+                await refusal.response(scope["path"])(scope, receive, exchange.send)
                 return
             await self.app(scope, exchange.receive, exchange.send)
         except ClientGone:

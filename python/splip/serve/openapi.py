@@ -7,11 +7,14 @@ from fastapi.openapi.utils import get_openapi
 
 from splip.serve import queries
 from splip.serve.config import ServeConfig
-from splip.serve.schemas import Add, Problem, Queries
+from splip.serve.schemas import Add, Embed, Failed, Problem, Queries
 
 # What any address may answer besides.
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem} for code in (400, 401, 403, 404, 408, 409, 413, 415, 421, 422, 429, 503, 507)
+}
+FAILURES: dict[int | str, dict[str, Any]] = {
+    code: {"model": Failed} for code in (400, 401, 404, 408, 413, 415, 421, 429, 503)
 }
 PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {}}, "description": "The picture."}}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -59,6 +62,28 @@ SEARCH_BODY: dict[str, Any] = {
 ADD_BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Add"}}}}
 }
+_INPUT: dict[str, Any] = {
+    "anyOf": [
+        {
+            "type": "string",
+            "description": f"A text, at most {queries.MAX_TEXT} characters, or a picture as a data: URL.",
+        },
+        {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
+        {
+            "type": "object",
+            "properties": {
+                "image": {"type": "string", "description": "data:image/png;base64,..., formats as in /v1/search."}
+            },
+            "required": ["image"],
+        },
+    ]
+}
+EMBED_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Embed"}}},
+    }
+}
 BATCH_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -75,6 +100,11 @@ def document(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
     components.update(models.pop("$defs"))
     components["Queries"] = models
     components["Add"] = Add.model_json_schema()
+    components["Embed"] = embed = Embed.model_json_schema()
+    inputs = {"type": "array", "items": _INPUT, "minItems": 1, "maxItems": config.max_queries}
+    what = "Texts, pictures as data: URLs, or both."
+    embed["properties"] = {"input": {"anyOf": [*_INPUT["anyOf"], inputs], "description": what}, **embed["properties"]}
+    embed["required"] = ["input"]
     components["Query"]["properties"]["k"]["maximum"] = config.max_k
     components["Queries"]["properties"]["queries"]["maxItems"] = config.max_queries
     schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}

@@ -1,8 +1,10 @@
 """What the service's programs send and get: the JSON of its answers and of some requests."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
-from splip.serve.queries import Query
+from splip.serve.queries import Query, Whole
 
 MAX_PATHS = 10_000  # in one request
 
@@ -58,6 +60,7 @@ class About(BaseModel):
     engine: str = Field(description="What encodes: torch, onnxruntime, openvino, ...")
     precision: str = Field(description="What it computes in: fp32, bf16, ...")
     embed_dim: int = Field(description="D, the width of the vectors.")
+    dimensions: list[int] = Field(description="Widths that /v1/embeddings can give, D the last.")
     image_size: int = Field(description="S, the side of the square that the model sees, in pixels.")
     text: bool = Field(description="Whether the model understands text.")
     writes: bool = Field(description="Whether items can be added and removed, with the token.")
@@ -97,3 +100,84 @@ class Added(BaseModel):
     unchanged: int = Field(description="There already.")
     unreadable: int = Field(description="Files that are no pictures that can be read.")
     count: int = Field(description="Pictures in the gallery now.")
+
+
+# ---- vectors, in the shapes of OpenAI's API ----
+
+Form = Literal["float", "base64", "int8", "binary", "ubinary"]
+FORMS = "float; base64 of little-endian float32; int8; binary or ubinary: signs, eight in an int8 or uint8."
+
+
+class Embed(BaseModel):
+    """How vectors are wanted; ``input`` is what of: a text, a picture as a data: URL, or a list of such."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(default=None, description="splip, or the id that /v1/models tells.")
+    encoding_format: Form = Field(default="float", description=FORMS)
+    embedding_type: Form | None = Field(default=None, description="The same under another name, which wins.")
+    dimensions: Whole | None = Field(
+        default=None, ge=1, description="One of the model's sizes; default: the gallery's."
+    )
+    modality: Literal["sketch", "photo"] = Field(
+        default="photo", description="What the pictures are; texts are prompted as such."
+    )
+    user: str | None = Field(default=None, description="Taken, and not looked at.")
+
+
+class Embedded(BaseModel):
+    """The vector of one input."""
+
+    object: Literal["embedding"]
+    index: int = Field(description="Of the input.")
+    embedding: list[float] | list[int] | str = Field(description="Unit length, unless it is of bits or int8.")
+
+
+class Usage(BaseModel):
+    """What OpenAI's clients expect; nothing is counted."""
+
+    prompt_tokens: int = Field(description="Always 0.")
+    total_tokens: int = Field(description="Always 0.")
+
+
+class Embeddings(BaseModel):
+    """Vectors in the order of the inputs."""
+
+    object: Literal["list"]
+    data: list[Embedded]
+    model: str = Field(description="The id of the model that made them: vectors of others cannot be compared.")
+    usage: Usage
+
+
+class Model(BaseModel):
+    """The model that is served."""
+
+    id: str = Field(description="Other for other weights.")
+    object: Literal["model"]
+    created: int = Field(description="When the service started, in seconds since 1970.")
+    owned_by: str
+    name: str = Field(description="For people.")
+    dimensions: list[int] = Field(description="What dimensions may be in /v1/embeddings.")
+    text: bool = Field(description="Whether it understands text.")
+
+
+class Models(BaseModel):
+    """A list of one."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Failure(BaseModel):
+    """What went wrong, as OpenAI says it."""
+
+    message: str = Field(description="What to do about it.")
+    type: str = Field(description="invalid_request_error, authentication_error, rate_limit_error or server_error.")
+    param: str | None = Field(description="The part of the request that is wrong, if it is one.")
+    code: str = Field(description="The word of a Problem: invalid, unreadable, busy, model_not_found, ...")
+
+
+class Failed(BaseModel):
+    """What went wrong in a request for vectors."""
+
+    error: Failure

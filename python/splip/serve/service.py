@@ -122,6 +122,7 @@ class Service:
         )  # fmt: skip
         Image.init()  # reads Pillow's plugins: before the first request, not in it
         self.text = False
+        self.started = int(time.time())
         self.ready = False
         self._labels: dict[str, int] = {}
 
@@ -234,18 +235,22 @@ class Service:
                 self.drawings.run(self._known, self._vector, query.id, client=admission.client), left
             )
         elif query.sources() or upload is not None:
-            image = await asyncio.wait_for(self._picture(query, upload, stages, admission.client), left)
+            image = await self.picture_in_time(query, upload, stages, admission.client, deadline)
         search = self._search(query, image, vector, deadline)
         search.stages = stages
         await admission.answer(search)
         end = timed(stages, "lookup")
         matches = [self._found(match) for match in search.matches]
         end()
-        for name, seconds in stages.items():
-            self.telemetry.stage(name, seconds)
+        self.observe(stages)
         timing = {name: round(1000 * seconds, 3) for name, seconds in stages.items()}
         timing["total"] = round(1000 * (time.perf_counter() - began), 3)
         return {"matches": matches, "partial": search.partial, "timing_ms": timing, "batch": search.batch}
+
+    def observe(self, stages: dict[str, float]) -> None:
+        """Count the seconds of a query's stages."""
+        for name, seconds in stages.items():
+            self.telemetry.stage(name, seconds)
 
     def _found(self, match: "Match") -> dict[str, Any]:
         return {
@@ -260,6 +265,18 @@ class Service:
     def _vector(self, id: int) -> np.ndarray:
         check_files(self.gallery)
         return self.gallery.vector(id)
+
+    async def picture_in_time(
+        self, query: Query, upload: bytes | None, stages: dict[str, float], client: str | None, deadline: float
+    ) -> np.ndarray:
+        """The query's picture as the encoder takes it, uint8 ``[S, S, 3]``; ``upload``: its file, where it is one.
+
+        Raises:
+            UserError: it cannot be read.
+            TimeoutError: not before the deadline.
+        """
+        work = self._picture(query, upload, stages, client)
+        return await asyncio.wait_for(work, deadline - time.monotonic())
 
     async def _picture(
         self, query: Query, upload: bytes | None, stages: dict[str, float], client: str | None

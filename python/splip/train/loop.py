@@ -22,8 +22,9 @@ from splip import disk, distributed
 from splip.data.trees import Tree
 from splip.errors import UserError
 from splip.evaluation import prompts
-from splip.evaluation.test_set import TestSet
+from splip.evaluation.test_set import BATCH, TestSet
 from splip.images.decode import write_skipped
+from splip.models import rotation
 from splip.models.checkpoint import pick_device, read_checkpoint, write_checkpoint
 from splip.models.config import TrainConfig
 from splip.models.names import BEST, LAST, in_folder
@@ -34,6 +35,8 @@ from splip.progress import is_terminal, stop_signals
 from splip.train import checks, log
 from splip.train.batches import Feed, Part
 from splip.train.objective import Objective
+
+AXES = 1024  # sketches, and photos, whose principal axes are those of a backbone's vectors
 
 
 def train(config: TrainConfig) -> Path:
@@ -93,6 +96,8 @@ class Run:
         if self.first:
             self._list_skipped()
             _announce(config, tree, self.feed, self.model, self.steps, device, len(self._skipped()))
+        if state is None and self.model.rotation is not None:
+            rotation.turn(self.model.backbone, self.model.rotation, distributed.from_first(self._axes))
         self.objective = Objective(self.model)
         if state is None and self.trainable:
             self.model.start(self.feed.part(0, self.objective).images)
@@ -109,6 +114,16 @@ class Run:
         self.began = time.monotonic()
 
     # ---- before the first step ----
+
+    @torch.no_grad()
+    def _axes(self) -> Tensor:
+        """The principal axes of the training pictures, as the backbone sees them without prompts: ``[D, D]``."""
+        clip, found = self.model.backbone, []
+        for pictures in self.feed.some(AXES):
+            for part in pictures.split(BATCH):
+                features = clip.encode_visual(clip.embed_patches(part.to(self.device)))
+                found.append(torch.nn.functional.normalize(features.float(), dim=1).cpu())
+        return rotation.principal_axes(torch.cat(found))
 
     def _make_validation(self) -> None:
         self.validation = checks.validation(self.config, self.tree, self.model.backbone.image_size)

@@ -14,7 +14,9 @@ class Objective(nn.Module):
     """The weighted sum of the terms: L = triplet * L_triplet + classification * L_class + jigsaw * L_cjs + ...
 
     All pictures of a batch, the shuffled ones too, go through the visual tower in one pass, and the
-    texts of both modalities through the text tower in one. A term of weight 0 is not computed.
+    texts of both modalities through the text tower in one. A term of weight 0 is not computed. With
+    ``loss.matryoshka`` a term that reads features is the mean over their sizes (Kusupati et al., NeurIPS 2022);
+    negatives are mined once, on whole features.
 
     Raises:
         UserError: the settings of the loss have a negative weight, or a name that nobody registered.
@@ -32,6 +34,7 @@ class Objective(nn.Module):
         for name, instead in needs.items():
             if model.no_words and name in self.weights and (name != "triplet" or loss.margin == "adaptive"):
                 raise UserError(f"{instead}, because {model.no_words}")
+        self.sizes = model.dimensions if loss.matryoshka else ()
 
     def pieces(self, B: int, generator: torch.Generator) -> Tensor:
         """Which permutations of the bank shuffle the pictures of a batch: ``[B, 2]``, two different ones each."""
@@ -73,12 +76,22 @@ class Objective(nn.Module):
             features, tokens = model.encode(every, kinds, conditions)
         negative, pick = self._negatives(features, labels, instances)
         batch = Encoded(model, features, tokens, conditions.texts, labels, modality, pieces, negative, pick)
-        terms = {name: term(batch) for name, term in self.terms.items()}
+        terms = self._terms(batch)
         for name, value in terms.items():
             if value.dim():
                 raise ValueError(f"the term {name} gives {list(value.shape)}, not a scalar")
         loss = sum((self.weights[name] * term for name, term in terms.items()), torch.zeros((), device=images.device))
         return {"loss": loss, **terms}
+
+    def _terms(self, batch: Encoded) -> dict[str, Tensor]:
+        """The terms of a batch; of several sizes of features their mean."""
+        cuts = [batch.cut(size) for size in self.sizes] or [batch]
+        found = {}
+        for name, term in self.terms.items():
+            same = name == "jigsaw" and self.form is not None and not self.form.on_features
+            values = [term(cut) for cut in ([batch] if same else cuts)]
+            found[name] = values[0] if len(values) == 1 else torch.stack(values).mean(dim=0)
+        return found
 
     def _with_shuffled(
         self, patches: Tensor, modality: Tensor, images: Tensor, pieces: Tensor

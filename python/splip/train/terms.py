@@ -5,8 +5,9 @@ Sizes: B triplets, S image side, D embedding, C classes, G groups of texts, P pa
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,15 @@ class Encoded:
     def _thirds(self) -> tuple[Tensor, ...]:
         # Once: gradients of all terms meet here, in a fixed order.
         return self.features[: len(self.labels)].chunk(3)
+
+    def cut(self, size: int) -> "Encoded":
+        """The batch with the first ``size`` components of features and texts, normalised again; D: the batch itself."""
+        if size == self.features.shape[-1]:
+            return self
+        features, texts, negative = (
+            F.normalize(whole[..., :size], dim=-1) for whole in (self.features, self.texts, self.negative)
+        )
+        return replace(self, features=features, texts=texts, negative=negative)
 
     @property
     def sketch(self) -> Tensor:
@@ -135,6 +145,8 @@ def divergence(batch: Encoded) -> Tensor:
 class JigsawForm:
     """Which pictures of a batch are shuffled, and what is asked of them."""
 
+    on_features: ClassVar[bool] = True  # False: the loss does not change with the size of the features
+
     @staticmethod
     def shuffle(images: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The pictures to be encoded besides the batch.
@@ -173,6 +185,8 @@ def register_jigsaw(name: str, head: bool = False) -> Callable[[type[JigsawForm]
 @register_jigsaw("conditional", head=True)
 class Conditional(JigsawForm):
     """SpLIP: F_js reads the sketch's permutation beside the sketch, and beside its photos."""
+
+    on_features = False
 
     @staticmethod
     def shuffle(images: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
