@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 import json
+import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,9 @@ COLUMNS = ("path", "noun", "side", "set", "licence", "nouns", "hash")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("heldback"), help="folder for sketch/, photo/ and heldback.csv")
+    parser.add_argument(
+        "--out", type=Path, default=Path("heldback"), help="folder for sketch/, photo/ and heldback.csv"
+    )
     parser.add_argument("--work", type=Path, default=Path("build/art"), help="where packages are kept")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -76,9 +79,7 @@ def write(
     names = {"unseen": sorted(words.values()), "classes": {word: word for word in words.values()}}
     (out / "dataset.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
     count = sum(row[2] == "sketch" for row in rows)
-    return (
-        f"{out}: {count} sketches and {len(rows) - count} pictures of {len(both)} nouns, {sum(kept.values())} of them kept"
-    )
+    return f"{out}: {count} sketches and {len(rows) - count} pictures of {len(both)} nouns, {sum(kept.values())} of them kept"
 
 
 def sketches(work: Path, nouns: Nouns) -> Iterator[tuple[int, str, Image.Image]]:
@@ -92,10 +93,11 @@ def sketches(work: Path, nouns: Nouns) -> Iterator[tuple[int, str, Image.Image]]
                     yield noun, f"{row.name}/{name}", fit(render(as_svg(icons, name), 2 * SIDE), SIDE)
     font = next(fetch(work, *SYMBOLA[:2]).rglob("Symbola*.ttf"))
     letters = ImageFont.truetype(str(font), 2 * SIDE)
+    absent = bytes(letters.getmask("\U0001fffe"))  # what stands for a character that the font lacks
     for code in track(range(0x1F300, 0x1F9FF), "symbola"):
         noun = nouns.shows(unicodedata.name(chr(code), ""))
         left, top, right, bottom = letters.getbbox(chr(code))
-        if noun is None or right <= left or bottom <= top or letters.getmask(chr(code)) == letters.getmask("\U0001fffe"):
+        if noun is None or right <= left or bottom <= top or bytes(letters.getmask(chr(code))) == absent:
             continue
         page = Image.new("RGB", (int(right - left) + 40, int(bottom - top) + 40), "white")
         ImageDraw.Draw(page).text((20 - left, 20 - top), chr(code), font=letters, fill="black")
@@ -119,7 +121,9 @@ def gallery(work: Path, nouns: Nouns) -> Iterator[tuple[int, str, Image.Image]]:
     for activity in track(ACTIVITIES, "gcompris"):
         for name, content in sorted(qt_resources(folder / f"{activity}.rcc")):
             path = Path(name)
-            noun = nouns.shows(path.stem) if path.suffix in (".svg", ".png", ".webp", ".jpg") else None
+            if path.suffix not in (".svg", ".png", ".webp", ".jpg") or re.match("(upper|lower)[A-Z]$", path.stem):
+                continue  # the latter are letters
+            noun = nouns.shows(path.stem)
             picture = opened(content, path.suffix) if noun is not None else None
             if noun is not None and picture is not None:
                 yield noun, f"gcompris/{activity}/{path.stem}{path.suffix[1:]}", picture

@@ -57,7 +57,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("icons"), help="folder for the pictures and pictures.csv")
     parser.add_argument("--work", type=Path, default=Path("build/art"), help="where packages are kept")
-    parser.add_argument("--heldback", type=Path, help="folder of build_heldback.py: nothing that looks like its pictures")
+    parser.add_argument(
+        "--heldback", type=Path, help="folder of build_heldback.py: nothing that looks like its pictures"
+    )
     parser.add_argument("--share-alike", action="store_true", help="also sets that ask for their own licence again")
     parser.add_argument("--sets", nargs="*", help="only these sets (default: all that may be used)")
     parser.add_argument("--list", type=Path, help="also write what was used, without pictures, here (.csv or .csv.xz)")
@@ -138,7 +140,12 @@ def pictures_of(work: Path, folder: Path, row: Set) -> Iterator[tuple[str, list[
     else:
         for path in sorted(folder.rglob("*.svg")):
             inside = path.relative_to(folder).parts
-            if set(inside).intersection(CLIP_ART_LEFT_OUT) or "usr" in inside and "scalable" not in inside and row.name == "tango":
+            if (
+                set(inside).intersection(CLIP_ART_LEFT_OUT)
+                or "usr" in inside
+                and "scalable" not in inside
+                and row.name == "tango"
+            ):
                 continue
             text = path.read_text(encoding="utf-8", errors="replace")
             title = re.search("<dc:title>([^<]{1,60})</dc:title>", text)
@@ -150,9 +157,7 @@ def noto() -> str:
     return next(row.package for row in sets() if row.name == "noto")
 
 
-def draw(
-    found: list[Candidate], nouns: Nouns, out: Path, tested: list[int]
-) -> tuple[list[list[str]], Counter[str]]:
+def draw(found: list[Candidate], nouns: Nouns, out: Path, tested: list[int]) -> tuple[list[list[str]], Counter[str]]:
     """Draw what is not there yet, and choose; returns the rows of the table and what was left out by its looks."""
     kind_of = classes(nouns, sorted({c.noun for c in found}))
     others: Counter[str] = Counter()
@@ -162,7 +167,10 @@ def draw(
     # An order that neither favours a set nor changes from run to run.
     order = sorted(found, key=lambda c: hashlib.sha256(f"{c.row.name}/{c.name}".encode()).digest())
     for one in track(order, "Drawing"):
-        if all(taken[one.noun, kind] >= MOST[kind] for kind in (["coloured"] if one.row.palette == "coloured" else ["line", "solid"])):
+        if all(
+            taken[one.noun, kind] >= MOST[kind]
+            for kind in (["coloured"] if one.row.palette == "coloured" else ["line", "solid"])
+        ):
             continue
         safe = re.sub("[^A-Za-z0-9_.-]+", "_", one.name)
         path = out / one.row.name / f"{safe}.png"

@@ -1,3 +1,4 @@
+# ruff: noqa: SIM905
 """What an icon shows, from its name: a noun of WordNet, or nothing where the name is of a user interface's thing.
 
 Pictures of many designers come under names such as ``dog-side-outline``, ``solar--cat-bold-duotone`` or ``Coccinelle 01``. Words
@@ -9,11 +10,9 @@ same, and what they are kinds of.
 import re
 from collections import Counter
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 
 from splip.data import leaks
-from splip.data.sample import things as things_of_the_sample
 
 # WordNet's files of nouns for what can be seen: animals, artefacts, bodies, food, objects, phenomena, plants, substances.
 SEEN = {5, 6, 8, 13, 17, 19, 20, 27}
@@ -96,7 +95,15 @@ class Nouns:
             return self.irregular[word]
         if word in self.senses:
             return word
-        for ending, instead in (("ies", "y"), ("ves", "f"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("ses", "s"), ("s", "")):
+        for ending, instead in (
+            ("ies", "y"),
+            ("ves", "f"),
+            ("ches", "ch"),
+            ("shes", "sh"),
+            ("xes", "x"),
+            ("ses", "s"),
+            ("s", ""),
+        ):
             if word.endswith(ending) and word.removesuffix(ending) + instead in self.senses:
                 return word.removesuffix(ending) + instead
         return word

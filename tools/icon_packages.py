@@ -37,7 +37,9 @@ class Set:
 def sets() -> list[Set]:
     """All rows; a set that is used has an open licence."""
     with open(TABLE, newline="", encoding="utf-8") as file:
-        rows = [Set(r["set"], r["package"], r["licence"], r["palette"], r["use"], r["author"]) for r in csv.DictReader(file)]
+        rows = [
+            Set(r["set"], r["package"], r["licence"], r["palette"], r["use"], r["author"]) for r in csv.DictReader(file)
+        ]
     wrong = [row.name for row in rows if row.use == "yes" and row.licence not in OPEN]
     if wrong:
         raise UserError(f"{TABLE}: not openly licensed: {', '.join(wrong)}")

@@ -87,18 +87,33 @@ def augment(
     return (255 * (1 - ink.clamp(0, 1))).round().to(torch.uint8)
 
 
-def repaint(images: Tensor, side: int, generator: torch.Generator, strength: float, outlines: float) -> Tensor:
+def repaint(
+    images: Tensor,
+    side: int,
+    generator: torch.Generator,
+    strength: float,
+    outlines: float,
+    drawing: Tensor | None = None,
+    line: Tensor | None = None,
+    plain: Tensor | None = None,
+    scenes: float = 0.0,
+) -> Tensor:
     """Random variants of cut-out pictures, much stronger than :func:`augment`: they train a backbone from nothing.
 
     Moved, turned, mirrored, sheared and bent; on white or any colour; hues mixed, grey, inverted; with a hole; some as
-    their edges alone.
+    their edges alone, some lit, on textured grounds, out of focus and noisy, as photographs are.
 
     Args:
-        images: ``[B, 4, H, W]`` uint8: red, green, blue, opacity.
+        images: ``[B, 4, H, W]`` uint8: red, green, blue, opacity; of lines the first channel is that of thinned ones.
         side: S of the result.
         generator: of all random numbers, on the CPU.
         strength: 0 to 1, scales most ranges.
         outlines: share of pictures that become their edges, dark on white.
+        drawing: ``[B]`` bool, which become drawings whatever that share: lines stay lines, others become their edges.
+            None, here and below: none.
+        line: ``[B]`` bool, which are drawn in lines.
+        plain: ``[B]`` bool, which are of one ink, and may be of any colour.
+        scenes: share of those that are no drawings which become photograph-like.
 
     Returns:
         ``[B, 3, S, S]`` float32, 0 to 1.
@@ -123,6 +138,12 @@ def repaint(images: Tensor, side: int, generator: torch.Generator, strength: flo
     bend = F.interpolate(bend, (side, side), mode="bicubic").permute(0, 2, 3, 1)
     grid = F.affine_grid(theta, [B, 4, side, side], align_corners=False) + bend
     paint = images.float() / 255
+    drawn = torch.zeros(B, dtype=torch.bool, device=device) if drawing is None else drawing.to(device)
+    if line is not None and plain is not None:
+        thin = line.to(device) & (uniform(0, 1) < torch.where(drawn, 0.8, 0.2))
+        paint[:, 3] = torch.where(thin[:, None, None], paint[:, 0], paint[:, 3])
+        ink = uniform(0, 1, 3, 1, 1) * (plain.to(device) & ~drawn & (uniform(0, 1) < 0.6))[:, None, None, None]
+        paint[:, :3] = torch.where(plain.to(device)[:, None, None, None], ink, paint[:, :3])
     paint[:, :3] *= paint[:, 3:]  # colours of transparent pixels mean nothing
     paint = F.grid_sample(paint, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     ground = torch.where(some(0.6), torch.ones(B, 3, 1, 1, device=device), uniform(0, 1, 3, 1, 1))
@@ -140,10 +161,21 @@ def repaint(images: Tensor, side: int, generator: torch.Generator, strength: flo
     picture = torch.where(inverted, 1 - picture, picture)
     ground = torch.where(inverted, 1 - ground, ground)
     edges = some(outlines)
+    if line is not None:
+        edges = edges | (drawn & ~line.to(device))[:, None, None, None]
     if bool(edges.any()):
         rows = edges.flatten()
         picture[rows] = _edges(picture[rows], generator)
         ground = torch.where(edges, torch.ones_like(ground), ground)
+    if line is not None:
+        rows = drawn & line.to(device)
+        if bool(rows.any()):
+            picture[rows] = _strokes(paint[rows, 3:], generator)
+            ground = torch.where(rows[:, None, None, None], torch.ones_like(ground), ground)
+    if scenes:
+        rows = (some(scenes) & ~edges).flatten() & ~drawn
+        if bool(rows.any()):
+            picture[rows] = _scene(picture[rows], paint[rows, 3:], generator)
 
     size, centre = uniform(0.1, 0.45, 2) * side, uniform(0, 1, 2) * side
     at = torch.arange(side, dtype=torch.float32, device=device)
@@ -168,3 +200,46 @@ def _edges(pictures: Tensor, generator: torch.Generator) -> Tensor:
     ink = (change / most * uniform(1.5, 4) - uniform(0.05, 0.3)).clamp(0, 1)
     ink = torch.where(uniform(0, 1) < 0.5, F.max_pool2d(ink, 3, 1, 1), ink)
     return (1 - ink).expand(-1, 3, -1, -1)
+
+
+def _strokes(ink: Tensor, generator: torch.Generator) -> Tensor:
+    """Lines as a hand draws them, dark on white: thicker, fainter and with gaps; ``[B, 1, S, S]`` to ``[B, 3, S, S]``."""
+    B, S, device = ink.shape[0], ink.shape[2], ink.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return (torch.rand(B, 1, 1, 1, generator=generator) * (high - low) + low).to(device)
+
+    ink = (ink * uniform(1.0, 2.0)).clamp(0, 1)
+    ink = torch.where(uniform(0, 1) < 0.3, F.max_pool2d(ink, 3, 1, 1), ink)
+    field = torch.randn(B, 1, 8, 8, generator=generator).to(device)
+    gaps = F.interpolate(field, (S, S), mode="bilinear") < -0.9  # about a tenth of the lines
+    ink = ink * ~(gaps & (uniform(0, 1) < 0.35))
+    return (1 - ink * uniform(0.6, 1.0)).expand(-1, 3, -1, -1)
+
+
+def _scene(pictures: Tensor, opacity: Tensor, generator: torch.Generator) -> Tensor:
+    """Things lit from a side, with a shadow, on a ground of shades and texture, out of focus and noisy.
+
+    ``[B, 3, S, S]`` 0 to 1 and the things' opacity ``[B, 1, S, S]`` to ``[B, 3, S, S]``.
+    """
+    B, S, device = pictures.shape[0], pictures.shape[2], pictures.device
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return (torch.rand(B, *(shape or (1, 1, 1)), generator=generator) * (high - low) + low).to(device)
+
+    def smooth(channels: int, cells: int) -> Tensor:
+        field = torch.rand(B, channels, cells, cells, generator=generator).to(device)
+        return F.interpolate(field, (S, S), mode="bicubic").clamp(0, 1)
+
+    base, spread = uniform(0.1, 1, 3, 1, 1), uniform(0, 0.7)
+    grey = base.mean(dim=1, keepdim=True)
+    base = torch.lerp(base, grey.expand_as(base), uniform(0.2, 1))
+    ground = base + spread * (smooth(3, 3) - 0.5) * uniform(0.3, 1) + uniform(0, 0.2) * (smooth(1, 24) - 0.5)
+    shadow = torch.roll(F.avg_pool2d(opacity, 7, 1, 3), (3, 3), (2, 3))
+    ground = ground.clamp(0, 1) * (1 - uniform(0, 0.6) * shadow)
+    lit = pictures * (1 + uniform(0, 0.8) * (smooth(1, 2) - 0.5)) + uniform(0, 0.15) * (smooth(1, 24) - 0.5)
+    made = lit * opacity + ground * (1 - opacity)
+    softened = F.avg_pool2d(F.avg_pool2d(F.pad(made, (2, 2, 2, 2), mode="replicate"), 3, 1), 3, 1)
+    made = torch.lerp(made, softened, uniform(0, 1.0))
+    noise = torch.randn(made.shape, generator=generator).to(device) * uniform(0, 0.06)
+    return (made + noise).clamp(0, 1)
