@@ -126,24 +126,12 @@ def repaint(
     def some(share: float) -> Tensor:
         return (uniform(0, 1) < share)[:, None, None, None]
 
-    angle, shear = uniform(-a, a) * (math.pi / 7), uniform(-a, a) * 0.25
-    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    zoom, aspect = torch.exp(uniform(-0.3, 0.35) * a), torch.exp(uniform(-a, a) * 0.25)
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    theta = torch.zeros(B, 2, 3, device=device)
-    theta[:, 0, 0], theta[:, 0, 1] = flip * zoom * aspect * cos, flip * zoom * (shear * cos - sin)
-    theta[:, 1, 0], theta[:, 1, 1] = zoom / aspect * sin, zoom / aspect * (shear * sin + cos)
-    theta[:, :, 2] = uniform(-a, a, 2) * 0.2
-    bend = torch.randn(B, 2, 5, 5, generator=generator).to(device) * (uniform(0, 0.06) * a)[:, None, None, None]
-    bend = F.interpolate(bend, (side, side), mode="bicubic").permute(0, 2, 3, 1)
-    grid = F.affine_grid(theta, [B, 4, side, side], align_corners=False) + bend
+    grid = _bent(B, side, a, generator, device)
     paint = images.float() / 255
     drawn = torch.zeros(B, dtype=torch.bool, device=device) if drawing is None else drawing.to(device)
     if line is not None and plain is not None:
-        thin = line.to(device) & (uniform(0, 1) < torch.where(drawn, 0.8, 0.2))
-        paint[:, 3] = torch.where(thin[:, None, None], paint[:, 0], paint[:, 3])
-        ink = uniform(0, 1, 3, 1, 1) * (plain.to(device) & ~drawn & (uniform(0, 1) < 0.6))[:, None, None, None]
-        paint[:, :3] = torch.where(plain.to(device)[:, None, None, None], ink, paint[:, :3])
+        line, plain = line.to(device), plain.to(device)
+        _ink(paint, drawn, line, plain, generator)
     paint[:, :3] *= paint[:, 3:]  # colours of transparent pixels mean nothing
     paint = F.grid_sample(paint, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     ground = torch.where(some(0.6), torch.ones(B, 3, 1, 1, device=device), uniform(0, 1, 3, 1, 1))
@@ -162,13 +150,13 @@ def repaint(
     ground = torch.where(inverted, 1 - ground, ground)
     edges = some(outlines)
     if line is not None:
-        edges = edges | (drawn & ~line.to(device))[:, None, None, None]
+        edges = edges | (drawn & ~line)[:, None, None, None]
     if bool(edges.any()):
         rows = edges.flatten()
         picture[rows] = _edges(picture[rows], generator)
         ground = torch.where(edges, torch.ones_like(ground), ground)
     if line is not None:
-        rows = drawn & line.to(device)
+        rows = drawn & line
         if bool(rows.any()):
             picture[rows] = _strokes(paint[rows, 3:], generator)
             ground = torch.where(rows[:, None, None, None], torch.ones_like(ground), ground)
@@ -182,6 +170,36 @@ def repaint(
     inside = [(at - centre[:, i : i + 1]).abs() < size[:, i : i + 1] / 2 for i in (0, 1)]
     hole = inside[0][:, None, :, None] & inside[1][:, None, None, :] & some(0.5 * a)
     return torch.where(hole, ground, picture)
+
+
+def _bent(B: int, side: int, a: float, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Where each pixel comes from, as grid_sample takes it: turned, sheared, scaled, moved, mirrored and bent."""
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return (torch.rand(B, *shape, generator=generator) * (high - low) + low).to(device)
+
+    angle, shear = uniform(-a, a) * (math.pi / 7), uniform(-a, a) * 0.25
+    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    zoom, aspect = torch.exp(uniform(-0.3, 0.35) * a), torch.exp(uniform(-a, a) * 0.25)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    theta = torch.zeros(B, 2, 3, device=device)
+    theta[:, 0, 0], theta[:, 0, 1] = flip * zoom * aspect * cos, flip * zoom * (shear * cos - sin)
+    theta[:, 1, 0], theta[:, 1, 1] = zoom / aspect * sin, zoom / aspect * (shear * sin + cos)
+    theta[:, :, 2] = uniform(-a, a, 2) * 0.2
+    bend = torch.randn(B, 2, 5, 5, generator=generator).to(device) * (uniform(0, 0.06) * a)[:, None, None, None]
+    bend = F.interpolate(bend, (side, side), mode="bicubic").permute(0, 2, 3, 1)
+    return F.affine_grid(theta, [B, 4, side, side], align_corners=False) + bend
+
+
+def _ink(paint: Tensor, drawn: Tensor, line: Tensor, plain: Tensor, generator: torch.Generator) -> None:
+    """Thin some lines, and give some plain pictures that are no drawings a colour, in ``paint [B, 4, H, W]`` itself."""
+    B, device = paint.shape[0], paint.device
+    thin = line & (torch.rand(B, generator=generator).to(device) < torch.where(drawn, 0.8, 0.2))
+    paint[:, 3] = torch.where(thin[:, None, None], paint[:, 0], paint[:, 3])
+    colour = torch.rand(B, 3, 1, 1, generator=generator).to(device)
+    coloured = plain & ~drawn & (torch.rand(B, generator=generator) < 0.6).to(device)
+    ink = colour * coloured[:, None, None, None]
+    paint[:, :3] = torch.where(plain[:, None, None, None], ink, paint[:, :3])
 
 
 def _edges(pictures: Tensor, generator: torch.Generator) -> Tensor:

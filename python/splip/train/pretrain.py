@@ -29,6 +29,7 @@ from splip.data.config import DataConfig
 from splip.data.trees import load_tree
 from splip.errors import UserError
 from splip.evaluation.test_set import TestSet
+from splip.models import seeded
 from splip.models.activation import metadata
 from splip.models.checkpoint import pick_device
 from splip.models.clip import PromptedCLIP
@@ -162,6 +163,7 @@ def pretrain(config: PretrainConfig) -> Path:
         print(f"going on after step {start}")
     _train_visual(config, pictures, model, averaged, optimiser, validation, device, start, seconds, last)
     finished = averaged.finished().to(device)
+    seeded.plant(finished.text)
     _fit_text(config, pictures, finished, device)
     save_weights(finished, weights)
     print(f"{weights}: {weights.stat().st_size / 2**20:.1f} MB")
@@ -386,8 +388,10 @@ def _by_class(means: Tensor, pictures: Pictures) -> Tensor:
 
 
 def save_weights(clip: PromptedCLIP, path: Path) -> None:
-    """All weights of a backbone as a float16 safetensors file."""
+    """All weights of a backbone as a float16 safetensors file, but word embeddings that can be made again."""
     state = {name: tensor.detach().cpu() for name, tensor in clip.clip.state_dict().items()}
+    state, words = seeded.without_words(state)
     halves = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in state.items()}
+    about = (metadata(clip.config, clip.quick_gelu) or {}) | words
     with disk.replacing(path) as file:
-        file.write(safetensors.torch.save(halves, metadata(clip.config, clip.quick_gelu)))
+        file.write(safetensors.torch.save(halves, about or None))
