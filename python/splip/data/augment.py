@@ -149,17 +149,14 @@ def repaint(
     picture = torch.where(inverted, 1 - picture, picture)
     ground = torch.where(inverted, 1 - ground, ground)
     edges = some(outlines)
-    if line is not None:
-        edges = edges | (drawn & ~line)[:, None, None, None]
+    strokes = torch.zeros_like(drawn) if line is None else drawn & line
+    edges = edges | (drawn & ~strokes)[:, None, None, None]
     if bool(edges.any()):
         rows = edges.flatten()
         picture[rows] = _edges(picture[rows], generator)
-        ground = torch.where(edges, torch.ones_like(ground), ground)
-    if line is not None:
-        rows = drawn & line
-        if bool(rows.any()):
-            picture[rows] = _strokes(paint[rows, 3:], generator)
-            ground = torch.where(rows[:, None, None, None], torch.ones_like(ground), ground)
+    if bool(strokes.any()):
+        picture[strokes] = _strokes(paint[strokes, 3:], generator)
+    ground = torch.where(edges | strokes[:, None, None, None], torch.ones_like(ground), ground)
     if scenes:
         rows = (some(scenes) & ~edges).flatten() & ~drawn
         if bool(rows.any()):
@@ -259,5 +256,7 @@ def _scene(pictures: Tensor, opacity: Tensor, generator: torch.Generator) -> Ten
     made = lit * opacity + ground * (1 - opacity)
     softened = F.avg_pool2d(F.avg_pool2d(F.pad(made, (2, 2, 2, 2), mode="replicate"), 3, 1), 3, 1)
     made = torch.lerp(made, softened, uniform(0, 1.0))
-    noise = torch.randn(made.shape, generator=generator).to(device) * uniform(0, 0.06)
-    return (made + noise).clamp(0, 1)
+    # A few patterns for all: on a GPU, numbers from the CPU are what a batch waits for.
+    patterns = torch.randn(16, *made.shape[1:], generator=generator).to(device)
+    noise = patterns[torch.randint(16, (B,), generator=generator).to(device)]
+    return (made + noise * uniform(0, 0.06)).clamp(0, 1)

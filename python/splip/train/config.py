@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass
@@ -49,7 +50,9 @@ class PretrainConfig:
     """Steps between two checkpoints."""
     compile: bool = False
     """Compile the visual tower (needs a C++ compiler): about a third faster on a CPU."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the visual tower trains in mixed precision, for GPUs."""
     seed: int = 0
     """Seed of weights, batches and augmentation."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N. On a GPU all pictures are kept and painted there."""

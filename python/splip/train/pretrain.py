@@ -135,6 +135,7 @@ def pretrain(config: PretrainConfig) -> Path:
     backbone = PromptedCLIP(BackboneConfig(config.backbone, "random", config.seed))
     validation = _Validation(config.sample, backbone.image_size) if config.sample else None
     pictures = Pictures.read(config.pictures)
+    pictures.images = pictures.images.to(device)
     torch.manual_seed(config.seed)
     model = Prototypes(backbone, len(pictures.names), len(pictures.classes)).to(device)
     model = model.to(memory_format=torch.channels_last)
@@ -196,7 +197,7 @@ def _painted(
     device: torch.device,
 ) -> Tensor:
     """The pictures of a batch as they are shown, ``[B, 3, S, S]`` 0 to 1."""
-    images, kinds = pictures.images[batch.chosen].to(device), pictures.drawn[batch.chosen]
+    images, kinds = pictures.images[batch.chosen.to(pictures.images.device)], pictures.drawn[batch.chosen]
     side = int(open_clip.get_model_config(config.backbone)["vision_cfg"]["image_size"])
     outlines = config.outlines if grown >= 0.5 else 0.0
     if not config.pair_weight:
@@ -276,7 +277,9 @@ def _train_visual(
             images = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
             things = batch.things.to(device)
             kinds = pictures.kind.to(device)[things]
-            features = run(images)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                features = run(images)
+            features = features.float()
             by_thing, by_class = model.losses(features, things, kinds, config.scale)
             by_pair = model.pair_loss(features, config.scale) if batches.pairs else torch.zeros_like(by_thing)
             loss = by_thing + config.class_weight * by_class + config.pair_weight * by_pair
