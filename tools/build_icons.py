@@ -160,6 +160,8 @@ def noto() -> str:
 def draw(found: list[Candidate], nouns: Nouns, out: Path, tested: list[int]) -> tuple[list[list[str]], Counter[str]]:
     """Draw what is not there yet, and choose; returns the rows of the table and what was left out by its looks."""
     kind_of = classes(nouns, sorted({c.noun for c in found}))
+    held = [nouns.held(split) for split in ("unseen", "validation")]
+    words = {noun: allowed(nouns, noun, held) for noun in {*kind_of, *kind_of.values()}}
     others: Counter[str] = Counter()
     taken: Counter[tuple[int, str]] = Counter()
     seen: set[tuple[int, int]] = set()
@@ -190,11 +192,19 @@ def draw(found: list[Candidate], nouns: Nouns, out: Path, tested: list[int]) -> 
             continue
         seen.add((one.noun, looks))
         taken[one.noun, kind] += 1
-        synonyms = ";".join(word.replace("_", " ") for word in nouns.words[one.noun])
-        rows.append([f"{one.row.name}/{safe}.png", f"n{one.noun:08d}", nouns.name(one.noun), nouns.name(kind_of[one.noun]),
-                     synonyms, one.row.name, one.row.licence, kind, f"{looks:016x}"])  # fmt: skip
+        rows.append([f"{one.row.name}/{safe}.png", f"n{one.noun:08d}", words[one.noun][0], words[kind_of[one.noun]][0],
+                     ";".join(words[one.noun]), one.row.name, one.row.licence, kind, f"{looks:016x}"])  # fmt: skip
     rows.sort(key=lambda row: (row[1], row[0]))
     return rows, others
+
+
+def allowed(nouns: Nouns, noun: int, held: list[Held]) -> list[str]:
+    """The words for a thing that no test class is told by (a *television receiver* is no telephone); at least one."""
+    words = [word.replace("_", " ") for word in nouns.words[noun]]
+    kept = [word for word in words if not any(one.reason(word, None) for one in held)]
+    if kept or not nouns.above[noun]:
+        return kept or ["thing"]
+    return [f"kind of {allowed(nouns, nouns.above[noun][0], held)[0]}"]
 
 
 def drawn(one: Candidate, path: Path) -> Image.Image | None:
