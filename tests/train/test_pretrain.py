@@ -174,12 +174,17 @@ def test_a_kind_that_is_none_is_refused(drawn, tmp_path, refused):
 
 
 def test_a_run_by_pairs_from_the_packages_weights(drawn, tmp_path, cli):
-    more = {"pair-weight": 1, "scenes": 0.5, "start": "package", "batch-size": 8}
+    more = {"pair-weight": 1, "scenes": 0.5, "start": "splip-tiny", "batch-size": 8}
     code, out, err = cli(*arguments(drawn, tmp_path / "run", steps=3, **more))
     assert code == 0, err
     with open(tmp_path / "run/log.csv", newline="") as file:
         assert [float(row["pairs"]) > 0 for row in csv.DictReader(file)] == [True]
     assert (tmp_path / "run/weights.safetensors").stat().st_size < 7 * 2**20  # words are not stored
+
+
+def test_a_start_that_is_not_there_is_refused(drawn, tmp_path, refused):
+    said = refused(*arguments(drawn, tmp_path / "run", start="nowhere.safetensors"))
+    assert "no pretrained weights nowhere.safetensors" in said
 
 
 def test_what_is_adopted_gives_the_same_features():

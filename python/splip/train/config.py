@@ -20,7 +20,7 @@ class PretrainConfig:
     sample: Path | None = None
     """The sample data (splip data sample): its validation classes are measured while training, and learned by nothing."""
     start: str | None = None
-    """Weights of the same architecture to go on from: a file, or package; none: random."""
+    """Weights of the same shape to go on from: a file, or the name of packaged ones, as splip-tiny; none: random."""
     steps: int = 12_000
     """Steps for the visual tower."""
     text_steps: int = 2_000

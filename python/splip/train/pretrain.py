@@ -32,7 +32,7 @@ from splip.evaluation.test_set import TestSet
 from splip.models import seeded
 from splip.models.activation import metadata
 from splip.models.checkpoint import pick_device
-from splip.models.clip import PromptedCLIP
+from splip.models.clip import WEIGHTS, PromptedCLIP
 from splip.models.config import BackboneConfig
 from splip.models.stem import ConvStem, as_affine, match_statistics
 from splip.progress import bars, is_terminal, stop_signals, track
@@ -175,7 +175,8 @@ def pretrain(config: PretrainConfig) -> Path:
 
 def _start_from(config: PretrainConfig, pictures: Pictures, model: Prototypes, device: torch.device) -> None:
     """Begin with trained weights, and with the means of their embeddings as prototypes."""
-    weights = None if config.start == "package" else config.start
+    packaged = WEIGHTS / f"{config.start}.safetensors"
+    weights = str(packaged) if packaged.is_file() else config.start
     start = PromptedCLIP(BackboneConfig(config.backbone, weights, config.seed)).to(device).eval()
     generator = torch.Generator().manual_seed(config.seed)
     first = pictures.batches(512, config.pair_weight > 0).draw(generator)
@@ -221,7 +222,7 @@ def _before(config: PretrainConfig, last: Path) -> dict[str, Any] | None:
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{last}: not a run of splip pretrain, or damaged ({type(error).__name__}: {reason})") from None
-    free = ("out:", "resume:", "device:", "pictures:", "sample:", "compile:", "eval_every:", "text_steps:")
+    free = ("start:", "out:", "resume:", "device:", "pictures:", "sample:", "compile:", "eval_every:", "text_steps:")
     changed = [d for d in differences(theirs, ours) if not d.startswith(free)]
     if changed:
         raise UserError(f"--resume: {last} was made with other settings: {'; '.join(changed)}")
