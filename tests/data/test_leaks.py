@@ -1,9 +1,12 @@
-"""splip-tiny has not seen what it is tested on."""
+"""The packaged backbones have not seen what they are tested on."""
 
 import csv
+import io
+import lzma
 
 import numpy as np
 import pytest
+from icon_packages import OPEN, sets
 from PIL import Image, ImageDraw
 
 from splip.data import leaks
@@ -56,6 +59,38 @@ def test_no_sketch_was_shown(shown):
     designers = {entry.split(":")[0] for row in shown for entry in row["pictures"].split()}
     assert designers == {"noto", "noto-v1", "twemoji", "emojione", "fxemoji", "fluent-emoji", "fluent-emoji-flat",
                          "fluent3d", "streamline-emojis"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def icons():
+    """What splip-tiny-2 was shown besides, a row for each thing."""
+    text = lzma.decompress((WEIGHTS / "splip-tiny-2.csv.xz").read_bytes()).decode()
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_no_icon_is_called_like_a_test_class(icons):
+    assert len(icons) > 1000 and len({row["thing"] for row in icons}) == len(icons)
+    for row in icons:
+        pictures = [entry.rsplit(":", 1)[0].split("/")[1].replace("_", "-") for entry in row["pictures"].split()]
+        for words in (row["name"], row["class"], *row["synonyms"].split(";"), *pictures):
+            for split in ("unseen", "validation"):
+                assert leaks.reason("", words, split=split) is None, (row["thing"], words)
+
+
+def test_no_icon_looks_like_a_test_picture(icons):
+    found = leaks.distances([one for row in icons for one in hashes(row)], leaks.tested_hashes())
+    assert len(found) > 20_000 and int(found.min()) > leaks.NEAR
+
+
+def test_no_icon_is_of_a_set_that_is_kept_for_tests_or_not_open(icons):
+    known = {row.name: row for row in sets()}
+    used = {entry.split("/")[0] for row in icons for entry in row["pictures"].split()}
+    assert all(known[name].use == "yes" and known[name].licence in OPEN for name in used) and len(used) > 100
+    assert "openmoji" not in known  # the sample's sketches
+    assert {name for name, row in known.items() if row.use == "reserved"} == {
+        "fluent-emoji-high-contrast",
+        "emojione-monotone",
+    }
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from splip.models import build
 from splip.models.clip import WEIGHTS, PromptedCLIP
 from splip.models.config import BackboneConfig, TrainConfig
 from splip.models.stem import ConvStem
-from splip.train.pretrain import SIDE, Batches, Pictures, Prototypes, save_weights
+from splip.train.pictures import LINE, SIDE, Batches, Pictures, thinned
+from splip.train.pretrain import Prototypes, save_weights
 
 TINY = BackboneConfig("splip-tiny")
 THINGS = {"disc": "round", "ring": "round", "bar": "long", "pole": "long", "box": "square"}
@@ -112,12 +113,104 @@ def test_batches_hold_different_things_and_every_design(pictures):
     assert read.names == list(THINGS) and read.classes == ["long", "round", "square"]
     batches, seen = Batches(read, 4), set()
     for seed in range(40):
-        chosen, things = batches.draw(torch.Generator().manual_seed(seed))
-        assert len(set(things.tolist())) == 4
+        chosen, things, drawing = batches.draw(torch.Generator().manual_seed(seed))
+        assert not bool(drawing.any()) and len(set(things.tolist())) == 4
         assert torch.equal(read.thing[chosen], things)
         seen |= set(chosen.tolist())
     assert seen == set(range(10))
     assert Batches(read, 99).size == 5  # no more than there are things
+
+
+@pytest.fixture
+def drawn(pictures):
+    """The same, and of three things a drawing in lines and a solid one, under several names."""
+    with open(pictures / "pictures.csv", newline="") as file:
+        rows = [[*row.values(), "coloured", ""] for row in csv.DictReader(file)]
+    for thing in ("ring", "box", "pole"):
+        for kind, width in (("line", 9), ("solid", 60)):
+            image = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
+            ImageDraw.Draw(image).rectangle((12, 12, 84, 84), outline="black", width=width)
+            path = pictures / kind / f"{thing}.png"
+            path.parent.mkdir(exist_ok=True)
+            image.save(path)
+            rows.append([path.relative_to(pictures), thing, thing, THINGS[thing], kind, f"{thing};old {thing}"])
+    with open(pictures / "pictures.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["path", "thing", "name", "class", "kind", "synonyms"], *rows])
+    return pictures
+
+
+def test_pairs_are_a_picture_and_a_drawing_of_each_thing(drawn):
+    read = Pictures.read(drawn)
+    assert read.texts[0] == ["disc"]  # the first row of a thing speaks for it
+    batches, lines, solid_first = Batches(read, 8, pairs=True), set(), 0
+    for seed in range(60):
+        chosen, things, drawing = batches.draw(torch.Generator().manual_seed(seed))
+        assert drawing.tolist() == [False] * 4 + [True] * 4
+        assert torch.equal(things[:4], things[4:]) and len(set(things[:4].tolist())) == 4
+        assert torch.equal(read.thing[chosen], things)
+        assert not bool((read.drawn[chosen[:4]] == LINE).all())
+        lines |= set(things[4:][read.drawn[chosen[4:]] == LINE].tolist())
+        solid_first += int((read.drawn[chosen[:4]] != 0).sum())
+    assert {read.names[i] for i in lines} == {"ring", "box", "pole"}
+    assert 0 < solid_first < 60  # of 240: a coloured one nine times in ten
+
+
+def test_strokes_are_thinned_and_stay_where_they_are(drawn):
+    ink = torch.zeros(1, 1, SIDE, SIDE)
+    ink[:, :, 20:31, 10:80] = 1
+    thin = thinned(ink)
+    assert bool((thin <= 1).all()) and float((thin > 0.5).sum()) < 0.35 * float(ink.sum())
+    rows = torch.nonzero(thin[0, 0, :, 40] > 0.5).flatten()
+    assert 1 <= len(rows) <= 3 and int(rows.min()) >= 22 and int(rows.max()) <= 28  # along its middle
+    read = Pictures.read(drawn)
+    line = read.images[read.drawn == LINE]
+    assert bool((line[:, 0] > 128).any()) and float((line[:, 0] > 128).sum()) < 0.6 * float((line[:, 3] > 128).sum())
+    others = read.images[read.drawn != LINE]
+    assert int(others[-1, :3].max()) == 0  # a solid picture is black, as it was
+
+
+def test_a_kind_that_is_none_is_refused(drawn, tmp_path, refused):
+    text = (drawn / "pictures.csv").read_text()
+    (drawn / "pictures.csv").write_text(text.replace(",solid,", ",etched,"))
+    assert "kind 'etched' is none of coloured, photo, line, solid" in refused(*arguments(drawn, tmp_path / "a"))
+
+
+def test_a_run_by_pairs_from_the_packages_weights(drawn, tmp_path, cli):
+    more = {"pair-weight": 1, "scenes": 0.5, "start": "splip-tiny", "batch-size": 8}
+    code, out, err = cli(*arguments(drawn, tmp_path / "run", steps=3, **more))
+    assert code == 0, err
+    with open(tmp_path / "run/log.csv", newline="") as file:
+        assert [float(row["pairs"]) > 0 for row in csv.DictReader(file)] == [True]
+    assert (tmp_path / "run/weights.safetensors").stat().st_size < 7 * 2**20  # words are not stored
+
+
+def test_a_start_that_is_not_there_is_refused(drawn, tmp_path, refused):
+    said = refused(*arguments(drawn, tmp_path / "run", start="nowhere.safetensors"))
+    assert "no pretrained weights nowhere.safetensors" in said
+
+
+def test_what_is_adopted_gives_the_same_features():
+    """With BatchNorms whose statistics are those of the pictures that it was shown, in training and in inference."""
+    torch.manual_seed(0)
+    start = PromptedCLIP(TINY).eval()
+    model = Prototypes(PromptedCLIP(BackboneConfig("splip-tiny", "random")), 5, 3)
+    images = torch.randn(64, 3, 64, 64)
+    model.adopt(start, images)
+    with torch.no_grad():
+        want = torch.nn.functional.normalize(start.encode_visual(start.embed_patches(images)), dim=1)
+        for mode in (True, False):
+            torch.testing.assert_close(model.train(mode)(images), want, rtol=0, atol=1e-4)
+        finished = model.eval().finished()
+        got = torch.nn.functional.normalize(finished.encode_visual(finished.embed_patches(images)), dim=1)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+
+
+def test_the_pair_loss_asks_for_a_things_own_drawing():
+    model = Prototypes(PromptedCLIP(BackboneConfig("splip-tiny", "random")), 5, 3)
+    own = torch.eye(4, 8)
+    apart = model.pair_loss(torch.cat([own, own]), 16.0)
+    swapped = model.pair_loss(torch.cat([own, own.roll(1, 0)]), 16.0)
+    assert float(apart) < 1e-3 and float(swapped) == pytest.approx(16.0, abs=1e-3)
 
 
 def test_folding_changes_nothing():
@@ -150,6 +243,22 @@ def test_repainting_follows_the_generator_and_keeps_range():
     assert images.dtype == torch.uint8  # and the pictures themselves stay
     edges = augment.repaint(images, 64, torch.Generator().manual_seed(1), 0.0, 1.0)
     assert torch.equal(edges[:, 0], edges[:, 1]) and torch.equal(edges[:, 0], edges[:, 2])  # grey
+
+
+def test_drawings_are_dark_on_white_and_scenes_fill_the_ground():
+    images = torch.zeros(4, 4, SIDE, SIDE, dtype=torch.uint8)
+    images[:, 3, 30:60, 30:60] = 255
+    images[:, 0, 40:44, 30:60] = 255  # the thinned line of the lines
+    kinds = torch.tensor([True, True, False, False])
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        drawing = torch.tensor([True, False, True, False])
+        made = augment.repaint(images, 64, generator, 0.0, 0.0, drawing, kinds, torch.ones(4, dtype=torch.bool), 1.0)
+        assert float(made.min()) >= 0 and float(made.max()) <= 1
+        for number in (0, 2):  # drawings: grey, and white at the border
+            assert torch.equal(made[number, 0], made[number, 2]) and bool((made[number, :, :6, :6] == 1).all())
+        for number in (1, 3):
+            assert float(made[number, :, :6].std()) > 0  # a ground of shades
 
 
 def test_edges_of_a_flat_picture_are_none():

@@ -91,18 +91,33 @@ def augment(
     return (255 * (1 - ink.clamp(0, 1))).round().to(torch.uint8)
 
 
-def repaint(images: Tensor, side: int, generator: torch.Generator, strength: float, outlines: float) -> Tensor:
+def repaint(
+    images: Tensor,
+    side: int,
+    generator: torch.Generator,
+    strength: float,
+    outlines: float,
+    drawing: Tensor | None = None,
+    line: Tensor | None = None,
+    plain: Tensor | None = None,
+    scenes: float = 0.0,
+) -> Tensor:
     """Random variants of cut-out pictures, much stronger than :func:`augment`: they train a backbone from nothing.
 
     Moved, turned, mirrored, sheared and bent; on white or any colour; hues mixed, grey, inverted; with a hole; some as
-    their edges alone.
+    their edges alone, some lit, on textured grounds, out of focus and noisy, as photographs are.
 
     Args:
-        images: ``[B, 4, H, W]`` uint8: red, green, blue, opacity.
+        images: ``[B, 4, H, W]`` uint8: red, green, blue, opacity; of lines the first channel is that of thinned ones.
         side: S of the result.
         generator: of all random numbers, on the CPU.
         strength: 0 to 1, scales most ranges.
         outlines: share of pictures that become their edges, dark on white.
+        drawing: ``[B]`` bool, which become drawings whatever that share: lines stay lines, others become their edges.
+            None, here and below: none.
+        line: ``[B]`` bool, which are drawn in lines.
+        plain: ``[B]`` bool, which are of one ink, and may be of any colour.
+        scenes: share of those that are no drawings which become photograph-like.
 
     Returns:
         ``[B, 3, S, S]`` float32, 0 to 1.
@@ -115,18 +130,12 @@ def repaint(images: Tensor, side: int, generator: torch.Generator, strength: flo
     def some(share: float) -> Tensor:
         return (uniform(0, 1) < share)[:, None, None, None]
 
-    angle, shear = uniform(-a, a) * (math.pi / 7), uniform(-a, a) * 0.25
-    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    zoom, aspect = torch.exp(uniform(-0.3, 0.35) * a), torch.exp(uniform(-a, a) * 0.25)
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    theta = torch.zeros(B, 2, 3, device=device)
-    theta[:, 0, 0], theta[:, 0, 1] = flip * zoom * aspect * cos, flip * zoom * (shear * cos - sin)
-    theta[:, 1, 0], theta[:, 1, 1] = zoom / aspect * sin, zoom / aspect * (shear * sin + cos)
-    theta[:, :, 2] = uniform(-a, a, 2) * 0.2
-    bend = torch.randn(B, 2, 5, 5, generator=generator).to(device) * (uniform(0, 0.06) * a)[:, None, None, None]
-    bend = F.interpolate(bend, (side, side), mode="bicubic").permute(0, 2, 3, 1)
-    grid = F.affine_grid(theta, [B, 4, side, side], align_corners=False) + bend
+    grid = _bent(B, side, a, generator, device)
     paint = images.float() / 255
+    drawn = torch.zeros(B, dtype=torch.bool, device=device) if drawing is None else drawing.to(device)
+    if line is not None and plain is not None:
+        line, plain = line.to(device), plain.to(device)
+        _ink(paint, drawn, line, plain, generator)
     paint[:, :3] *= paint[:, 3:]  # colours of transparent pixels mean nothing
     paint = F.grid_sample(paint, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     ground = torch.where(some(0.6), torch.ones(B, 3, 1, 1, device=device), uniform(0, 1, 3, 1, 1))
@@ -144,16 +153,54 @@ def repaint(images: Tensor, side: int, generator: torch.Generator, strength: flo
     picture = torch.where(inverted, 1 - picture, picture)
     ground = torch.where(inverted, 1 - ground, ground)
     edges = some(outlines)
+    strokes = torch.zeros_like(drawn) if line is None else drawn & line
+    edges = edges | (drawn & ~strokes)[:, None, None, None]
     if bool(edges.any()):
         rows = edges.flatten()
         picture[rows] = _edges(picture[rows], generator)
-        ground = torch.where(edges, torch.ones_like(ground), ground)
+    if bool(strokes.any()):
+        picture[strokes] = _strokes(paint[strokes, 3:], generator)
+    ground = torch.where(edges | strokes[:, None, None, None], torch.ones_like(ground), ground)
+    if scenes:
+        rows = (some(scenes) & ~edges).flatten() & ~drawn
+        if bool(rows.any()):
+            picture[rows] = _scene(picture[rows], paint[rows, 3:], generator)
 
     size, centre = uniform(0.1, 0.45, 2) * side, uniform(0, 1, 2) * side
     at = torch.arange(side, dtype=torch.float32, device=device)
     inside = [(at - centre[:, i : i + 1]).abs() < size[:, i : i + 1] / 2 for i in (0, 1)]
     hole = inside[0][:, None, :, None] & inside[1][:, None, None, :] & some(0.5 * a)
     return torch.where(hole, ground, picture)
+
+
+def _bent(B: int, side: int, a: float, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Where each pixel comes from, as grid_sample takes it: turned, sheared, scaled, moved, mirrored and bent."""
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return (torch.rand(B, *shape, generator=generator) * (high - low) + low).to(device)
+
+    angle, shear = uniform(-a, a) * (math.pi / 7), uniform(-a, a) * 0.25
+    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    zoom, aspect = torch.exp(uniform(-0.3, 0.35) * a), torch.exp(uniform(-a, a) * 0.25)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    theta = torch.zeros(B, 2, 3, device=device)
+    theta[:, 0, 0], theta[:, 0, 1] = flip * zoom * aspect * cos, flip * zoom * (shear * cos - sin)
+    theta[:, 1, 0], theta[:, 1, 1] = zoom / aspect * sin, zoom / aspect * (shear * sin + cos)
+    theta[:, :, 2] = uniform(-a, a, 2) * 0.2
+    bend = torch.randn(B, 2, 5, 5, generator=generator).to(device) * (uniform(0, 0.06) * a)[:, None, None, None]
+    bend = F.interpolate(bend, (side, side), mode="bicubic").permute(0, 2, 3, 1)
+    return F.affine_grid(theta, [B, 4, side, side], align_corners=False) + bend
+
+
+def _ink(paint: Tensor, drawn: Tensor, line: Tensor, plain: Tensor, generator: torch.Generator) -> None:
+    """Thin some lines, and give some plain pictures that are no drawings a colour, in ``paint [B, 4, H, W]`` itself."""
+    B, device = paint.shape[0], paint.device
+    thin = line & (torch.rand(B, generator=generator).to(device) < torch.where(drawn, 0.8, 0.2))
+    paint[:, 3] = torch.where(thin[:, None, None], paint[:, 0], paint[:, 3])
+    colour = torch.rand(B, 3, 1, 1, generator=generator).to(device)
+    coloured = plain & ~drawn & (torch.rand(B, generator=generator) < 0.6).to(device)
+    ink = colour * coloured[:, None, None, None]
+    paint[:, :3] = torch.where(plain[:, None, None, None], ink, paint[:, :3])
 
 
 def _edges(pictures: Tensor, generator: torch.Generator) -> Tensor:
@@ -172,3 +219,48 @@ def _edges(pictures: Tensor, generator: torch.Generator) -> Tensor:
     ink = (change / most * uniform(1.5, 4) - uniform(0.05, 0.3)).clamp(0, 1)
     ink = torch.where(uniform(0, 1) < 0.5, F.max_pool2d(ink, 3, 1, 1), ink)
     return (1 - ink).expand(-1, 3, -1, -1)
+
+
+def _strokes(ink: Tensor, generator: torch.Generator) -> Tensor:
+    """Lines as a hand draws them, dark on white: thicker, fainter and with gaps; ``[B, 1, S, S]`` to ``[B, 3, S, S]``."""
+    B, S, device = ink.shape[0], ink.shape[2], ink.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return (torch.rand(B, 1, 1, 1, generator=generator) * (high - low) + low).to(device)
+
+    ink = (ink * uniform(1.0, 2.0)).clamp(0, 1)
+    ink = torch.where(uniform(0, 1) < 0.3, F.max_pool2d(ink, 3, 1, 1), ink)
+    field = torch.randn(B, 1, 8, 8, generator=generator).to(device)
+    gaps = F.interpolate(field, (S, S), mode="bilinear") < -0.9  # about a tenth of the lines
+    ink = ink * ~(gaps & (uniform(0, 1) < 0.35))
+    return (1 - ink * uniform(0.6, 1.0)).expand(-1, 3, -1, -1)
+
+
+def _scene(pictures: Tensor, opacity: Tensor, generator: torch.Generator) -> Tensor:
+    """Things lit from a side, with a shadow, on a ground of shades and texture, out of focus and noisy.
+
+    ``[B, 3, S, S]`` 0 to 1 and the things' opacity ``[B, 1, S, S]`` to ``[B, 3, S, S]``.
+    """
+    B, S, device = pictures.shape[0], pictures.shape[2], pictures.device
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return (torch.rand(B, *(shape or (1, 1, 1)), generator=generator) * (high - low) + low).to(device)
+
+    def smooth(channels: int, cells: int) -> Tensor:
+        field = torch.rand(B, channels, cells, cells, generator=generator).to(device)
+        return F.interpolate(field, (S, S), mode="bicubic").clamp(0, 1)
+
+    base, spread = uniform(0.1, 1, 3, 1, 1), uniform(0, 0.7)
+    grey = base.mean(dim=1, keepdim=True)
+    base = torch.lerp(base, grey.expand_as(base), uniform(0.2, 1))
+    ground = base + spread * (smooth(3, 3) - 0.5) * uniform(0.3, 1) + uniform(0, 0.2) * (smooth(1, 24) - 0.5)
+    shadow = torch.roll(F.avg_pool2d(opacity, 7, 1, 3), (3, 3), (2, 3))
+    ground = ground.clamp(0, 1) * (1 - uniform(0, 0.6) * shadow)
+    lit = pictures * (1 + uniform(0, 0.8) * (smooth(1, 2) - 0.5)) + uniform(0, 0.15) * (smooth(1, 24) - 0.5)
+    made = lit * opacity + ground * (1 - opacity)
+    softened = F.avg_pool2d(F.avg_pool2d(F.pad(made, (2, 2, 2, 2), mode="replicate"), 3, 1), 3, 1)
+    made = torch.lerp(made, softened, uniform(0, 1.0))
+    # A few patterns for all: on a GPU, numbers from the CPU are what a batch waits for.
+    patterns = torch.randn(16, *made.shape[1:], generator=generator).to(device)
+    noise = patterns[torch.randint(16, (B,), generator=generator).to(device)]
+    return (made + noise * uniform(0, 0.06)).clamp(0, 1)

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from splip.errors import UserError
-from splip.models import hub
+from splip.models import hub, seeded
 from splip.models.config import BackboneConfig
 from splip.models.torchscript import is_archive, read_archive
 
@@ -38,6 +38,7 @@ class Found(NamedTuple):
     quick_gelu: bool | None = None
     why: str = ""
     state: dict[str, Tensor] | None = None  # where open_clip cannot read the file by itself
+    words: str | None = None  # how word embeddings are made that the file leaves out
 
 
 def brings_all(name: str) -> bool:
@@ -206,8 +207,10 @@ def _tensors(path: Path) -> Found:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                said = (file.metadata() or {}).get("quick_gelu")
-            return Found(said == "true", "its metadata") if said in ("true", "false") else Found()
+                about = file.metadata() or {}
+            said, words = about.get("quick_gelu"), about.get(seeded.KEY)
+            known = said in ("true", "false")
+            return Found(said == "true" if known else None, "its metadata" if known else "", words=words)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except Exception:
         return Found()  # whoever loads it says why it cannot be read

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from splip.config import CONFIGS
 from splip.errors import UserError
-from splip.models import activation, hub
+from splip.models import activation, hub, seeded
 from splip.models.config import BackboneConfig
 from splip.models.stem import STEMS, ConvStem
 from splip.models.towers import families, timm_models
@@ -306,6 +306,8 @@ def _load(
         model.visual.conv1 = ConvStem(model.visual.conv1.out_channels, stem)
     if pretrained is not None:
         state = load_state_dict(pretrained) if found.state is None else found.state
+        if found.words is not None:
+            state = seeded.with_words(state, found.words, model.token_embedding.weight, pretrained)
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
     return model
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Backbones with a stem: channels of the first convolution.
-STEMS = {"splip-tiny": 32, "splip-small": 48}
+STEMS = {"splip-tiny": 32, "splip-tiny-2": 32, "splip-small": 48, "splip-compact": 48}
 
 
 def as_affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -21,6 +21,21 @@ def as_affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return scale.detach(), (norm.bias - norm.running_mean * scale).detach()
+
+
+@torch.no_grad()
+def match_statistics(
+    norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+) -> None:
+    """Make a BatchNorm the map ``scale * x + shift``, for inputs whose statistics are those of ``x [B, C, ...]``."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    over = [0, *range(2, x.dim())]
+    mean, variance = x.mean(dim=over), x.var(dim=over, unbiased=False)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+    scale = torch.ones_like(mean) if scale is None else scale
+    norm.weight.copy_(scale * torch.sqrt(variance + norm.eps))
+    norm.bias.copy_(scale * mean + (0 if shift is None else shift))
 
 
 class ConvStem(nn.Module):
@@ -65,6 +80,23 @@ class ConvStem(nn.Module):
             source.fold_into(target)
         made.places.load_state_dict(self.places.state_dict())
         return made.eval()
+
+    @torch.no_grad()
+    def adopt(self, folded: "ConvStem", images: Tensor) -> None:
+        """Become a folded stem's map with BatchNorms, whose statistics are those of these normalised pictures."""
+        self.places.load_state_dict(folded.places.state_dict())
+        hooks = []
+        for target, source in zip(self._convolutions(), folded._convolutions(), strict=True):
+            target.convolution.load_state_dict(source.convolution.state_dict())
+            assert target.norm is not None
+
+            def calibrate(norm: nn.BatchNorm2d, inputs: tuple[Tensor], source: _Convolution = source) -> None:
+                match_statistics(norm, inputs[0], source.scale, source.shift)
+
+            hooks.append(target.norm.register_forward_pre_hook(calibrate))  # each sees what those before it give now
+        self(images)
+        for hook in hooks:
+            hook.remove()
 
     def merged(self) -> "ConvStem":
         """The same map for inference alone: convolutions without a scale of their own."""

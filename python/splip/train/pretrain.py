@@ -11,15 +11,13 @@ import csv
 import math
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import open_clip
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -31,97 +29,21 @@ from splip.data.config import DataConfig
 from splip.data.trees import load_tree
 from splip.errors import UserError
 from splip.evaluation.test_set import TestSet
-from splip.images.decode import formats
-from splip.models import tensors
+from splip.models import seeded, tensors
 from splip.models.activation import metadata
 from splip.models.checkpoint import pick_device
-from splip.models.clip import PromptedCLIP
+from splip.models.clip import WEIGHTS, PromptedCLIP
 from splip.models.config import BackboneConfig
 from splip.models.names import LAST, in_folder
-from splip.models.stem import ConvStem, as_affine
+from splip.models.stem import ConvStem, as_affine, match_statistics
 from splip.progress import bars, is_terminal, stop_signals, track
 from splip.train.config import PretrainConfig
+from splip.train.pictures import COLOURED, LINE, Drawn, Pictures
 
 FORMAT = 1
-SIDE = 96  # pictures are kept at this side, so that zooming in shows more than the tower's pixels
-COLUMNS = ["step", "loss", "things", "classes", "lr", "seconds", "val_mAP", "val_Acc1"]
+COLUMNS = ["step", "loss", "things", "classes", "pairs", "lr", "seconds", "val_mAP", "val_Acc1"]
 TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}", "photo of a {}", "a sketch of a {}", "sketch of a {}",
              "a drawing of a {}")  # fmt: skip
-
-
-@dataclass
-class Pictures:
-    """Pictures with their names.
-
-    ``images`` uint8 ``[N, 4, SIDE, SIDE]`` (red, green, blue, opacity); ``thing`` and ``kind`` int64 ``[N]`` and
-    ``[things]``: what a picture shows, and of which class that is; ``names`` and ``classes`` are their words.
-    """
-
-    images: Tensor
-    thing: Tensor
-    kind: Tensor
-    names: list[str]
-    classes: list[str]
-
-    @classmethod
-    def read(cls, folder: Path) -> "Pictures":
-        """Read ``pictures.csv`` and what it lists.
-
-        Raises:
-            UserError: no such file, columns or pictures, or fewer than two classes.
-        """
-        table = folder / "pictures.csv"
-        if not table.is_file():
-            raise UserError(f"--pictures: there is no {table}; python tools/build_pictures.py --out {folder} makes it")
-        with open(table, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        for column in ("path", "thing", "name", "class"):
-            if not rows or column not in rows[0]:
-                raise UserError(f"{table}: no column {column}" if rows else f"{table}: lists no pictures")
-        things = list(dict.fromkeys(row["thing"] for row in rows))
-        first = {row["thing"]: row for row in reversed(rows)}
-        classes = sorted({row["class"] for row in first.values()})
-        if len(classes) < 2:
-            raise UserError(f"{table}: only one class ({classes[0]}): classes are told apart by others")
-        images = np.empty((len(rows), 4, SIDE, SIDE), dtype=np.uint8)
-        for number, row in enumerate(track(rows, "Reading pictures")):
-            try:
-                with Image.open(folder / row["path"], formats=formats()) as image:
-                    square = image.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-            except (OSError, ValueError) as error:
-                raise UserError(f"{folder / row['path']}: cannot be read: {error}") from None
-            images[number] = np.asarray(square).transpose(2, 0, 1)
-        return cls(
-            torch.from_numpy(images),
-            torch.tensor([things.index(row["thing"]) for row in rows]),
-            torch.tensor([classes.index(first[thing]["class"]) for thing in things]),
-            [first[thing]["name"] for thing in things],
-            classes,
-        )
-
-    def batches(self, size: int) -> "Batches":
-        return Batches(self, size)
-
-
-class Batches:
-    """Random pictures: a batch holds different things, rare classes as often as things of large ones allow.
-
-    A class is drawn with the square root of its things, so that neither the hundred faces nor the lone bell rule.
-    """
-
-    def __init__(self, pictures: Pictures, size: int) -> None:
-        counts = torch.bincount(pictures.kind, minlength=len(pictures.classes)).double()
-        self.chances = counts.rsqrt()[pictures.kind]
-        self.size = min(size, len(pictures.names))
-        order = torch.argsort(pictures.thing, stable=True)
-        per_thing = torch.bincount(pictures.thing, minlength=len(pictures.names))
-        self.order, self.per_thing, self.starts = order, per_thing, per_thing.cumsum(0) - per_thing
-
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Numbers of pictures and of their things, both ``[size]``."""
-        things = torch.multinomial(self.chances, self.size, generator=generator)
-        which = (torch.rand(self.size, generator=generator) * self.per_thing[things]).long()
-        return self.order[self.starts[things] + which], things
 
 
 class Prototypes(nn.Module):
@@ -147,6 +69,25 @@ class Prototypes(nn.Module):
         patches = self.backbone.embed_patches(images)
         return F.normalize(self.backbone.encode_visual(patches, norm=self.norm), dim=1)
 
+    @torch.no_grad()
+    def adopt(self, start: PromptedCLIP, images: Tensor) -> None:
+        """Take over a finished backbone: the same features, and BatchNorms as if they had been trained with it.
+
+        Args:
+            images: ``[B, 3, S, S]`` float32, normalised: some hundred pictures, whose statistics they start from.
+        """
+        mine = self.backbone
+        stem = mine.visual.conv1
+        before = {n: p for n, p in start.clip.state_dict().items() if not n.startswith("visual.conv1.")}
+        mine.clip.load_state_dict(before, strict=not isinstance(stem, ConvStem))
+        if isinstance(stem, ConvStem):
+            stem.adopt(start.visual.conv1, images)
+        else:
+            stem.load_state_dict(start.visual.conv1.state_dict())
+        tokens: list[Tensor] = []
+        mine.encode_visual(mine.embed_patches(images), norm=lambda x: tokens.append(x) or x)  # type: ignore[func-returns-value]
+        match_statistics(self.norm, tokens[0])
+
     def losses(self, features: Tensor, things: Tensor, kinds: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Cross-entropies against the prototypes of things and of classes."""
         by_thing = scale * features @ F.normalize(self.things, dim=1).T
@@ -155,6 +96,17 @@ class Prototypes(nn.Module):
             F.cross_entropy(by_thing, things, label_smoothing=0.05),
             F.cross_entropy(by_class, kinds, label_smoothing=0.05),
         )
+
+    def pair_loss(self, features: Tensor, scale: float) -> Tensor:
+        """Cross-entropy of finding each picture's drawing in the batch, and each drawing's picture.
+
+        Args:
+            features: ``[2 T, D]``: T pictures, then drawings of the same T things.
+        """
+        shown, drawings = features.chunk(2)
+        logits = scale * shown @ drawings.T
+        own = torch.arange(len(shown), device=features.device)
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
     def visual_parameters(self) -> list[nn.Parameter]:
         return [*self.backbone.visual.parameters(), *self.norm.parameters(), self.things, self.classes]
@@ -187,9 +139,12 @@ def pretrain(config: PretrainConfig) -> Path:
         raise UserError(f"backbone {config.backbone}: splip pretrain fits causal text towers only")
     validation = _Validation(config.sample, backbone.image_size) if config.sample else None
     pictures = Pictures.read(config.pictures)
+    pictures.images = pictures.images.to(device)
     torch.manual_seed(config.seed)
     model = Prototypes(backbone, len(pictures.names), len(pictures.classes)).to(device)
     model = model.to(memory_format=torch.channels_last)
+    if config.start is not None and state is None:
+        _start_from(config, pictures, model, device)
     averaged = copy.deepcopy(model).eval()
     config.out.mkdir(parents=True, exist_ok=True)
     _config.save(config, config.out / "config.yaml")
@@ -213,12 +168,47 @@ def pretrain(config: PretrainConfig) -> Path:
         print(f"going on after step {start}")
     _train_visual(config, pictures, model, averaged, optimiser, validation, device, start, seconds, last)
     finished = averaged.finished().to(device)
+    seeded.plant(finished.text)
     _fit_text(config, pictures, finished, device)
     save_weights(finished, weights)
     print(f"{weights}: {weights.stat().st_size / 2**20:.1f} MB")
     if validation is not None:
         print("validation classes, sketches they never saw: " + validation.words(finished, device))
     return weights
+
+
+def _start_from(config: PretrainConfig, pictures: Pictures, model: Prototypes, device: torch.device) -> None:
+    """Begin with trained weights, and with the means of their embeddings as prototypes."""
+    packaged = WEIGHTS / f"{config.start}.safetensors"
+    weights = str(packaged) if packaged.is_file() else config.start
+    start = PromptedCLIP(BackboneConfig(config.backbone, weights, config.seed)).to(device).eval()
+    generator = torch.Generator().manual_seed(config.seed)
+    first = pictures.batches(512, config.pair_weight > 0).draw(generator)
+    images = _painted(config, pictures, first, generator, 0.5, device)
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (start.mean, start.std))
+    model.adopt(start, (images - mean) / std)
+    means = _mean_embeddings(pictures, start, device)
+    with torch.no_grad():
+        model.things.copy_(means)
+        model.classes.copy_(F.normalize(_by_class(means, pictures), dim=1))
+
+
+def _painted(
+    config: PretrainConfig,
+    pictures: Pictures,
+    batch: Drawn,
+    generator: torch.Generator,
+    grown: float,
+    device: torch.device,
+) -> Tensor:
+    """The pictures of a batch as they are shown, ``[B, 3, S, S]`` 0 to 1."""
+    images, kinds = pictures.images[batch.chosen.to(pictures.images.device)], pictures.drawn[batch.chosen]
+    side = int(open_clip.get_model_config(config.backbone)["vision_cfg"]["image_size"])
+    outlines = config.outlines if grown >= 0.5 else 0.0
+    if not config.pair_weight:
+        return repaint(images, side, generator, grown, outlines)
+    line, plain = kinds == LINE, kinds != COLOURED
+    return repaint(images, side, generator, grown, 0.0, batch.drawing, line, plain, config.scenes)
 
 
 def _before(config: PretrainConfig, last: Path) -> dict[str, Any] | None:
@@ -236,7 +226,7 @@ def _before(config: PretrainConfig, last: Path) -> dict[str, Any] | None:
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{last}: not a run of splip pretrain, or damaged ({type(error).__name__}: {reason})") from None
-    free = ("out:", "resume:", "device:", "pictures:", "sample:", "compile:", "eval_every:", "text_steps:")
+    free = ("start:", "out:", "resume:", "device:", "pictures:", "sample:", "compile:", "eval_every:", "text_steps:")
     changed = [d for d in differences(theirs, ours) if not d.startswith(free)]
     if changed:
         raise UserError(f"--resume: {last} was made with other settings: {'; '.join(changed)}")
@@ -265,7 +255,7 @@ def _train_visual(
     last: Path,
 ) -> None:
     """The visual tower; ``averaged`` ends as the moving average of the weights."""
-    batches, began = pictures.batches(config.batch_size), time.monotonic()
+    batches, began = pictures.batches(config.batch_size, config.pair_weight > 0), time.monotonic()
     run: Any = torch.compile(model) if config.compile else model
     mean = torch.tensor(model.backbone.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(model.backbone.std, device=device).view(1, 3, 1, 1)
@@ -291,21 +281,23 @@ def _train_visual(
         while step < config.steps and not stop:
             # Every random number of a step comes from (seed, step), so a resumed run is the same run.
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            chosen, things = batches.draw(generator)
-            grown = min(1.0, 0.25 + 2 * step / config.steps)  # a picture is easy to know at first
-            images = repaint(
-                pictures.images[chosen].to(device), model.backbone.image_size, generator, grown,
-                config.outlines if grown >= 0.5 else 0.0,
-            )  # fmt: skip
+            batch = batches.draw(generator)
+            # A picture is easy to know at first, unless one knows much already.
+            grown = min(1.0, (0.25 if config.start is None else 0.6) + 2 * step / config.steps)
+            images = _painted(config, pictures, batch, generator, grown, device)
             rate = min(1.0, (step + 1) / max(1, config.warmup))
             rate *= 0.02 + 0.98 * (1 + math.cos(math.pi * step / config.steps)) / 2
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * rate
             images = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-            things = things.to(device)
+            things = batch.things.to(device)
             kinds = pictures.kind.to(device)[things]
-            by_thing, by_class = model.losses(run(images), things, kinds, config.scale)
-            loss = by_thing + config.class_weight * by_class
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                features = run(images)
+            features = features.float()
+            by_thing, by_class = model.losses(features, things, kinds, config.scale)
+            by_pair = model.pair_loss(features, config.scale) if batches.pairs else torch.zeros_like(by_thing)
+            loss = by_thing + config.class_weight * by_class + config.pair_weight * by_pair
             if not bool(torch.isfinite(loss)):
                 raise UserError(f"the loss became {loss.item()} at step {step}; try a lower --lr")
             optimiser.zero_grad(set_to_none=True)
@@ -319,7 +311,7 @@ def _train_visual(
             if step % config.eval_every == 0 or step == config.steps:
                 save(step)
                 row: dict[str, Any] = {"step": step, "loss": f"{loss.item():.4f}", "things": f"{by_thing.item():.4f}",
-                       "classes": f"{by_class.item():.4f}", "lr": f"{config.lr * rate:.3g}",
+                       "classes": f"{by_class.item():.4f}", "pairs": f"{by_pair.item():.4f}", "lr": f"{config.lr * rate:.3g}",
                        "seconds": f"{seconds + time.monotonic() - began:.1f}"}  # fmt: skip
                 if validation is not None:
                     row |= validation.measure(averaged.finished().to(device), device)
@@ -362,7 +354,10 @@ def _fit_text(config: PretrainConfig, pictures: Pictures, clip: PromptedCLIP, de
     """
     means = _mean_embeddings(pictures, clip, device)
     targets = torch.cat([means, F.normalize(_by_class(means, pictures), dim=1)])
-    names = [*pictures.names, *pictures.classes]
+    names = [word for words in pictures.texts for word in words] + pictures.classes
+    of = [number for number, words in enumerate(pictures.texts) for _ in words]
+    of += range(len(means), len(targets))
+    target = torch.tensor(of, device=device)
     text = clip.text
     trained = [*text.transformer.parameters(), *text.ln_final.parameters(), text.positional_embedding]
     trained += [text.text_projection] if isinstance(text.text_projection, nn.Parameter) else []
@@ -383,8 +378,8 @@ def _fit_text(config: PretrainConfig, pictures: Pictures, clip: PromptedCLIP, de
         ids = ids[:, : int(ids.argmax(dim=1).max()) + 1]
         # As one group of texts: its gradient has a fixed order of summation, so a run can be repeated.
         features = F.normalize(clip.encode_groups(ids.unsqueeze(0), shared=1)[0][0], dim=1)
-        loss = F.cross_entropy(config.scale * features @ targets.T, chosen)
-        loss = loss + (1 - (features * targets[chosen]).sum(dim=1)).mean()
+        loss = F.cross_entropy(config.scale * features @ targets.T, target[chosen])
+        loss = loss + (1 - (features * targets[target[chosen]]).sum(dim=1)).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -411,8 +406,10 @@ def _by_class(means: Tensor, pictures: Pictures) -> Tensor:
 
 
 def save_weights(clip: PromptedCLIP, path: Path) -> None:
-    """All weights of a backbone as a float16 safetensors file."""
+    """All weights of a backbone as a float16 safetensors file, but word embeddings that can be made again."""
     state = {name: tensor.detach().cpu() for name, tensor in clip.clip.state_dict().items()}
+    state, words = seeded.without_words(state)
     halves = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in state.items()}
+    about = (metadata(clip.config, clip.quick_gelu) or {}) | words
     with disk.replacing(path) as file:
-        file.write(safetensors.torch.save(halves, metadata(clip.config, clip.quick_gelu)))
+        file.write(safetensors.torch.save(halves, about or None))
