@@ -268,10 +268,11 @@ def test_edges_of_a_flat_picture_are_none():
         assert bool((drawn > 0.99).all())
 
 
-def test_the_packages_weights_are_small_and_whole(tmp_path):
-    path = WEIGHTS / "splip-tiny.safetensors"
+@pytest.mark.parametrize("name", ["splip-tiny", "splip-tiny-2"])
+def test_the_packages_weights_are_small_and_whole(tmp_path, name):
+    path = WEIGHTS / f"{name}.safetensors"
     assert path.stat().st_size <= 12 * 2**20
-    model = PromptedCLIP(BackboneConfig("splip-tiny"))
+    model = PromptedCLIP(BackboneConfig(name))
     save_weights(model, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
     assert math.isclose(model.clip.logit_scale.item(), math.log(16), rel_tol=1e-3)
