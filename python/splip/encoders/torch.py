@@ -28,7 +28,7 @@ class TorchRunner:
             from splip.models.registry import load_model
         except ImportError as error:
             raise UserError(
-                f"{found.name}: a checkpoint needs PyTorch and open_clip ({error}); without them, `splip export` it elsewhere"
+                f"{found.name}: a {found.kind} needs PyTorch and open_clip ({error}); without them, `splip export` it elsewhere"
             ) from None
         if precision not in graph.DTYPES:
             raise UserError(f"precision must be one of {', '.join(graph.DTYPES)}, got {precision}")
