@@ -5,7 +5,7 @@
 Random weights at real sizes, float pictures that are normalised already, without prompts. `library` is open_clip's
 ``encode_image`` or timm's ``forward``; `training code` runs the same modules layer by layer; `deployed` is the graph that
 `splip export` writes and `splip serve` runs, in torch. A ratio is the median of the rounds' ratios to the library: below 1 is
-faster. Error: the largest difference of a feature of unit length from the library's.
+faster; in brackets the same of the processor's time, which others on a shared machine disturb less. Error: the largest difference of a feature of unit length from the library's.
 """
 
 import argparse
@@ -52,32 +52,38 @@ def measure(name: str, repeats: int) -> list[dict[str, Any]]:
     for batch in BATCHES:
         images = torch.randn(batch, 3, S, S, generator=torch.Generator().manual_seed(0))
         times: dict[str, list[float]] = {encoder: [] for encoder in encoders}
+        spent: dict[str, list[float]] = {encoder: [] for encoder in encoders}
         order = list(encoders)
         with torch.inference_mode():
             wanted = F.normalize(encoders["library"](images), dim=-1)
             errors = {
                 key: float((F.normalize(run(images), dim=-1) - wanted).abs().max()) for key, run in encoders.items()
             }
-            for round_ in range(repeats + 2):  # two warm up
+            for round_ in range(repeats):  # the comparison above has warmed them up
                 for key in order[round_ % 3 :] + order[: round_ % 3]:
-                    began = time.perf_counter()
+                    began, used = time.perf_counter(), time.process_time()
                     encoders[key](images)
-                    if round_ > 1:
-                        times[key].append(1e3 * (time.perf_counter() - began))
+                    times[key].append(1e3 * (time.perf_counter() - began))
+                    spent[key].append(time.process_time() - used)
         row: dict[str, Any] = {"backbone": name, "family": clip.visual_tower.family, "side": S, "batch": batch}
         row["ms"] = {key: spread(values) for key, values in times.items()}
-        row["ratio"] = {
-            key: statistics.median(a / b for a, b in zip(values, times["library"], strict=True))
-            for key, values in times.items()
-        }
+        row["ratio"], row["cpu_ratio"] = ratios(times), ratios(spent)
         row["max_difference"] = errors
         rows.append(row)
-        ratios = "  ".join(f"{key} {row['ratio'][key]:.3f}" for key in order[1:])
+        shown = "  ".join(f"{key} {row['ratio'][key]:.3f} ({row['cpu_ratio'][key]:.3f})" for key in order[1:])
         print(
-            f"{name:40} {batch}  {row['ms']['library']['median']:8.1f} ms  {ratios}  {max(errors.values()):.1e}",
+            f"{name:40} {batch}  {row['ms']['library']['median']:8.1f} ms  {shown}  {max(errors.values()):.1e}",
             flush=True,
         )
     return rows
+
+
+def ratios(times: dict[str, list[float]]) -> dict[str, float]:
+    """Medians of the rounds' ratios to the library."""
+    return {
+        key: statistics.median(a / b for a, b in zip(values, times["library"], strict=True))
+        for key, values in times.items()
+    }
 
 
 def main() -> None:

@@ -224,6 +224,38 @@ def texts() -> str:
     )
 
 
+def families() -> str:
+    """What each family of backbones can do, from the list that the tests run."""
+    from splip.models.towers.table import markdown
+
+    return markdown()
+
+
+def towers() -> str:
+    """Every family's encoder beside its own library's forward pass."""
+    report = load("towers-cpu")
+    by_name: dict[str, dict[int, dict[str, Any]]] = {}
+    for r in report["rows"]:
+        by_name.setdefault(f"`{r['backbone']}`", {})[r["batch"]] = r
+    rows = []
+    for name, batches in by_name.items():
+        ratios = [
+            f"{r['ratio'][key]:.2f} ({r['cpu_ratio'][key]:.2f})"
+            for r in batches.values()
+            for key in ("training code", "deployed")
+        ]
+        error = max(r["max_difference"]["deployed"] for r in batches.values())
+        rows.append([name, *ratios, f"{error:.0e}"])
+    sizes = next(iter(by_name.values()))
+    head = ["", *(f"batch {b}, {what}" for b in sizes for what in ("training code", "deployed")), "largest difference"]
+    return (
+        table(head, rows)
+        + "\n\nTime as a share of the library's own forward pass (open_clip's or timm's, float32): below 1 is faster; in brackets"
+        + " the processor's time, which others on the machine disturb less. Medians of rounds that take turns, random weights, without"
+        + f" prompts. {_machine(report['machine'])}"
+    )
+
+
 def answers() -> str:
     """From PNG bytes to ten paths, by stage."""
     reports = [load("search-cpu"), load("search-openvino-cpu")]
@@ -407,6 +439,8 @@ TABLES = {
     "gpu": gpu,
     "encoder": encoder,
     "texts": texts,
+    "towers": towers,
+    "families": families,
     "answers": answers,
     "galleries": galleries,
     "service": service,

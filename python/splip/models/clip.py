@@ -104,6 +104,8 @@ class PromptedCLIP(nn.Module):
         source = c.pretrained if c.pretrained or _source(c) is None else "package"
         if source is None and activation.brings_all(c.name):
             source = c.name
+        if isinstance(self.clip, timm_models.VisionOnly):
+            source = self.clip.source
         return {
             "name": c.name,
             "pretrained": source,
@@ -257,6 +259,10 @@ def _create(config: BackboneConfig) -> tuple[nn.Module, bool]:
     """The model, and whether its GELU is QuickGELU."""
     folder = activation.folder_of(config)
     if config.name.startswith(timm_models.PREFIX):
+        if config.quick_gelu == "true":
+            raise UserError(
+                f"backbone {config.name}: timm's towers have one activation: leave out --backbone.quick_gelu"
+            )
         return timm_models.create(config.name, config.pretrained, config.seed), False
     if not activation.brings_all(config.name) and config.name not in open_clip.list_models():
         near = ", ".join(difflib.get_close_matches(config.name, open_clip.list_models(), 5, 0.3))

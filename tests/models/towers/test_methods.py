@@ -141,7 +141,7 @@ def test_the_table_is_the_documentations():
     from pathlib import Path
 
     page = (Path(__file__).resolve().parents[3] / "docs" / "how-to" / "backbones.md").read_text(encoding="utf-8")
-    assert table.markdown() in page
+    assert f"\n{table.markdown()}\n" in page
 
 
 def test_every_task_that_is_refused_is_one():
@@ -168,8 +168,12 @@ def test_timm_weights_of_a_file(tmp_path):
     model = PromptedCLIP(BackboneConfig("timm:tiny_dinov2", "random", seed=3))
     torch.save(model.visual.state_dict(), tmp_path / "timm.pt")  # as timm knows them
     torch.save(model.clip.state_dict(), tmp_path / "ours.pt")  # as `plain_backbone` writes them
+    assert model.identity()["pretrained"] is None
+    with pytest.raises(UserError, match="timm's towers have one activation"):
+        PromptedCLIP(BackboneConfig("timm:tiny_dinov2", "random", quick_gelu="true"))
     for file in ("timm.pt", "ours.pt"):
         other = PromptedCLIP(BackboneConfig("timm:tiny_dinov2", str(tmp_path / file)))
+        assert other.identity()["pretrained"] == str(tmp_path / file)
         assert all(torch.equal(t, model.clip.state_dict()[n]) for n, t in other.clip.state_dict().items())
     (tmp_path / "bad.pt").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"cannot load timm:tiny_dinov2 with pretrained weights .*bad.pt"):
@@ -186,3 +190,24 @@ def test_prompts_of_siglip_go_into_the_first_places():
     )
     assert reader.end(model.tokens[0, 0]) == 5 and reader.pooled(model.tokens[0, 0]) == 15
     assert model.tokens.shape[2] == reader.length and model.shared == 0
+
+
+def test_a_tag_is_asked_for_as_timm_does(monkeypatch):
+    """timm:NAME.TAG fetches the weights of the tag; random leaves the hub alone."""
+    import timm
+
+    asked = []
+
+    def create_model(name, pretrained, **options):
+        asked.append((name, pretrained, options))
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    name = "timm:vit_small_patch14_dinov2.lvd142m@224"
+    for config in (BackboneConfig(name), BackboneConfig(name.replace(".lvd142m", ""), "lvd142m")):
+        with pytest.raises(UserError, match="cannot load timm:vit_small.* weights lvd142m: no route to the hub"):
+            PromptedCLIP(config)
+    with pytest.raises(UserError, match="no route to the hub"):
+        PromptedCLIP(BackboneConfig(name, "random"))
+    options = {"num_classes": 0, "img_size": 224}
+    assert asked == [("vit_small_patch14_dinov2.lvd142m", fetched, options) for fetched in (True, True, False)]

@@ -12,6 +12,7 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from splip.models.towers.base import Norm, VisualTower, patch_side
+from splip.models.towers.table import CONVOLUTIONAL
 from splip.models.towers.timm_vit import width_of
 
 
@@ -19,7 +20,7 @@ class ConvTower(VisualTower):
     """A tower that is run whole: E_0 are the normalised pixels."""
 
     family = "convolutional"
-    no_prompts = "its visual tower is convolutional: it has no sequence of tokens that prompts could join"
+    no_prompts = CONVOLUTIONAL
     patches = 0
     layers = 0
 

@@ -1,11 +1,9 @@
 """Which families of backbones there are, and what each can do: what the tests run and what the documentation shows.
 
-``python -m splip.models.towers.table`` prints the table of docs/how-to/backbones.md.
+``python benchmarks/report.py --update`` writes the table into docs/how-to/backbones.md. This module imports nothing heavy.
 """
 
 from typing import NamedTuple
-
-from splip.models.towers.conv import ConvTower
 
 # What a family may do, and what its column is called.
 TASKS = {
@@ -18,7 +16,8 @@ TASKS = {
     "export": "export",
     "export --text": "export `--text`",
 }
-NO_PROMPTS = f"takes no prompts: {ConvTower.no_prompts}"
+CONVOLUTIONAL = "its visual tower is convolutional: it has no sequence of tokens that prompts could join"
+NO_PROMPTS = f"takes no prompts: {CONVOLUTIONAL}"
 NO_TEXT = "has no text tower"
 NO_PAIRS = "does not read texts with CLIP's own tokenizer"
 
@@ -59,8 +58,4 @@ def markdown() -> str:
     for family in FAMILIES:
         cells = ["no" if task in family.refused else "yes" for task in TASKS]
         lines.append("| " + " | ".join([family.title, family.examples, *cells, family.prompts_at or "nowhere"]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")
+    return "\n".join(lines)

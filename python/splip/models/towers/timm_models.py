@@ -23,9 +23,9 @@ LARGEST = 2048  # pixels of a side
 class VisionOnly(nn.Module):
     """A tower where others have a CLIP."""
 
-    def __init__(self, visual: nn.Module) -> None:
+    def __init__(self, visual: nn.Module, source: str | None) -> None:
         super().__init__()
-        self.visual = visual
+        self.visual, self.source = visual, source  # tag or file of its weights; None: random
 
     def encode_image(self, images: Tensor) -> Tensor:
         """What timm's own forward pass gives, ``[B, D]``."""
@@ -81,7 +81,7 @@ def create(name: str, pretrained: str | None, seed: int) -> VisionOnly:
         raise UserError(f"cannot load {name} with pretrained weights {pretrained or tag or None}: {reason}") from None
     finally:
         logging.disable(logging.NOTSET)
-    return VisionOnly(visual.eval())
+    return VisionOnly(visual.eval(), str(file) if file is not None else tag if fetch else None)
 
 
 def side_of(visual: Any) -> int:
