@@ -150,3 +150,20 @@ def test_a_missing_tokenizer_is_one_line_and_images_need_none(monkeypatch):
 
 def test_sizes_are_those_of_the_tower():
     assert {PromptedCLIP(BackboneConfig(NAMES[key], "random")).image_size for key in KEYS} == {SIDE}
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("ViT-B-16-SigLIP", 0.5, 0.5),
+        ("MobileCLIP2-S0", 0.0, 1.0),
+        ("EVA02-B-16", 0.48145466, 0.26862954),
+        ("x", None, None),
+    ],
+)
+def test_pixels_of_a_file_are_those_of_its_architecture(name, mean, std):
+    """open_clip knows them of tags alone: SigLIP's weights from a file would get CLIP's."""
+    from splip.models.towers.families import _agreed
+
+    found = _agreed(name)
+    assert (found["mean"][0], found["std"][0]) == (mean, std) if mean is not None else found == {}

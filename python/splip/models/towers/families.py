@@ -26,7 +26,7 @@ def visual_of(name: str, clip: Any) -> VisualTower:
         UserError: no family's.
     """
     visual = clip.visual
-    mean, std, size = _preprocessing(clip)
+    mean, std, size = _preprocessing(name, clip)
     trunk = getattr(visual, "trunk", visual)
     if isinstance(visual, open_clip.transformer.VisionTransformer):
         _refuse(name, ClipViT.refusal(visual))
@@ -58,7 +58,7 @@ def text_of(name: str, clip: Any, folder: Path | None) -> TextTower | None:
     return make(text, lambda: open_clip.get_tokenizer(str(source)), False, name)
 
 
-def _preprocessing(clip: Any) -> tuple[tuple[float, ...], tuple[float, ...], int]:
+def _preprocessing(name: str, clip: Any) -> tuple[tuple[float, ...], tuple[float, ...], int]:
     """Mean and deviation of the pixels, and the side of a picture."""
     if isinstance(clip, timm_models.VisionOnly):
         visual: Any = clip.visual
@@ -66,7 +66,23 @@ def _preprocessing(clip: Any) -> tuple[tuple[float, ...], tuple[float, ...], int
     else:
         found = open_clip.get_model_preprocess_cfg(clip)
         side = found["size"][0] if isinstance(found["size"], tuple | list) else found["size"]
+        default = tuple(found["mean"]) == open_clip.OPENAI_DATASET_MEAN  # else a tag or a folder has said it
+        if default and not isinstance(clip.visual, open_clip.transformer.VisionTransformer):
+            found = {**found, **_agreed(name)}
     return tuple(map(float, found["mean"])), tuple(map(float, found["std"])), int(side)
+
+
+def _agreed(name: str) -> dict[str, Any]:
+    """Mean and deviation that all weights of an architecture were trained with, if open_clip knows them.
+
+    open_clip gives a file the defaults, CLIP's: SigLIP's weights, whoever brings them, want .5 and .5.
+    """
+    tags = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    agreed = {(tuple(tag["mean"]), tuple(tag["std"])) for tag in tags if "mean" in tag and "std" in tag}
+    if len(agreed) != 1:
+        return {}
+    mean, std = agreed.pop()
+    return {"mean": mean, "std": std}
 
 
 def _text_config(name: str, folder: Path | None) -> dict[str, Any]:
