@@ -47,6 +47,25 @@ def gallery(model, tree, tmp_path, cli):
     return folder
 
 
+def test_without_a_model_and_without_a_gallery(tree, tmp_path, cli, monkeypatch):
+    """The package's own model, and the gallery of those who have one; a line says what would be better."""
+    monkeypatch.delenv("SPLIP_GALLERY", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    code, out, err = cli("index", "add", tree / "photo")
+    assert code == 0, err
+    assert "the package's own model" in err and "--model vit-b-32" in err and len(err.strip().splitlines()) == 1
+    with Gallery.open(tmp_path / "data/splip/gallery") as opened:
+        assert "splip-tiny-2" in opened.facts["model"] and len(opened) == 16
+    code, out, err = cli("search", "--text", "a ball", "-k", "3", "--json")
+    assert code == 0 and len(json.loads(out)[0]["matches"]) == 3, err
+    code, out, err = cli("index", "list")
+    assert code == 0 and out.count("photo") == 16
+    assert "package's own model" not in cli("index", "add", tree / "photo")[2]  # it is made
+    monkeypatch.setenv("SPLIP_GALLERY", str(tmp_path / "elsewhere"))
+    code, out, err = cli("search", "--text", "a ball")
+    assert code == 2 and f"{tmp_path}/elsewhere: not a gallery" in err
+
+
 # ---- search ----
 
 
@@ -203,9 +222,6 @@ def test_bad_index_input(model, tree, tmp_path, refused):
         assert "memory_gb must be above 0" in refused("index", "add", tree / "photo", *options, "--memory-gb", wrong)
     assert "no folder of pictures given" in refused("index", "add", *options)
     assert "KEY=VALUE" in refused("index", "add", tree / "photo", *options, "--tag", "=x")
-    assert "name a model: --model vit-b-32, for one" in refused(
-        "index", "add", tree / "photo", "--gallery", tmp_path / "g"
-    )
     assert "no.pt" in refused(
         "index", "add", tree / "photo", "--gallery", tmp_path / "g", "--model", tmp_path / "no.pt"
     )

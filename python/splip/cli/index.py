@@ -15,6 +15,7 @@ from splip.errors import UserError, shown
 from splip.gallery import ingest
 from splip.gallery.catalog import Filter, Item
 from splip.gallery.config import (
+    DEFAULT_MODEL,
     IndexAddConfig,
     IndexCheckConfig,
     IndexCompactConfig,
@@ -136,11 +137,15 @@ def _open_or_create(config: IndexAddConfig) -> Gallery:
                 f"{config.gallery}: has vectors of {gallery.dim} dimensions; --dimensions {config.dimensions} takes a new gallery"
             )
         return gallery
-    if config.model is None:
-        raise UserError(f"{config.gallery}: no such gallery; to make it, name a model: --model vit-b-32, for one")
-    return Gallery.create(
-        config.gallery, config.model, engine=engine, device=config.device, dimensions=config.dimensions
-    )
+    model = config.model
+    if model is None:
+        model = DEFAULT_MODEL
+        print(
+            f"splip: {config.gallery}: a new gallery, with the package's own model, which knows drawn pictures of things; for "
+            "photographs --model vit-b-32 was made, which is downloaded (`splip models` lists more)",
+            file=sys.stderr,
+        )
+    return Gallery.create(config.gallery, model, engine=engine, device=config.device, dimensions=config.dimensions)
 
 
 def _count(number: int, noun: str) -> str:

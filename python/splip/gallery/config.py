@@ -1,10 +1,32 @@
 """Settings of the `splip index` verbs and of `splip search`."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
+
+WHERE = "(default: $SPLIP_GALLERY, or splip/gallery in your data folder)"
+DEFAULT_MODEL = "splip-tiny-2"  # of the package: works without a download
+
+
+def default_gallery() -> Path:
+    """The gallery of those who have one: ``$SPLIP_GALLERY``, or ``splip/gallery`` in the user's data folder."""
+    named = os.environ.get("SPLIP_GALLERY")
+    if named:
+        return Path(named)
+    data = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+    return Path(data) / "splip" / "gallery"
+
+
+def default_address() -> str:
+    """The same as text: beside folders there are addresses."""
+    return str(default_gallery())
+
+
+Folder = Annotated[Path, tyro.conf.arg(help_behavior_hint=WHERE)]
+Address = Annotated[str, tyro.conf.arg(help_behavior_hint=WHERE)]
 
 
 @dataclass
@@ -14,11 +36,11 @@ class IndexAddConfig:
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of pictures, searched through all levels but for hidden ones, single pictures, tar files of pictures
     (WebDataset), or @FILE as --list FILE."""
-    gallery: Path
+    gallery: Folder = field(default_factory=default_gallery)
     """Folder of the gallery; made if it is not there."""
     model: str | None = None
     """The model by any name: a run or its checkpoint, an export folder, vit-b-32, open_clip:NAME/TAG, hf-hub:OWNER/NAME; see
-    `splip models`. A new gallery keeps it. Default: the gallery's own."""
+    `splip models`. A new gallery keeps it. Default: the gallery's own; of a new one splip-tiny-2, which is in the package."""
     dimensions: int | None = None
     """Of a new gallery: components of its vectors, a size that the model was trained for with --loss.matryoshka; none: all."""
     list: tuple[Path, ...] = ()
@@ -54,7 +76,7 @@ class IndexRemoveConfig:
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
     """Pictures, or folders of them."""
-    gallery: Path
+    gallery: Folder = field(default_factory=default_gallery)
     """Folder of the gallery."""
     label: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Those with this label."""
@@ -72,7 +94,7 @@ class IndexRemoveConfig:
 class IndexListConfig:
     """Print what a gallery holds: id, label, path and tags of each picture."""
 
-    gallery: Path
+    gallery: Folder = field(default_factory=default_gallery)
     """Folder of the gallery."""
     label: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Only pictures with this label."""
@@ -90,7 +112,7 @@ class IndexListConfig:
 class IndexCheckConfig:
     """Compare a gallery with its checksums; exit code 1 if anything is damaged."""
 
-    gallery: Path
+    gallery: Folder = field(default_factory=default_gallery)
     """Folder of the gallery."""
     pictures: bool = True
     """Also look whether the files of its pictures are still there."""
@@ -102,7 +124,7 @@ class IndexCheckConfig:
 class IndexCompactConfig:
     """Give back the room of removed pictures."""
 
-    gallery: Path
+    gallery: Folder = field(default_factory=default_gallery)
     """Folder of the gallery."""
 
 
@@ -141,7 +163,7 @@ class IndexPushConfig:
 class SearchConfig:
     """Find the pictures of a gallery that match a drawing, a picture, words, or a drawing and words together."""
 
-    gallery: str
+    gallery: Address = field(default_factory=default_address)
     """Folder of the gallery, see `splip index add`, or the milvus: address of a collection, see `splip index push`."""
     sketch: tuple[Path, ...] = ()
     """One or more drawings, dark on white or on transparency."""

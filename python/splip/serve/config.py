@@ -1,15 +1,17 @@
 """Settings of `splip serve`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from splip.gallery.config import Address, default_address
 
 
 @dataclass
 class ServeConfig:
     """Serve a gallery over HTTP, with a page to draw on."""
 
-    gallery: str
+    gallery: Address = field(default_factory=default_address)
     """Folder that `splip index add` wrote, or the milvus: address of a collection, see `splip index push`."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 and :: are reachable from elsewhere."""
