@@ -51,6 +51,7 @@ class PixelEncoder:
     """Pictures to unit vectors by a fixed random projection; what a gallery needs of an encoder."""
 
     engine, precision, image_size, embed_dim, fit, crop_sketches = "pixels", "fp32", SIDE, DIM, "pad", False
+    dimensions = (DIM,)
 
     def __init__(self, model: bytes = MODEL, delay: float = 0.0) -> None:
         self.identity, self.name, self.path = hashlib.sha256(model).hexdigest(), f"pixels of {model!r}", Path("pixels")

@@ -29,7 +29,7 @@ def query(body: bytes) -> Query:
         UserError: not JSON, or not a search.
     """
     check(body, 1, LISTS)
-    return _query(parsed(body))
+    return _query(_parsed(body))
 
 
 def queries(body: bytes, most: int) -> list[Query]:
@@ -39,7 +39,7 @@ def queries(body: bytes, most: int) -> list[Query]:
         TooLarge, UserError: see ``query``.
     """
     check(body, most, BATCH_LISTS)
-    document = parsed(body)
+    document = _parsed(body)
     if not isinstance(document, dict) or set(document) != {"queries"} or not isinstance(document["queries"], list):
         raise UserError('write it as {"queries": [...]}')
     found = document["queries"]
@@ -60,7 +60,7 @@ def addition(body: bytes) -> Add:
     if outside.count(b"[") + outside.count(b"{") > 3 or outside.count(b",") > MAX_PATHS + MAX_LABELS + 8:
         raise TooLarge("the JSON holds more values than an addition can have")
     try:
-        return Add.model_validate(parsed(body))
+        return Add.model_validate(_parsed(body))
     except ValidationError as error:
         raise UserError(invalid(error)) from None
 
@@ -109,7 +109,7 @@ def _too_many(most: int, got: int) -> str:
     return f"queries: at most {most} at once, got {got}"
 
 
-def parsed(body: bytes) -> Any:
+def _parsed(body: bytes) -> Any:
     try:
         return pydantic_core.from_json(body)
     except ValueError as error:

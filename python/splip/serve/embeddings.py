@@ -54,7 +54,7 @@ def parse(body: bytes, most: int) -> Asked:
         UserError: not JSON, or not such a request.
     """
     bodies.check_values(body, most)
-    document = bodies.parsed(body)
+    document = bodies._parsed(body)
     if not isinstance(document, dict) or "input" not in document:
         raise UserError(
             'input: write it as {"input": ["a text"]} or {"input": [{"image": "data:image/png;base64,..."}]}'
