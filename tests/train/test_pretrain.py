@@ -296,3 +296,13 @@ def test_the_stems_scales_and_shifts():
     assert not torch.allclose(before, changed, atol=0.1)
     assert sorted({n.rsplit(".", 1)[1] for n in merged.state_dict()}) == ["bias", "shift", "weight"]
     assert len(stem.affine()) == 2 * 8
+
+
+def test_architectures_for_longer_runs():
+    """The one fills what a package may hold, words aside; the other is a plain ViT as a CLIP is."""
+    compact = PromptedCLIP(BackboneConfig("splip-compact", "random"))
+    stored = sum(p.numel() for n, p in compact.clip.named_parameters() if n != "token_embedding.weight")
+    assert 10 * 2**20 < 2 * stored < 12 * 2**20
+    plain = PromptedCLIP(BackboneConfig("icon-vit", "random"))
+    assert isinstance(plain.visual.conv1, torch.nn.Conv2d) and (plain.patch_size, plain.image_size) == (8, 64)
+    assert (plain.visual_layers, plain.text_layers) == (12, 6)
