@@ -2,8 +2,8 @@
 
 Sketches: Fluent Emoji High Contrast, EmojiOne Monotone and Symbola. Gallery: Tux Paint's stamps and GCompris's pictures,
 photographs and paintings. None of these sets is ever trained, tuned or pre-trained on. A class is a noun that both sides
-show. ``kept`` nouns belong to the sample's unseen or validation classes, which no backbone of this project has been shown
-under any designer; of ``shown`` nouns a backbone knows pictures by other designers.
+show. ``kept`` nouns belong to the sample's unseen or validation classes, by word, synonym or kind, which build_icons.py leaves
+out under any designer; of ``shown`` nouns a backbone knows pictures by other designers.
 
     python tools/build_heldback.py --out heldback    # needs npm, apt-get and dpkg, and pip install 'splip[sample]'
     python benchmarks/heldback_results.py --data heldback

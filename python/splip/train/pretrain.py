@@ -257,16 +257,16 @@ def _train_visual(
     """The visual tower; ``averaged`` ends as the moving average of the weights."""
     batches, began = pictures.batches(config.batch_size, config.pair_weight > 0), time.monotonic()
     run: Any = torch.compile(model) if config.compile else model
-    mean = torch.tensor(model.backbone.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(model.backbone.std, device=device).view(1, 3, 1, 1)
+    clip = model.backbone
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (clip.mean, clip.std))
     # What is saved, so neither a mask of infinities nor a counter.
     live, mirror = ([t for t in m.state_dict().values() if t.is_floating_point()] for m in (model, averaged))
 
     def save(step: int) -> None:
         moments, groups = tensors.flat_optimiser(optimiser.state_dict())
         parts = {"model": model.state_dict(), "averaged": averaged.state_dict(), "optimiser": moments}
-        took = seconds + time.monotonic() - began
-        facts = {"format": FORMAT, "config": to_dict(config), "optimiser": groups, "step": step, "seconds": took}
+        facts = {"format": FORMAT, "config": to_dict(config), "optimiser": groups, "step": step}
+        facts["seconds"] = seconds + time.monotonic() - began
         tensors.save(last, parts, facts)
 
     log = config.out / "log.csv"
