@@ -265,8 +265,8 @@ def _train_visual(
     def save(step: int) -> None:
         moments, groups = tensors.flat_optimiser(optimiser.state_dict())
         parts = {"model": model.state_dict(), "averaged": averaged.state_dict(), "optimiser": moments}
-        facts = {"format": FORMAT, "config": to_dict(config), "optimiser": groups, "step": step}
-        facts["seconds"] = seconds + time.monotonic() - began
+        took = seconds + time.monotonic() - began
+        facts = {"format": FORMAT, "config": to_dict(config), "optimiser": groups, "step": step, "seconds": took}
         tensors.save(last, parts, facts)
 
     log = config.out / "log.csv"
@@ -290,8 +290,7 @@ def _train_visual(
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * rate
             images = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-            things = batch.things.to(device)
-            kinds = pictures.kind.to(device)[things]
+            things, kinds = batch.things.to(device), pictures.kind[batch.things].to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 features = run(images)
             features = features.float()
