@@ -33,7 +33,7 @@ def demo() -> str:
     means = load("demo")["query_mean"]
     columns = list(next(iter(means.values())))
     rows = [[name, *(f"{100 * values[c]:.1f}" for c in columns)] for name, values in means.items()]
-    rows[-1] = [f"**{cell}**" for cell in rows[-1]]
+    rows = [[f"**{cell}**" for cell in row] if row[0] == "SpLIP" else row for row in rows]
     return table(["", *columns], rows)
 
 

@@ -28,6 +28,7 @@ from splip.models.names import LAST, in_folder
 from splip.train import loop
 
 Pen = ImageDraw.ImageDraw
+BACKBONE = "splip-tiny-2"  # the better of the package's; methods are compared on the other
 
 
 def demo(config: DemoConfig) -> None:
@@ -82,6 +83,7 @@ def _say(text: str) -> None:
 def _train(config: DemoConfig, tree_root: Path, run: Path) -> Path:
     """Train, go on with a training that was stopped, or use the finished one."""
     settings = load(TrainConfig, "sample")
+    settings.backbone.name = BACKBONE
     settings.out, settings.data.root, settings.device = run, tree_root, config.device
     settings.steps = settings.steps if config.steps is None else config.steps
     settings.resume = in_folder(run, LAST).is_file()
@@ -202,7 +204,7 @@ among classes that training never saw: {classes}.</p>
 <div class="scroll"><table><tr><th></th>{head}</tr>{body}<caption>{report["queries"]} sketches, {report["gallery"]}
 photos, percent, means over sketches. mAP@all and P@10 ask for the class, Acc for the very thing that was drawn.</caption>
 </table></div>
-<p class="small">splip-tiny learned from six thousand drawn pictures of other things, not from the world's photos, so do
+<p class="small">splip-tiny-2 learned from icons and drawn pictures of other things, not from the world's photos, so do
 not expect the figures of a full-size CLIP. HOG is a description of edges that learns nothing.</p>
 <h2>Sketches of unseen classes and what they find</h2>
 <img src="grid.png" alt="One sketch a row, its ten best photos to the right, hits framed">
