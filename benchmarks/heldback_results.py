@@ -4,7 +4,7 @@
     python benchmarks/heldback_results.py --data heldback --sample sample
 
 Nothing is tuned by these numbers. The mean over classes, which no class of many pictures rules, of three views: all nouns,
-those that no backbone was shown under any designer (kept), and those that backbones know by other designers (shown); in the
+those that build_icons.py leaves out under any designer (kept), and those that backbones know by other designers (shown); in the
 latter two the gallery holds the pictures of these nouns alone.
 """
 

@@ -18,7 +18,7 @@ TIMM = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Apple AMLR: research only": "
 
 def sizes(config):
     """Side, parameters of both towers and of the image tower, width, tokens of a text: of the architecture, without weights."""
-    if config.name == "splip-tiny":
+    if config.name.startswith("splip-"):
         clip = PromptedCLIP(config)
         return clip.image_size, clip, clip.visual, clip.embed_dim, clip.text.context_length
     if config.name.startswith("timm:"):
@@ -85,7 +85,7 @@ def test_times_are_kept_for_this_machine(cli, refused, tmp_path, monkeypatch):
     for damaged in ("", "[]", "{", json.dumps({models._machine(): {"splip-tiny": 3, "x": {"ms": "y"}}})):
         (tmp_path / "splip/models.json").write_text(damaged)
         assert cli("models")[0] == 0
-    assert "--measure vit: no such name; splip-tiny, vit-b-32" in refused("models", "--measure", "vit")
+    assert "--measure vit: no such name; splip-tiny-2, splip-tiny, vit-b-32" in refused("models", "--measure", "vit")
 
 
 def test_what_cannot_be_built_is_said(cli, tmp_path, monkeypatch):

@@ -166,7 +166,7 @@ def test_features_that_do_not_fit(given, refused, tmp_path):
     folder, features, _ = given
     files = ("--features", folder / "sketches.npy", folder / "photos.npy")
     names = ("--labels", folder / "sketches.txt", folder / "photos.txt")
-    assert "give --checkpoint, or --features and --labels" in refused("eval")
+    assert "give --model, or --features and --labels" in refused("eval")
     assert "--labels: two files, of sketches and of photos, got 0" in refused("eval", *files)
     assert "--features: two files" in refused("eval", *names)
     assert "--baselines does not go with --features" in refused("eval", *files, *names, "--baselines")

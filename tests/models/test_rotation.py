@@ -8,6 +8,7 @@ from runs import at_step_two, power_cut
 from splip.encoders.encoder import Encoder
 from splip.errors import UserError
 from splip.models import build, load_model
+from splip.models.checkpoint import read_checkpoint
 from splip.models.config import BackboneConfig, LossConfig, TrainConfig
 from splip.models.rotation import principal_axes, turn
 from splip.train import loop
@@ -75,13 +76,13 @@ def test_a_training_begins_at_the_axes_of_its_pictures(settings):
 def test_a_resumed_run_is_turned_once(settings, tmp_path, monkeypatch):
     settings.loss.matryoshka, settings.train_backbone, settings.loss.jigsaw = (16, 64), True, 0.0
     loop.train(settings)
-    whole = torch.load(settings.out / "last.pt", weights_only=True)
+    whole = read_checkpoint(settings.out / "last.safetensors")
     settings.out = tmp_path / "again"
     with at_step_two(monkeypatch, power_cut), pytest.raises(RuntimeError):
         loop.train(settings)
     settings.resume = True
     loop.train(settings)
-    again = torch.load(settings.out / "last.pt", weights_only=True)
+    again = read_checkpoint(settings.out / "last.safetensors")
     assert "backbone.clip.visual.proj" in again["trainable"] and not torch.equal(
         again["buffers"]["rotation"], torch.eye(256)
     )

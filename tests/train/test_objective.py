@@ -41,7 +41,7 @@ def test_every_term_by_hand():
         sketch, positive, negative = (
             model.encode_image(part, kind) for part, kind in zip(images.chunk(3), (0, 1, 1), strict=True)
         )
-        margin = model.class_similarity[labels[:4], labels[8:]]
+        margin = model.class_similarity[labels[:4], labels[8:]].clamp(min=model.config.loss.margin_floor)
         torch.testing.assert_close(terms["triplet"], losses.triplet(sketch, positive, negative, margin))
         features, modality = torch.cat([sketch, positive, negative]), torch.tensor([0] * 4 + [1] * 8)
         scale = backbone.clip.logit_scale.exp()
@@ -112,7 +112,8 @@ def test_semi_hard_negatives(setting):
         if setting == "fine-grained":
             other = [not o and things[4 + j] != things[i] for j, o in enumerate(other)]
         pick = min([(d, j) for d, j in far if other[j] and d > near], default=(far[4 + i][0], 4 + i))
-        total += max(0.0, near - pick[0] + float(model.class_similarity[LABELS[i], LABELS[4 + pick[1]]]))
+        margin = float(model.class_similarity[LABELS[i], LABELS[4 + pick[1]]])
+        total += max(0.0, near - pick[0] + max(margin, model.config.loss.margin_floor))
     assert got == pytest.approx(total / 4, abs=1e-4)
 
 
