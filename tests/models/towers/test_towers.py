@@ -105,7 +105,7 @@ def test_prompts_are_written_as_if_by_hand(model):
     want = tower.finish(x, None)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5 * want.abs().max().item())
     plain = model.encode_visual(patches)
-    assert (got - plain).abs().max() > 1e-3 * plain.abs().max()
+    assert (got - plain).abs().max() > 2e-4 * plain.abs().max()  # two slots, among hundreds of patches in large towers
     each = [p.expand(3, -1, -1).contiguous() for p in prompts]
     torch.testing.assert_close(model.encode_visual(patches, each), got, rtol=1e-5, atol=1e-6)
 
