@@ -23,6 +23,7 @@ from splip.encoders import compact
 from splip.evaluation.test_set import Features, TestSet
 from splip.models import load_model
 from splip.models.config import TrainConfig
+from splip.models.names import LAST, in_folder
 from splip.models.rotation import principal_axes
 from splip.train import train
 
@@ -70,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=Path, required=True, help="folder that splip data sample made")
     parser.add_argument(
-        "--runs", type=Path, required=True, help="folder for the two runs; what is finished is used again"
+        "--runs", type=Path, required=True, help="folder for the three runs; what is finished is used again"
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1, as results depend on it)")
     parser.add_argument("--save", metavar="TAG", help="write results/dimensions-TAG.json")
@@ -81,7 +82,7 @@ def main() -> None:
         config = settings.load(TrainConfig, "sample")
         config.data.root, config.out, config.loss.matryoshka = args.sample, args.runs / loss.replace(" ", "-"), sizes
         config.loss.rotate = loss != "not turned"
-        config.resume = (config.out / "last.pt").is_file()
+        config.resume = in_folder(config.out, LAST).is_file()
         best = train(config)
         rows += measure(best, loss)
         rows += measure(best, "turned", turned=True) if loss == "plain" else []

@@ -6,27 +6,18 @@ python benchmarks/report.py --demo demo --update   # first takes over the result
 """
 
 import argparse
-import json
 import re
 import statistics
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+import report_models
+from tables import RESULTS, load, machine, percent, table
+
 README = Path(__file__).parent.parent / "README.md"
 DOCS = README.parent / "docs"
 PICTURES = DOCS / "pictures"
 FLAT = "FAISS IndexFlatIP"
-
-
-def load(name: str) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return report
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def demo() -> str:
@@ -35,14 +26,6 @@ def demo() -> str:
     rows = [[name, *(f"{100 * values[c]:.1f}" for c in columns)] for name, values in means.items()]
     rows = [[f"**{cell}**" for cell in row] if row[0] == "SpLIP" else row for row in rows]
     return table(["", *columns], rows)
-
-
-def percent(values: list[float] | float) -> str:
-    """``31.2 ± 0.4``: mean and standard deviation."""
-    if isinstance(values, float):
-        return f"{100 * values:.1f}"
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{spread}"
 
 
 def results() -> str:
@@ -78,7 +61,7 @@ def kernels() -> str:
         for r in report["rows"]
     ]  # fmt: skip
     head = ["CPU, medians", "", "", "splip ms", "torch / splip", "in place / splip", "largest difference"]
-    return table(head, rows) + f"\n\n{_machine(report['machine'])}"
+    return table(head, rows) + f"\n\n{machine(report['machine'])}"
 
 
 def search() -> str:
@@ -100,7 +83,7 @@ def search() -> str:
         table(head, rows)
         + "\n\nMedians; splip's recall is 1. `of reading` and `of multiplying`: share of this machine's ceilings, "
         + f"{m['read_GB_per_s']:.0f} GB/s and {m['multiply_G_per_s']:,.0f} G byte products/s. Packing "
-        + f"{max(r['pack_GB_per_s'] for r in report['rows']):.1f} GB/s, {m['kernels']} kernels. {_machine(m)}"
+        + f"{max(r['pack_GB_per_s'] for r in report['rows']):.1f} GB/s, {m['kernels']} kernels. {machine(m)}"
     )
 
 
@@ -163,7 +146,7 @@ def train() -> str:
     return (
         table([f"one step: {title}", "seconds", "/ splip"], rows)
         + f"\n\nThe same loss ({row['error']:.0e} relative) and gradients ({row['gradient_error']:.0e}). A step of splip:"
-        + f" {where}.\n{_machine(m)}"
+        + f" {where}.\n{machine(m)}"
     )
 
 
@@ -184,7 +167,7 @@ def evaluation() -> str:
     return (
         table([title, "metrics", "seconds", "/ splip", "largest difference"], rows)
         + f"\n\nPeak memory {first['peak_GB']:.2f} GB, of which {first['data_GB']:.2f} GB are libraries and the embeddings."
-        + f" {_machine(report['machine'])}"
+        + f" {machine(report['machine'])}"
     )
 
 
@@ -203,7 +186,7 @@ def encoder() -> str:
     return (
         table(head, rows)
         + "\n\nMedians from uint8 pixels to the vector, random weights; in brackets, how many times faster than open_clip in eager"
-        + f" float32. `plain`: without prompts. {_machine(report['machine'])}"
+        + f" float32. `plain`: without prompts. {machine(report['machine'])}"
     )
 
 
@@ -220,39 +203,7 @@ def texts() -> str:
     return (
         table(head, rows)
         + "\n\nMedians from two to eight words to the vector, random weights. `open_clip` is the plain tower; `training code`"
-        + f" computes prompts and template along, the others have them folded in. {_machine(report['machine'])}"
-    )
-
-
-def families() -> str:
-    """What each family of backbones can do, from the list that the tests run."""
-    from splip.models.towers.table import markdown
-
-    return markdown()
-
-
-def towers() -> str:
-    """Every family's encoder beside its own library's forward pass."""
-    report = load("towers-cpu")
-    by_name: dict[str, dict[int, dict[str, Any]]] = {}
-    for r in report["rows"]:
-        by_name.setdefault(f"`{r['backbone']}`", {})[r["batch"]] = r
-    rows = []
-    for name, batches in by_name.items():
-        ratios = [
-            f"{r['ratio'][key]:.2f} ({r['cpu_ratio'][key]:.2f})"
-            for r in batches.values()
-            for key in ("training code", "deployed")
-        ]
-        error = max(r["max_difference"]["deployed"] for r in batches.values())
-        rows.append([name, *ratios, f"{error:.0e}"])
-    sizes = next(iter(by_name.values()))
-    head = ["", *(f"batch {b}, {what}" for b in sizes for what in ("training code", "deployed")), "largest difference"]
-    return (
-        table(head, rows)
-        + "\n\nTime as a share of the library's own forward pass (open_clip's or timm's, float32): below 1 is faster; in brackets"
-        + " the processor's time, which others on the machine disturb less. Medians of rounds that take turns, random weights, without"
-        + f" prompts. {_machine(report['machine'])}"
+        + f" computes prompts and template along, the others have them folded in. {machine(report['machine'])}"
     )
 
 
@@ -269,7 +220,7 @@ def answers() -> str:
         rows.append([name, f"{r['N']:,}", case, *stages, total, f"{r['queries_per_s']:.0f}"])
     head = ["", "photos", "", "decode", "prepare", "encode", "search", "lookup", "total p50 / p95 / p99", "queries/s"]
     second = f"`{reports[1]['machine']['command']}`, on an export of a ViT-B/32"
-    return table(head, rows) + f"\n\nms; stages are medians. {_machine(reports[0]['machine'])}, and\n{second}."
+    return table(head, rows) + f"\n\nms; stages are medians. {machine(reports[0]['machine'])}, and\n{second}."
 
 
 def galleries() -> str:
@@ -294,7 +245,7 @@ def galleries() -> str:
                 f"\n\nOpening {r['rows']:,} vectors of width {r['dim']}: {1e3 * r['open_s']:.0f} ms; the first search, which maps"
                 f" them, {1e3 * r['first_search_s']:.0f} ms, later ones {r['search_ms']:.1f} ms."
             )
-    return text + f" {_machine(report['machine'])}"
+    return text + f" {machine(report['machine'])}"
 
 
 def service() -> str:
@@ -315,7 +266,7 @@ def service() -> str:
             f" The page, from pen-up to the new photos on the screen: p50 {page['frame_ms']['p50']:.0f} ms,"
             f" p95 {page['frame_ms']['p95']:.0f} ms ({page['strokes']} strokes, Chromium {page['chromium'].split('.')[0]})."
         )
-    return text + f" {_machine(report['machine'])}"
+    return text + f" {machine(report['machine'])}"
 
 
 def cluster() -> str:
@@ -334,13 +285,8 @@ def cluster() -> str:
         + f"\n\nMedians. Embedding {embed['pictures']:,} pictures: {embedded:,.0f} a second by {embed['workers']} workers "
         + f"after start-up, {single:,.0f} in one process on the same cores. {len(faults['runs'])} kills of nodes, of the "
         + "process that hands out work and of shards (`tools/cluster_faults.py`): nothing lost, nothing twice; searches "
-        + f"whole again after {whole:.0f} s. {_machine(report['machine'])}"
+        + f"whole again after {whole:.0f} s. {machine(report['machine'])}"
     )
-
-
-def _machine(m: dict[str, Any]) -> str:
-    """Where and how a table was measured."""
-    return f"Measured on {m['cpu']}, {m['threads']} threads, torch {m['torch']}:\n`{m['command']}`"
 
 
 def gpu() -> str:
@@ -386,50 +332,10 @@ GPU_GALLERIES = ("N=10,000,000 D=512 K=10 float16", "N=10,000,000 D=512 K=10 int
 GPU_BOUND = {"memory": "bandwidth", "arithmetic": "multiplying"}
 
 
-def worlds() -> str:
-    """What each row reached in the two worlds, over seeds: own prompts, swapped, removed."""
-    report, parts = load("worlds"), []
-    for world, title in (("two_objects", "Two objects"), ("planted", "Planted teacher")):
-        found: dict[str, list[Any]] = {}
-        for one in report[world]:
-            found.setdefault(one["row"], []).append(one)
-
-        def cells(runs: list[Any], key: str, metric: str) -> str:
-            return percent([one[key][metric] / 100 for one in runs]) if key in runs[0] else ""
-
-        rows = [
-            [name, *(cells(runs, key, metric) for key in ("own", "swapped", "removed") for metric in ("AUC", "mAP"))]
-            for name, runs in found.items()
-        ]
-        parts.append(table([f"**{title}**", "AUC", "mAP", "swapped: AUC", "mAP", "removed: AUC", "mAP"], rows))
-    settings = report["settings"]
-    return "\n\n".join(parts) + (
-        f"\n\nUnseen classes; {len(settings['seeds'])} seeds, {settings['steps']} steps. {_machine(report['machine'])}"
-    )
-
-
-def dimensions() -> str:
-    """mAP@all at each size: float32 of every run, and the smaller forms of two."""
-    rows = load("dimensions-cpu")["rows"]
-    found = {(r["loss"], r["form"], r["dimensions"]): f"{100 * r['mAP@all']:.1f}" for r in rows}
-    sizes = sorted({r["dimensions"] for r in rows})
-    names = {
-        ("plain", "float32"): "plain training, cut all the same",
-        ("not turned", "float32"): "`loss.matryoshka`, `--loss.rotate False`",
-        ("turned", "float32"): "plain training, turned afterwards",
-        ("matryoshka", "float32"): "**`loss.matryoshka`**",
-        ("matryoshka", "int8"): "the same in 8-bit numbers",
-        ("matryoshka", "binary"): "the same in bits",
-        ("plain", "binary"): "plain training in bits",
-    }
-    lines = [[text, *(found[(*key, size)] for size in sizes)] for key, text in names.items()]
-    return table(["components", *map(str, sizes)], lines)
-
-
 TABLES = {
-    "worlds": worlds,
+    "worlds": report_models.worlds,
     "demo": demo,
-    "dimensions": dimensions,
+    "dimensions": report_models.dimensions,
     "results": results,
     "exact": exact,
     "train": train,
@@ -439,8 +345,8 @@ TABLES = {
     "gpu": gpu,
     "encoder": encoder,
     "texts": texts,
-    "towers": towers,
-    "families": families,
+    "towers": report_models.towers,
+    "families": report_models.families,
     "answers": answers,
     "galleries": galleries,
     "service": service,

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import report
+import report_models
 
 COLUMNS = ["mAP@all", "P@10", "Acc@1", "Acc@5"]
-TITLES = {"no-outlines": "The backbone that never saw a line", "splip-tiny": "The packaged backbone"}
+TITLES = {"no-outlines": "The backbone that never saw a line", "splip-tiny": "splip-tiny"}
 UNLEARNED = {"chance": "chance", "raw pixels": "raw pixels", "HOG": "HOG, no learning", "plain": "plain backbone"}
 SIZE = """## Size
 
@@ -167,6 +168,7 @@ def page(data: dict[str, Any]) -> str:
         "fine_all": methods(groups["fine-grained"] | {"unlearned": blind["unlearned"]}, among_all, ["Acc@1", "Acc@5", "Acc@10"]),
         "ablations": ablations(data),
         "tuning": tuning(data),
+        "start": report_models.start(),
         "size": scaling(data),
         "gain_map": report.gain(blind, "full", "mAP@all"),
         "gain_acc": report.gain(blind, "full", "Acc@1"),

@@ -106,7 +106,7 @@ def run(task: Task) -> str:
                 config.resume = in_folder(config.out, LAST).is_file()
                 best = train(config)
                 for protocol, file in files.items():
-                    evaluate(EvalConfig(best, protocol=protocol, json=file))
+                    evaluate(EvalConfig(str(best), protocol=protocol, prompts=False, json=file))
                 done.touch()
         except UserError as error:
             return f"{config.out}: {error}"
@@ -164,7 +164,7 @@ def scaled(name: str, weights: Path, folder: Path) -> dict[str, Any]:
     from splip.models.config import BackboneConfig
 
     with contextlib.redirect_stdout(sys.stderr):
-        found = evaluate(EvalConfig(str(in_folder(folder)), baselines=True))["query_mean"]
+        found = evaluate(EvalConfig(str(in_folder(folder)), prompts=False, baselines=True))["query_mean"]
     with open(weights.parent / "log.csv", newline="", encoding="utf-8") as file:
         last = list(csv.DictReader(file))[-1]
     parameters = PromptedCLIP(BackboneConfig(name, "random")).visual.parameters()
@@ -189,7 +189,7 @@ def unlearned(folder: Path, protocols: tuple[str, ...]) -> dict[str, Any]:
         file = out / "results.json"
         if not file.is_file():
             with contextlib.redirect_stdout(sys.stderr):
-                evaluate(EvalConfig(best, protocol=protocol, baselines=True, out=out))
+                evaluate(EvalConfig(str(best), protocol=protocol, prompts=False, baselines=True, out=out))
         for result in json.loads(file.read_text())["results"]:
             names = [n for n in result["query_mean"] if n != "SpLIP"]
             about = {key: result[key] for key in ("queries", "gallery", "meaning")}

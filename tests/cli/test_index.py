@@ -22,6 +22,7 @@ from splip.data import cache
 from splip.evaluation.test_set import embed
 from splip.gallery import sources
 from splip.gallery.catalog import Filter
+from splip.gallery.config import IndexAddConfig, SearchConfig
 from splip.gallery.gallery import Gallery
 from splip.images import formats
 from splip.models import load_model
@@ -61,6 +62,9 @@ def test_without_a_model_and_without_a_gallery(tree, tmp_path, cli, monkeypatch)
     code, out, err = cli("index", "list")
     assert code == 0 and out.count("photo") == 16
     assert "package's own model" not in cli("index", "add", tree / "photo")[2]  # it is made
+    monkeypatch.setenv("SPLIP_GALLERY", "milvus://nowhere.invalid:1/photos")  # as it is: an address is no path
+    assert SearchConfig().gallery == "milvus://nowhere.invalid:1/photos"
+    assert IndexAddConfig(()).gallery == tmp_path / "data/splip/gallery"
     monkeypatch.setenv("SPLIP_GALLERY", str(tmp_path / "elsewhere"))
     code, out, err = cli("search", "--text", "a ball")
     assert code == 2 and f"{tmp_path}/elsewhere: not a gallery" in err

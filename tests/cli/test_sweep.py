@@ -36,14 +36,17 @@ def test_sweep(small, tmp_path, capsys):
     assert zero[0] == zero[1]  # nothing random is left
     for row in report["rows"]:
         measured = json.loads((out / row["name"] / "seed-1" / "eval-zs.json").read_text())
-        assert list(measured["query_mean"].values())[-1]["mAP@all"] == row["metrics"]["mAP@all"][1]
+        (method,) = measured["query_mean"]  # the method's own, and nothing beside it
+        assert method == ("zero-shot" if row["name"] == "zero-shot" else "SpLIP")
+        assert measured["query_mean"][method]["mAP@all"] == row["metrics"]["mAP@all"][1]
     assert f"| without B_t | {100 * sum(report['rows'][1]['metrics']['mAP@all']) / 2:.1f} ± " in table
     assert (out / "plot.png").stat().st_size > 5000
 
     # A second call measures nothing anew and makes the same table.
-    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.pt")}
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
+    assert len(before) == 12
     assert sweep.sweep(config).read_text() == table
-    assert {p: p.stat().st_mtime_ns for p in out.rglob("*.pt")} == before
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")} == before
 
 
 @pytest.mark.exhaustive

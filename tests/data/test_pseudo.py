@@ -85,6 +85,15 @@ def test_classes_are_folders(photos, tmp_path):
     assert load_tree(bare, DataConfig(sketches="pseudo")).notes == [f"1 photos of {bare} lie in no folder, left out"]
 
 
+def test_parts_of_a_tree_are_no_classes(tree, tmp_path):
+    for part, names in (("train", ("ball", "dash")), ("val", ("box", "cone"))):
+        for kind in ("sketch", "photo"):
+            for name in names:
+                shutil.copytree(tree / kind / name, tmp_path / "parts" / part / kind / name)
+    loaded = load_tree(tmp_path / "parts", DataConfig(sketches="pseudo"))
+    assert loaded.drawn and loaded.unseen == ["box", "cone"] and "train" not in loaded.classes
+
+
 def test_photos_in_no_folder_are_dealt_to_groups(tmp_path):
     for i in range(33):
         draw_shape(tmp_path / f"{i:02}.jpg", i % 6, "red", i)
@@ -111,7 +120,7 @@ def test_a_run_on_photos_alone(photos, settings, cli):
     assert torch.equal(sketches, pseudo.draw(positives, torch.Generator().manual_seed(0)))
     assert part.instances[:4].tolist() == part.instances[4:8].tolist()
     code, out, err = cli("eval", "--checkpoint", best)
-    assert code == 0 and "mAP@all" in out, err
+    assert code == 0 and "mAP@all" in out and "lines of the photos stand for them" in out, err
 
 
 def test_real_sketches_are_measured_on(tree, settings):

@@ -19,6 +19,7 @@ from splip.export.to_onnx import OPSETS
 from splip.models import build, load_model
 from splip.models.clip import PromptedCLIP
 from splip.models.config import BackboneConfig, LossConfig, TrainConfig
+from splip.models.registry import identity
 from splip.train.checks import same_config
 from splip.train.pretrain import save_weights
 
@@ -207,6 +208,32 @@ def test_local_dir(tmp_path, state, where, quick):
     model = PromptedCLIP(config)
     check(model, state, quick)
     assert model.identity()["pretrained"] == place
+
+
+def test_a_folder_says_nothing_to_transformers(tmp_path, state):
+    """Whose options may name code to be run."""
+    save(tmp_path / "open_clip_model.safetensors", state)
+    for kwargs in ({"trust_remote_code": True}, {"bpe_path": "/etc/hostname"}, 5):
+        for named in ({"hf_tokenizer_name": "x"}, {}):
+            text = TINY["text_cfg"] | named | {"tokenizer_kwargs": kwargs}
+            (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY | {"text_cfg": text}}))
+            config = TrainConfig(method="zero-shot", backbone=BackboneConfig(f"local-dir:{tmp_path}"))
+            with pytest.raises(UserError, match="tokenizer_kwargs is"):
+                build(config, [])
+
+
+def test_a_folder_is_known_by_its_architecture_too(tmp_path, state):
+    """The same tensors, run otherwise, are another model."""
+    found = set()
+    for eps in (1e-5, 0.1):
+        folder = tmp_path / str(eps)
+        folder.mkdir()
+        save(folder / "open_clip_model.safetensors", state)
+        vision = TINY["vision_cfg"] | {"norm_kwargs": {"eps": eps}}
+        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY | {"vision_cfg": vision}}))
+        model = build(TrainConfig(method="zero-shot", backbone=BackboneConfig(f"local-dir:{folder}")), [])
+        found.add(identity(model))
+    assert len(found) == 2
 
 
 def test_local_dir_is_refused(tmp_path, state):

@@ -159,18 +159,24 @@ def test_a_gallery_pushed_and_pulled(place, cli, refused, tree, tmp_path):
     shutil.copy(FIXTURES / "checkpoints/clip-ln.pt", model)
     gallery, copy = tmp_path / "g", tmp_path / "copy"
     assert cli("index", "add", tree / "photo", "--gallery", gallery, "--model", model, "--device", "cpu")[0] == 0
+    # What was removed does not go along: its vectors lie in the files until they are compacted.
+    extra = tmp_path / "extra"
+    shutil.copytree(tree / "sketch/box", extra)
+    assert cli("index", "add", extra, "--gallery", gallery, "--device", "cpu")[0] == 0
+    assert cli("index", "remove", extra, "--gallery", gallery)[0] == 0
+    assert "3 removed pictures: `splip index compact" in refused("push-to-hub", gallery, "owner/photos")
+    assert cli("index", "compact", "--gallery", gallery)[0] == 0
     before = sorted(p.name for p in tmp_path.iterdir())
     code, out, _ = cli("push-to-hub", gallery, "owner/photos")
     assert code == 0 and "16 pictures' vectors, paths, labels and tags go to the hub; pictures do not" in out
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     files = place.files("owner/photos", "dataset")
-    assert {"gallery.db", "model.safetensors", "vectors/000001.f32", "README.md"} <= set(
-        files
-    ) and "model.pt" not in files
+    assert {"gallery.db", "model.safetensors", "README.md"} <= set(files) and "model.pt" not in files
     code, out, _ = cli("pull-from-hub", "owner/photos", "--out", copy)
     commit = place.repos[("dataset", "owner/photos")]["commits"][-1][0]
     assert code == 0 and out == f"{copy}: 16 pictures of hf-hub:owner/photos@{commit}\n"
     with Gallery.open(gallery, device="cpu") as here, Gallery.open(copy, device="cpu") as there:
+        assert "named" not in there.facts  # a path of the other machine, here
         assert there.facts["place"] == f"hf-hub:owner/photos@{commit}"
         sketches = [tree / "sketch/ball/0.png", tree / "sketch/box/1.png"]
         found = [[(m.path, m.score) for m in ms] for g in (here, there) for ms in g.search(sketches, k=5)]
@@ -307,3 +313,6 @@ def test_no_message_holds_a_token(place, monkeypatch, caplog, capsys):
 def test_what_is_no_repository(text):
     with pytest.raises(UserError, match="a repository of the hub is OWNER/NAME"):
         hub.repository(text)
+    name, at, revision = text.partition("@")
+    with pytest.raises(UserError, match="a repository of the hub is OWNER/NAME"):  # as a checkpoint may say it
+        hub.Repository(name, revision if at else None)

@@ -20,7 +20,7 @@ from splip.errors import UserError
 from splip.evaluation.test_set import TestSet as Measured
 from splip.models import build, load_model
 from splip.models.checkpoint import read_checkpoint
-from splip.models.config import BackboneConfig, LossConfig, TrainConfig
+from splip.models.config import BEFORE, BackboneConfig, LossConfig, PromptConfig, TrainConfig
 from splip.train import batches, log, loop, losses
 from splip.train.objective import Objective
 
@@ -79,18 +79,25 @@ def test_resume_is_bit_equal(settings, tmp_path, train_backbone, monkeypatch):
 def test_a_run_of_an_earlier_version_goes_on(settings, tmp_path, monkeypatch):
     """Its last.pt and best.pt are read as they are; what follows is what would have followed."""
     settings = dataclasses.replace(settings, method="clip-ln")
+    settings.prompts = PromptConfig(**BEFORE["prompts"])
+    settings.loss = dataclasses.replace(settings.loss, **BEFORE["loss"])
     loop.train(settings)
     whole = read_checkpoint(settings.out / "last.safetensors")
     old = dataclasses.replace(settings, out=tmp_path / "old")
     with at_step_two(monkeypatch, power_cut), pytest.raises(RuntimeError, match="power cut"):
         loop.train(old)
     for name in ("best", "last"):
-        torch.save(read_checkpoint(old.out / f"{name}.safetensors"), old.out / f"{name}.pt")
+        state = read_checkpoint(old.out / f"{name}.safetensors")
+        for part, names in BEFORE.items():  # which that version had no name for; the command has today's defaults
+            for unknown in names:
+                del state["config"][part][unknown]
+        torch.save(state, old.out / f"{name}.pt")
         (old.out / f"{name}.safetensors").unlink()
     with pytest.raises(UserError, match="holds a run already: add --resume"):
         loop.train(old)
     monkeypatch.setattr(loop.Run, "_measure", lambda self, row: None)  # nothing better comes
-    loop.train(dataclasses.replace(old, resume=True))
+    today = dataclasses.replace(old, prompts=PromptConfig(), loss=LossConfig(), resume=True)
+    loop.train(today)
     last = read_checkpoint(old.out / "last.safetensors")
     assert last["step"] == 4
     same(last, whole)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from splip.data import augment
-from splip.models import build
+from splip.models import build, seeded
 from splip.models.clip import WEIGHTS, PromptedCLIP
 from splip.models.config import BackboneConfig, TrainConfig
 from splip.models.stem import ConvStem
@@ -298,7 +298,7 @@ def test_the_stems_scales_and_shifts():
     assert len(stem.affine()) == 2 * 8
 
 
-def test_architectures_for_longer_runs():
+def test_architectures_for_longer_runs(tmp_path):
     """The one fills what a package may hold, words aside; the other is a plain ViT as a CLIP is."""
     compact = PromptedCLIP(BackboneConfig("splip-compact", "random"))
     stored = sum(p.numel() for n, p in compact.clip.named_parameters() if n != "token_embedding.weight")
@@ -306,3 +306,8 @@ def test_architectures_for_longer_runs():
     plain = PromptedCLIP(BackboneConfig("icon-vit", "random"))
     assert isinstance(plain.visual.conv1, torch.nn.Conv2d) and (plain.patch_size, plain.image_size) == (8, 64)
     assert (plain.visual_layers, plain.text_layers) == (12, 6)
+    seeded.plant(plain.clip)  # words that the file leaves out, of a tower without a stem
+    save_weights(plain, tmp_path / "plain.safetensors")
+    loaded = PromptedCLIP(BackboneConfig("icon-vit", str(tmp_path / "plain.safetensors"))).clip.state_dict()
+    for name, value in plain.clip.state_dict().items():
+        torch.testing.assert_close(loaded[name], value, rtol=1e-3, atol=1e-4)

@@ -134,10 +134,14 @@ def _either(name: str) -> tuple[hub.Repository, hub.Found]:
     """A repository of models, or of galleries: names are theirs apart."""
     wanted = hub.repository(name, "dataset")
     try:
+        found = hub.look(wanted)
+        if names.GALLERY in found.files:
+            return wanted, found
+        first = UserError(f"{wanted}: holds no gallery, no checkpoint of splip's and no export")
+    except UserError as error:
+        first = error
+    wanted = hub.repository(name)
+    try:
         return wanted, hub.look(wanted)
-    except UserError as first:
-        wanted = hub.repository(name)
-        try:
-            return wanted, hub.look(wanted)
-        except UserError:
-            raise first from None
+    except UserError:
+        raise first from None

@@ -154,7 +154,7 @@ def _run(task: tuple[TrainConfig, str]) -> str:
             config.resume = in_folder(config.out, LAST).is_file()
             best = train(config)
             unfinished = done.with_suffix(".tmp")
-            evaluate(EvalConfig(str(best), device=config.device, protocol=protocol, json=unfinished))  # type: ignore[arg-type]
+            evaluate(EvalConfig(str(best), device=config.device, protocol=protocol, prompts=False, json=unfinished))  # type: ignore[arg-type]
             unfinished.replace(done)
         except UserError as error:
             return str(error)
@@ -179,7 +179,7 @@ def _collect(config: SweepConfig, rows: list[Row], failed: dict[str, str]) -> di
                 results.append(json.loads(file.read_text(encoding="utf-8")))
         if not results:
             continue
-        values = [list(r["query_mean"].values())[-1] for r in results]
+        values = [next(iter(r["query_mean"].values())) for r in results]
         report |= {key: results[0][key] for key in ("queries", "gallery")}
         report["rows"].append(
             {"name": row.name, "label": row.label, "metrics": {m: [v[m] for v in values] for m in values[0]}}

@@ -193,7 +193,14 @@ def _open(ray: Any, address: str) -> None:
     elif address != "auto":
         _reach(address)
     try:
-        ray.init(address=address, **options)
+        try:
+            ray.init(address=address, **options)
+        except (RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            # One of its own processes was late: on a busy machine Ray does not wait long, and the next start is quicker.
+            if address != "local" or "imed out" not in str(error):
+                raise
+            ray.shutdown()
+            ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         text = " ".join(str(error).split())
         if address == "auto" and isinstance(error, ConnectionError):

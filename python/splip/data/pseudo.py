@@ -5,7 +5,6 @@ weak and short ones left out as a hand leaves them out, what remains is bent, br
 and a model is measured on them where there are any.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -138,7 +137,7 @@ def _odd(size: float) -> int:
 
 
 def _thick(lines: Tensor, choice: Tensor, fine: float) -> Tensor:
-    """Strokes of one of three widths, soft at their edges; ``choice`` ``[B]`` 0 to 1."""
+    """Strokes of one of two or three widths, soft at their edges; ``choice`` ``[B]`` 0 to 1."""
     widths = [F.max_pool2d(lines, k, 1, k // 2) for k in (_odd(width / fine) for width in (1, 2, 3))]
     pick = choice[:, None, None, None]
     ink = torch.where(pick < 0.3, widths[0], torch.where(pick < 0.8, widths[1], widths[2]))
@@ -155,9 +154,3 @@ class Drawn(Pictures):
             for i, picture in zip(indices, super().get(indices), strict=True)
         ]
         return torch.cat(parts) if parts else super().get(indices)
-
-
-def side_by_side(images: Tensor, count: int = 4) -> Tensor:
-    """Photos above their sketches, ``[3, (1 + count) * S, B * S]`` uint8: to be looked at."""
-    made = [images, *(draw(images, torch.Generator().manual_seed(math.floor(i))) for i in range(count))]
-    return torch.cat([torch.cat(list(row), dim=2) for row in made], dim=1)

@@ -143,11 +143,11 @@ def _named_split(
 def _load_plain(root: Path, config: DataConfig, need_split: bool) -> Tree:
     if config.split is not None:
         raise UserError(f"--data.split {config.split}: only sketchy, tuberlin and quickdraw have splits with a name")
-    if config.sketches == "pseudo" and not all((root / m).is_dir() for m in MODALITIES):
-        return _load_photos(root, config, need_split)
     parts = [root]
     if not any((root / m).is_dir() for m in MODALITIES):
         parts = [root / part for part in datasets.PARTS if (root / part).is_dir()] or parts
+    if config.sketches == "pseudo" and not any(all((p / m).is_dir() for m in MODALITIES) for p in parts):
+        return _load_photos(root, config, need_split)
     found: dict[str, dict[str, list[Path]]] = {m: {} for m in MODALITIES}
     parts_of: dict[str, set[str]] = {}  # class -> the parts that hold it
     spelling: dict[str, str] = {}  # wine_glass and "wine glass" are one class, under the name that comes first

@@ -216,7 +216,9 @@ def _damage(about: Manifest) -> str | None:
         and about.batch == sorted(about.batch),
         "precision": about.precision in ("fp32", "fp16", "bf16", "int8"),
         "opset": type(about.opset) is int,
-        "sha256": isinstance(about.sha256, dict) and all(isinstance(v, str) for v in about.sha256.values()),
+        "sha256": isinstance(about.sha256, dict)
+        and all(isinstance(v, str) for v in about.sha256.values())
+        and all(map(plain, about.sha256)),
     }
     for part in ("model", "verification", "versions", "rejected"):
         right[part] = isinstance(getattr(about, part), dict)

@@ -73,6 +73,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     test = TestSet(tree, names, data, model.backbone.image_size, photos, sketches)
     if test.skipped:
         print(f"left out {len(test.skipped)} unreadable pictures: " + ", ".join(str(s.path) for s in test.skipped))
+    if not tree.drawn:
+        print("note: there are no sketches: lines of the photos stand for them, which says little about real drawings")
     views = [View(test, p, device) for p in chosen]
     features, looked = _embed(config, test, model, sizes, device)
     ours = _name(model)
@@ -128,10 +130,15 @@ def _given(config: EvalConfig, device: torch.device) -> dict[str, Any]:
     return report
 
 
+BASELINES = ("chance", "raw pixels", "HOG")
+
+
 def _by_query(view: View, rows: dict[str, metrics.Result]) -> queries.Measured:
     root, tree = view.test.tree.root, view.test.tree
     names = [os.path.relpath(path, root) for path in view.sketches.paths]
-    return queries.Measured(view.protocol.name, names, [tree.classes[label] for label in view.sketches.labels], rows)
+    own = next((name for name in rows if name not in BASELINES and not name.startswith("plain ")), None)
+    ordered = rows if own is None else {own: rows[own], **rows}  # `splip compare` takes the first
+    return queries.Measured(view.protocol.name, names, [tree.classes[label] for label in view.sketches.labels], ordered)
 
 
 def _say_whose(config: EvalConfig) -> None:
@@ -172,6 +179,7 @@ def _report(
         "classes": sets[0]["classes"],
         "queries": sets[0]["queries"],
         "gallery": sets[0]["gallery"],
+        "sketches": "drawn" if test.tree.drawn else "pseudo",
         "skipped": [str(s.path) for s in test.skipped],
         "leaked": leaked,
         "columns": {name: text for name, text in columns.items() if any(name in s["query_mean"][ours] for s in sets)},

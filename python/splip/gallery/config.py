@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 import tyro
 
 WHERE = "(default: $SPLIP_GALLERY, or splip/gallery in your data folder)"
-DEFAULT_MODEL = "splip-tiny-2"  # of the package: works without a download
+DEFAULT_MODEL = "open_clip:splip-tiny-2"  # of the package: works without a download
 
 
 def default_gallery() -> Path:
     """The gallery of those who have one: ``$SPLIP_GALLERY``, or ``splip/gallery`` in the user's data folder."""
-    named = os.environ.get("SPLIP_GALLERY")
-    if named:
+    named = os.environ.get("SPLIP_GALLERY", "")
+    if named and not named.startswith("milvus:"):  # an address is no folder: it serves searches alone
         return Path(named)
     data = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
     return Path(data) / "splip" / "gallery"
@@ -22,7 +22,8 @@ def default_gallery() -> Path:
 
 def default_address() -> str:
     """The same as text: beside folders there are addresses."""
-    return str(default_gallery())
+    named = os.environ.get("SPLIP_GALLERY", "")
+    return named if named.startswith("milvus:") else str(default_gallery())
 
 
 Folder = Annotated[Path, tyro.conf.arg(help_behavior_hint=WHERE)]
@@ -76,7 +77,7 @@ class IndexRemoveConfig:
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
     """Pictures, or folders of them."""
-    gallery: Folder = field(default_factory=default_gallery)
+    gallery: Path
     """Folder of the gallery."""
     label: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Those with this label."""

@@ -38,6 +38,13 @@ def packed(gallery: Gallery, folder: Path) -> Iterator[dict[str, object]]:
     """
     changed: dict[str, object] = {}
     with gallery.writing():
+        with gallery.catalog.reading() as db:
+            ((gone,),) = db.execute("SELECT COUNT(*) FROM deleted WHERE segment IN (SELECT number FROM segments)")
+        if gone:
+            raise UserError(
+                f"{gallery.folder}: still holds the vectors of {gone} removed pictures: `splip index compact --gallery "
+                f"{gallery.folder}` first"
+            )
         if gallery.facts["source"] is None:
             changed = _model(gallery, folder / "model.safetensors")
         gallery.write_packs(1)
@@ -47,6 +54,8 @@ def packed(gallery: Gallery, folder: Path) -> Iterator[dict[str, object]]:
                 copy.execute("PRAGMA journal_mode = DELETE")  # one file
                 copy.execute("PRAGMA journal_mode = WAL")
                 copy.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", changed.items())
+                copy.execute("DELETE FROM facts WHERE name = 'named'")  # a path on this machine, maybe
+                copy.execute("VACUUM")
                 copy.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             numbers = [number for (number,) in db.execute("SELECT number FROM segments")]
         for ending in ("-wal", "-shm"):

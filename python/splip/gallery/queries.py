@@ -95,7 +95,7 @@ class QueryEncoder(ABC):
             theirs = f"{encoder.name} ({encoder.identity[:12]})"
             raise UserError(
                 f"{self._place} was made with {self.model} ({self.identity[:12]}), not with {theirs}:"
-                " vectors of two models cannot be compared"
+                " vectors of two models cannot be compared; --gallery NAME makes another"
             )
         if encoder.embed_dim != self.dim:
             raise UserError(f"{self._place}: vectors of width {self.dim}, model of {encoder.embed_dim}")

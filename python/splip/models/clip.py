@@ -303,7 +303,7 @@ def _load(
     if folder is not None:
         name, weights = f"{activation.FOLDER}{folder}", config.pretrained != "random"
         return open_clip.create_model(name, load_weights=weights, quick_gelu=quick_gelu)
-    if stem is None and found.state is None:
+    if stem is None and found.state is None and found.words is None:
         file, preprocess = hub.weights(config.name, pretrained, config.revision)
         options = {"force_preprocess_cfg": preprocess} if preprocess else {}
         return open_clip.create_model(config.name, pretrained=file, quick_gelu=quick_gelu, **options)

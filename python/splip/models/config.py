@@ -178,6 +178,12 @@ BEFORE: dict[str, dict[str, Any]] = {
 }
 
 
+def unnamed(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Part and name of the settings that the version of a checkpoint had no name for."""
+    parts = ((part, values[part]) for part in BEFORE if isinstance(values.get(part), dict))
+    return [(part, name) for part, given in parts for name in BEFORE[part] if name not in given]
+
+
 def as_saved(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a checkpoint, with what its version of the package had no name for."""
     found = dict(values)

@@ -5,7 +5,9 @@ is in the cache is used, and what is not is one line. Imported when it is needed
 """
 
 import contextlib
+import fnmatch
 import re
+import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,6 +37,20 @@ class Repository:
     revision: str | None = None
     kind: str = "model"
     """model, or dataset: what galleries are to the hub."""
+
+    def __post_init__(self) -> None:
+        """What a checkpoint or a gallery says may come from anywhere: names become paths in the cache.
+
+        Raises:
+            UserError: it cannot be meant.
+        """
+        said = f"{self.name}@{self.revision}" if self.revision is not None else self.name
+        if (
+            not NAME.fullmatch(self.name)
+            or ".." in said
+            or (self.revision is not None and not REVISION.fullmatch(self.revision))
+        ):
+            raise UserError(f"{short(said)}: a repository of the hub is OWNER/NAME, or OWNER/NAME@REVISION")
 
     def __str__(self) -> str:
         return f"{PREFIX}{self.name}{'' if self.revision is None else f'@{self.revision}'}"
@@ -98,8 +114,12 @@ def download(wanted: Repository, found: Found, files: Iterable[str], to: Path | 
         UserError: they cannot be downloaded.
     """
     hf = client()
-    if found.cached is not None and to is None:
-        return found.cached
+    if found.cached is not None:
+        if to is None:
+            return found.cached
+        for name in filter(lambda name: any(fnmatch.fnmatch(name, one) for one in files), found.files):
+            shutil.copyfile(found.cached / name, _made(to / name))
+        return to
     where: dict[str, Any] = {} if to is None else {"local_dir": to}
     with errors(wanted), _quiet(hf):
         folder = Path(

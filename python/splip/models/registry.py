@@ -11,7 +11,7 @@ import torch
 from splip import disk
 from splip.config import from_dict
 from splip.errors import UserError, short
-from splip.models.activation import as_recorded
+from splip.models.activation import as_recorded, folder_of, read_folder
 from splip.models.checkpoint import read_checkpoint
 from splip.models.config import TrainConfig, as_saved
 from splip.models.names import Model, resolve
@@ -101,4 +101,7 @@ def identity(model: Retriever, path: Path | None = None) -> str:
         "pictures": [clip.image_size, *map(float, (*clip.mean, *clip.std)), data.fit, data.crop_sketches],
         "texts": model.config.prompts.template,
     }
+    folder = folder_of(model.config.backbone)
+    if folder is not None:  # its configuration is its own: the same tensors may be run otherwise
+        facts["architecture"] = read_folder(folder, model.config.backbone)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

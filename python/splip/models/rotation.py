@@ -48,7 +48,7 @@ def none(clip: PromptedCLIP, loss: LossConfig) -> Tensor | None:
         or clip.visual.proj is None
         or getattr(texts, "text_projection", None) is None
     ):
-        raise UserError(f"{clip.config.name} has no last projection that can be turned: --loss.rotate False")
+        raise UserError(f"{clip.config.name} has no last projection that can be turned: --loss.no-rotate")
     return torch.eye(clip.embed_dim)
 
 

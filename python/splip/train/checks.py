@@ -16,14 +16,14 @@ from splip.errors import UserError
 from splip.evaluation.test_set import TestSet
 from splip.models.activation import as_recorded
 from splip.models.checkpoint import read_checkpoint
-from splip.models.config import TrainConfig, as_saved
+from splip.models.config import BEFORE, TrainConfig, as_saved, unnamed
 from splip.models.names import LAST, in_folder
 from splip.models.registry import METHODS
 from splip.train import log, terms
 from splip.train.batches import Feed
 
 # Settings that change nothing about a model: resumed runs, and the machines of one run, may have others.
-FREE = ("out:", "resume:", "device:", "data.root:", "data.memory_gb:", "data.cache:", "tensorboard:")
+FREE = ("out:", "resume:", "device:", "data.root:", "data.memory_gb:", "data.cache:", "tensorboard:", "eval_prompts:")
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -122,6 +122,8 @@ def same_config(state: dict[str, Any], config: TrainConfig, last: Path) -> None:
     old = from_dict(TrainConfig, as_saved(state["config"]), str(last))
     old.backbone = as_recorded(old.backbone, state["backbone"])
     config.backbone = as_recorded(config.backbone, state["backbone"])  # so that what was built is built again
+    for part, name in unnamed(state["config"]):  # nor could its command name them
+        setattr(getattr(config, part), name, BEFORE[part][name])
     changed = [d for d in differences(old, config) if not d.startswith(FREE)]
     if changed:
         raise UserError(f"--resume: the settings differ from those of {last}: {'; '.join(changed)}")

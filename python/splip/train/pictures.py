@@ -81,7 +81,7 @@ class Pictures:
             ink = found[numbers, 3:].float() / 255
             found[numbers, 0] = (255 * thinned(ink)[:, 0]).round().to(torch.uint8)
         texts = [
-            list(dict.fromkeys([row["name"], *filter(None, row.get("synonyms", "").split(";"))]))
+            list(dict.fromkeys([row["name"], *filter(None, (row.get("synonyms") or "").split(";"))]))
             for row in first.values()
         ]
         return cls(
@@ -93,6 +93,12 @@ class Pictures:
             texts,
             drawn,
         )
+
+    def shown(self, numbers: Tensor) -> Tensor:
+        """Pictures ``[B, 4, H, W]`` uint8 as they are: without the thinned lines, which lie in the first channel of lines."""
+        images = self.images[numbers.to(self.images.device)].clone()
+        images[(self.drawn[numbers] == LINE).to(images.device), 0] = 0
+        return images
 
     def batches(self, size: int, pairs: bool = False) -> "Batches":
         return Batches(self, size, pairs)

@@ -1,4 +1,6 @@
-"""``splip pretrain``: a small CLIP from pictures and their names alone; no sketch is ever shown to it.
+"""``splip pretrain``: a small CLIP from pictures and their names.
+
+By itself no sketch is ever shown to it; with ``--outlines`` and ``--pair-weight`` edges and line icons are.
 
 That is what CLIP is to sketches, and what makes an adaptation to sketches measurable. Contrasting a batch with its
 captions learns nothing from a few thousand pictures, so the visual tower learns by prototypes: the cosine with one
@@ -173,7 +175,7 @@ def pretrain(config: PretrainConfig) -> Path:
     save_weights(finished, weights)
     print(f"{weights}: {weights.stat().st_size / 2**20:.1f} MB")
     if validation is not None:
-        print("validation classes, sketches they never saw: " + validation.words(finished, device))
+        print("validation classes: " + validation.words(finished, device))
     return weights
 
 
@@ -202,11 +204,11 @@ def _painted(
     device: torch.device,
 ) -> Tensor:
     """The pictures of a batch as they are shown, ``[B, 3, S, S]`` 0 to 1."""
-    images, kinds = pictures.images[batch.chosen.to(pictures.images.device)], pictures.drawn[batch.chosen]
     side = int(open_clip.get_model_config(config.backbone)["vision_cfg"]["image_size"])
     outlines = config.outlines if grown >= 0.5 else 0.0
     if not config.pair_weight:
-        return repaint(images, side, generator, grown, outlines)
+        return repaint(pictures.shown(batch.chosen), side, generator, grown, outlines)
+    images, kinds = pictures.images[batch.chosen.to(pictures.images.device)], pictures.drawn[batch.chosen]
     line, plain = kinds == LINE, kinds != COLOURED
     return repaint(images, side, generator, grown, 0.0, batch.drawing, line, plain, config.scenes)
 
@@ -228,6 +230,7 @@ def _before(config: PretrainConfig, last: Path) -> dict[str, Any] | None:
         raise UserError(f"{last}: not a run of splip pretrain, or damaged ({type(error).__name__}: {reason})") from None
     free = ("start:", "out:", "resume:", "device:", "pictures:", "sample:", "compile:", "eval_every:", "text_steps:")
     changed = [d for d in differences(theirs, ours) if not d.startswith(free)]
+    ours.start = theirs.start  # which a run that goes on does not load again
     if changed:
         raise UserError(f"--resume: {last} was made with other settings: {'; '.join(changed)}")
     return state
@@ -391,7 +394,7 @@ def _mean_embeddings(pictures: Pictures, clip: PromptedCLIP, device: torch.devic
     """Mean embedding ``[things, D]`` over a thing's pictures, on white, unit length."""
     total = torch.zeros(len(pictures.names), clip.embed_dim, device=device)
     for numbers in torch.arange(len(pictures.images)).split(256):
-        rgba = pictures.images[numbers].to(device).float() / 255
+        rgba = pictures.shown(numbers).to(device).float() / 255
         flat = rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]
         flat = F.interpolate(flat, (clip.image_size, clip.image_size), mode="bilinear", antialias=True)
         features = clip.encode_visual(clip.embed_patches((255 * flat).round().to(torch.uint8)))

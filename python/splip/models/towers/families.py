@@ -6,7 +6,7 @@ from typing import Any
 
 import open_clip
 
-from splip.errors import UserError
+from splip.errors import UserError, short
 from splip.models.towers import pieces, timm_models
 from splip.models.towers.base import VisualTower
 from splip.models.towers.clip import ClipViT
@@ -50,6 +50,10 @@ def text_of(name: str, clip: Any, folder: Path | None) -> TextTower | None:
     text = getattr(clip, "text", clip)
     _refuse(name, TextTower.refusal(text))
     config = _text_config(name, folder)
+    if folder is not None and not set(config) & {"hf_tokenizer_name"} and config.get("tokenizer_kwargs"):
+        raise UserError(
+            f"{name}: tokenizer_kwargs is {short(config['tokenizer_kwargs'])}; CLIP's own tokenizer takes none"
+        )
     hub = config.get("hf_tokenizer_name")
     if hub:
         source: str | Path = folder if folder is not None else str(hub)

@@ -18,8 +18,9 @@ import torch
 from open_clip.tokenizer import get_clean_fn
 from torch import Tensor
 
-from splip.errors import UserError
+from splip.errors import UserError, short
 
+OPTIONS = {"clean", "strip_sep_token"}  # all that open_clip's architectures say
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 ROOM = 64  # tokens beyond the context that a text is read to, to say how long it is
 PADS, ENDS, STARTS = ("<pad>", "[PAD]"), ("</s>", "<eos>", "[SEP]"), ("<s>", "<bos>", "[CLS]")
@@ -67,8 +68,9 @@ def load(source: str | Path, text_cfg: dict[str, Any], name: str) -> Pieces:
     Raises:
         UserError: it is not here and cannot be had.
     """
-    context, options = int(text_cfg["context_length"]), dict(text_cfg.get("tokenizer_kwargs", {}))
+    options = _options(text_cfg, name)
     try:
+        context = int(text_cfg["context_length"])
         file = source / FILE if isinstance(source, Path) else _of_hub(source)
         if file is not None and file.is_file():
             return _of_file(file, context, options)
@@ -85,6 +87,19 @@ def load(source: str | Path, text_cfg: dict[str, Any], name: str) -> Pieces:
             f"{name} reads texts with a tokenizer of Hugging Face's, and {missing} ({reason}): fetch its {FILE} where there "
             "is a network (hf download, into HF_HOME), or put it beside the weights of a local-dir: folder; images need none"
         ) from None
+
+
+def _options(text_cfg: dict[str, Any], name: str) -> dict[str, Any]:
+    """What an architecture says of its tokenizer. Whatever else a configuration says would reach ``transformers``, which
+    runs code that some of its options name.
+
+    Raises:
+        UserError: it says more than open_clip's own architectures do.
+    """
+    options = text_cfg.get("tokenizer_kwargs", {})
+    if not isinstance(options, dict) or not set(options) <= OPTIONS:
+        raise UserError(f"{name}: tokenizer_kwargs is {short(options)}; only {', '.join(sorted(OPTIONS))} are taken")
+    return dict(options)
 
 
 def _of_hub(source: str) -> Path | None:

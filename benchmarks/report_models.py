@@ -1,0 +1,88 @@
+"""Tables about models: what prompts do, sizes of vectors, families of backbones; benchmarks/report.py writes them."""
+
+from typing import Any
+
+from tables import load, machine, percent, table
+
+
+def worlds() -> str:
+    """What each row reached in the two worlds, over seeds: own prompts, swapped, removed."""
+    report, parts = load("worlds"), []
+    for world, title in (("two_objects", "Two objects"), ("planted", "Planted teacher")):
+        found: dict[str, list[Any]] = {}
+        for one in report[world]:
+            found.setdefault(one["row"], []).append(one)
+
+        def cells(runs: list[Any], key: str, metric: str) -> str:
+            return percent([one[key][metric] / 100 for one in runs]) if key in runs[0] else ""
+
+        rows = [
+            [name, *(cells(runs, key, metric) for key in ("own", "swapped", "removed") for metric in ("AUC", "mAP"))]
+            for name, runs in found.items()
+        ]
+        parts.append(table([f"**{title}**", "AUC", "mAP", "swapped: AUC", "mAP", "removed: AUC", "mAP"], rows))
+    settings = report["settings"]
+    return "\n\n".join(parts) + (
+        f"\n\nUnseen classes; {len(settings['seeds'])} seeds, {settings['steps']} steps. {machine(report['machine'])}"
+    )
+
+
+def start() -> str:
+    """SpLIP less one thing, on the validation classes."""
+    report, rows = load("start"), []
+    columns = ("val_mAP", "val_Acc1", "val_mAP_removed", "val_mAP_swapped", "val_attention")
+    for row in report["rows"]:
+        cells = [percent([r[c] for r in row["runs"]]) if row["runs"][0][c] is not None else "" for c in columns]
+        rows.append([row["label"], *cells])
+    head = ["", "mAP@all", "Acc@1", "prompts removed", "prompts swapped", "attention on prompts"]
+    return table(head, rows) + f"\n\nValidation classes, {len(report['seeds'])} seeds. {machine(report['machine'])}"
+
+
+def dimensions() -> str:
+    """mAP@all at each size: float32 of every run, and the smaller forms of two."""
+    rows = load("dimensions-cpu")["rows"]
+    found = {(r["loss"], r["form"], r["dimensions"]): f"{100 * r['mAP@all']:.1f}" for r in rows}
+    sizes = sorted({r["dimensions"] for r in rows})
+    names = {
+        ("plain", "float32"): "plain training, cut all the same",
+        ("not turned", "float32"): "`loss.matryoshka`, `--loss.no-rotate`",
+        ("turned", "float32"): "plain training, turned afterwards",
+        ("matryoshka", "float32"): "**`loss.matryoshka`**",
+        ("matryoshka", "int8"): "the same in 8-bit numbers",
+        ("matryoshka", "binary"): "the same in bits",
+        ("plain", "binary"): "plain training in bits",
+    }
+    lines = [[text, *(found[(*key, size)] for size in sizes)] for key, text in names.items()]
+    return table(["components", *map(str, sizes)], lines)
+
+
+def towers() -> str:
+    """Every family's encoder beside its own library's forward pass."""
+    report = load("towers-cpu")
+    by_name: dict[str, dict[int, dict[str, Any]]] = {}
+    for r in report["rows"]:
+        by_name.setdefault(f"`{r['backbone']}`", {})[r["batch"]] = r
+    rows = []
+    for name, batches in by_name.items():
+        ratios = [
+            f"{r['ratio'][key]:.2f} ({r['cpu_ratio'][key]:.2f})"
+            for r in batches.values()
+            for key in ("training code", "deployed")
+        ]
+        error = max(r["max_difference"]["deployed"] for r in batches.values())
+        rows.append([name, *ratios, f"{error:.0e}"])
+    sizes = next(iter(by_name.values()))
+    head = ["", *(f"batch {b}, {what}" for b in sizes for what in ("training code", "deployed")), "largest difference"]
+    return (
+        table(head, rows)
+        + "\n\nTime as a share of the library's own forward pass (open_clip's or timm's, float32): below 1 is faster; in brackets"
+        + " the processor's time, which others on the machine disturb less. Medians of rounds that take turns, random weights, without"
+        + f" prompts. {machine(report['machine'])}"
+    )
+
+
+def families() -> str:
+    """What each family of backbones can do, from the list that the tests run."""
+    from splip.models.towers.table import markdown
+
+    return markdown()
