@@ -457,7 +457,8 @@ def test_bad_files_are_set_aside(checkpoint, tmp_path, cli, monkeypatch):
 
     def wrong(*args, **options):
         made = right(*args, **options)
-        made["photo"].projection.add_(0.05 * torch.randn(made["photo"].projection.shape))
+        weights = made["photo"].pool.projection  # the model's own memory
+        made["photo"].pool.projection = weights + 0.05 * torch.randn(weights.shape)
         return made
 
     monkeypatch.setattr(graph, "encoders", wrong)
