@@ -149,8 +149,7 @@ class Drawn(Pictures):
     """Photos that are given as sketches of themselves; the same each time. Arguments as for :class:`Pictures`."""
 
     def get(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        parts = [
-            draw(picture[None], torch.Generator().manual_seed(int(i) + 1))
-            for i, picture in zip(indices, super().get(indices), strict=True)
-        ]
-        return torch.cat(parts) if parts else super().get(indices)
+        photos = super().get(indices)
+        for place, i in enumerate(indices):
+            photos[place] = draw(photos[place : place + 1], torch.Generator().manual_seed(int(i) + 1))[0]
+        return photos

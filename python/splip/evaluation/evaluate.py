@@ -100,7 +100,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     if config.json is not None:
         write_json(config.json, report)
     if config.per_query is not None:
-        queries.write(config.per_query, [_by_query(view, rows) for view, rows in measured])
+        queries.write(config.per_query, [_by_query(view, rows, ours) for view, rows in measured])
     if config.grid is not None:
         grid.save(config.grid, views[0].grid_rows(views[0].spread(), own), _title(views[0]))
     if config.out is not None:
@@ -130,14 +130,10 @@ def _given(config: EvalConfig, device: torch.device) -> dict[str, Any]:
     return report
 
 
-BASELINES = ("chance", "raw pixels", "HOG")
-
-
-def _by_query(view: View, rows: dict[str, metrics.Result]) -> queries.Measured:
+def _by_query(view: View, rows: dict[str, metrics.Result], ours: str) -> queries.Measured:
     root, tree = view.test.tree.root, view.test.tree
     names = [os.path.relpath(path, root) for path in view.sketches.paths]
-    own = next((name for name in rows if name not in BASELINES and not name.startswith("plain ")), None)
-    ordered = rows if own is None else {own: rows[own], **rows}  # `splip compare` takes the first
+    ordered = {ours: rows[ours], **rows}  # `splip compare` takes the first
     return queries.Measured(view.protocol.name, names, [tree.classes[label] for label in view.sketches.labels], ordered)
 
 

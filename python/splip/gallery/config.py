@@ -8,13 +8,14 @@ from typing import Annotated, Literal
 import tyro
 
 WHERE = "(default: $SPLIP_GALLERY, or splip/gallery in your data folder)"
+ADDRESS = "milvus:"
 DEFAULT_MODEL = "open_clip:splip-tiny-2"  # of the package: works without a download
 
 
 def default_gallery() -> Path:
     """The gallery of those who have one: ``$SPLIP_GALLERY``, or ``splip/gallery`` in the user's data folder."""
-    named = os.environ.get("SPLIP_GALLERY", "")
-    if named and not named.startswith("milvus:"):  # an address is no folder: it serves searches alone
+    named = _named()
+    if named and not named.startswith(ADDRESS):  # which is no folder: it serves searches alone
         return Path(named)
     data = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
     return Path(data) / "splip" / "gallery"
@@ -22,8 +23,12 @@ def default_gallery() -> Path:
 
 def default_address() -> str:
     """The same as text: beside folders there are addresses."""
-    named = os.environ.get("SPLIP_GALLERY", "")
-    return named if named.startswith("milvus:") else str(default_gallery())
+    named = _named()
+    return named if named.startswith(ADDRESS) else str(default_gallery())
+
+
+def _named() -> str:
+    return os.environ.get("SPLIP_GALLERY", "")
 
 
 Folder = Annotated[Path, tyro.conf.arg(help_behavior_hint=WHERE)]

@@ -50,14 +50,14 @@ def text_of(name: str, clip: Any, folder: Path | None) -> TextTower | None:
     text = getattr(clip, "text", clip)
     _refuse(name, TextTower.refusal(text))
     config = _text_config(name, folder)
-    if folder is not None and not set(config) & {"hf_tokenizer_name"} and config.get("tokenizer_kwargs"):
-        raise UserError(
-            f"{name}: tokenizer_kwargs is {short(config['tokenizer_kwargs'])}; CLIP's own tokenizer takes none"
-        )
     hub = config.get("hf_tokenizer_name")
     if hub:
         source: str | Path = folder if folder is not None else str(hub)
         return make(text, lambda: pieces.load(source, config, name), True, name)
+    if folder is not None and config.get("tokenizer_kwargs"):
+        raise UserError(
+            f"{name}: tokenizer_kwargs is {short(config['tokenizer_kwargs'])}; CLIP's own tokenizer takes none"
+        )
     source = f"{FOLDER}{folder}" if folder is not None else name
     return make(text, lambda: open_clip.get_tokenizer(str(source)), False, name)
 
