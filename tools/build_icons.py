@@ -63,6 +63,9 @@ def main() -> None:
     parser.add_argument("--share-alike", action="store_true", help="also sets that ask for their own licence again")
     parser.add_argument("--sets", nargs="*", help="only these sets (default: all that may be used)")
     parser.add_argument("--list", type=Path, help="also write what was used, without pictures, here (.csv or .csv.xz)")
+    parser.add_argument(
+        "--whole", action="store_true", help="also the sample's classes: for what is never measured on the sample"
+    )
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     chosen = [s for s in sets() if s.use in ("yes", "share-alike" if args.share_alike else "yes")]
@@ -71,9 +74,10 @@ def main() -> None:
         raise UserError(f"--sets: not in icon_sets.csv, or not to be used: {', '.join(sorted(unknown))}")
     chosen = [s for s in chosen if not args.sets or s.name in args.sets]
     nouns = Nouns(wordnet(args.work))
-    found, refused = candidates(args.work, chosen, nouns)
-    tested = leaks.tested_hashes() + heldback(args.heldback)
-    rows, alike = draw(found, nouns, args.out, tested)
+    held = [] if args.whole else [nouns.held(split) for split in ("unseen", "validation")]
+    found, refused = candidates(args.work, chosen, nouns, held)
+    tested = ([] if args.whole else leaks.tested_hashes()) + heldback(args.heldback)
+    rows, alike = draw(found, nouns, args.out, tested, held)
     with open(args.out / "pictures.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
     report(args.out, chosen, rows, refused, alike)
@@ -91,9 +95,8 @@ def heldback(folder: Path | None) -> list[int]:
         return [int(row["hash"], 16) for row in csv.DictReader(file)]
 
 
-def candidates(work: Path, chosen: list[Set], nouns: Nouns) -> tuple[list[Candidate], Counter[str]]:
+def candidates(work: Path, chosen: list[Set], nouns: Nouns, held: list[Held]) -> tuple[list[Candidate], Counter[str]]:
     """Every picture that shows one thing that may be seen; and why others were refused, counted."""
-    held = [nouns.held(split) for split in ("unseen", "validation")]
     found: list[Candidate] = []
     refused: Counter[str] = Counter()
     for row in track(chosen, "Reading names"):
@@ -157,10 +160,11 @@ def noto() -> str:
     return next(row.package for row in sets() if row.name == "noto")
 
 
-def draw(found: list[Candidate], nouns: Nouns, out: Path, tested: list[int]) -> tuple[list[list[str]], Counter[str]]:
+def draw(
+    found: list[Candidate], nouns: Nouns, out: Path, tested: list[int], held: list[Held]
+) -> tuple[list[list[str]], Counter[str]]:
     """Draw what is not there yet, and choose; returns the rows of the table and what was left out by its looks."""
     kind_of = classes(nouns, sorted({c.noun for c in found}))
-    held = [nouns.held(split) for split in ("unseen", "validation")]
     words = {noun: allowed(nouns, noun, held) for noun in {*kind_of, *kind_of.values()}}
     others: Counter[str] = Counter()
     taken: Counter[tuple[int, str]] = Counter()
@@ -185,7 +189,7 @@ def draw(found: list[Candidate], nouns: Nouns, out: Path, tested: list[int]) -> 
         why = "another of the thing looks the same" if (one.noun, looks) in seen else ""
         if taken[one.noun, kind] >= MOST[kind]:
             why = "enough of the thing"
-        elif leaks.distances([looks], tested)[0] <= leaks.NEAR:
+        elif tested and leaks.distances([looks], tested)[0] <= leaks.NEAR:
             why = "looks like a test picture"
         if why:
             others[why] += 1

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from splip import distributed
 from splip.data.trees import MODALITIES
 from splip.errors import UserError
 from splip.models.config import TrainConfig
@@ -48,6 +49,34 @@ class ClipAT(Retriever):
         tokens = self.modality_tokens.tokens
         choice = F.one_hot(modality, len(MODALITIES))
         return [torch.einsum("gm,mnd->gnd", choice.to(tokens.dtype), tokens)]
+
+
+@register("vpt-deep")
+class VPTDeep(Retriever):
+    """VPT-Deep (Jia et al., ECCV 2022) for two modalities: learned tokens in each layer, a set for each, and LayerNorms.
+
+    Nothing ties the tokens to words or to each other: what SpLIP's prompts of one modality can say, these can. They start
+    around the mean state of patches, as SpLIP's do.
+    """
+
+    def make_prompts(self) -> None:
+        self.backbone.need_prompts()
+        depth, p = self.depth(self.backbone.visual_layers), self.config.prompts
+        sizes = (len(MODALITIES), self.backbone.visual_width, p.visual_tokens)
+        self.deep_tokens = nn.ModuleList([ModalityTokens(*sizes) for _ in range(depth)])
+
+    @torch.no_grad()
+    def begin(self, patches: Tensor, modality: Tensor) -> None:
+        if self.config.prompts.start == "patches" and len(self.deep_tokens):
+            states = self.backbone.patch_states(patches)[: len(self.deep_tokens)]
+            state = distributed.mean(states.mean(dim=0))
+            for layer in self.deep_tokens:
+                layer.tokens += state
+
+    def write_visual(self, modality: Tensor, summary: object) -> list[Tensor] | None:
+        choice = F.one_hot(modality, len(MODALITIES))
+        made = [torch.einsum("gm,mnd->gnd", choice.to(t.tokens.dtype), t.tokens) for t in self.deep_tokens]
+        return made or None
 
 
 @register("maple")

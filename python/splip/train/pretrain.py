@@ -206,11 +206,13 @@ def _painted(
     """The pictures of a batch as they are shown, ``[B, 3, S, S]`` 0 to 1."""
     side = int(open_clip.get_model_config(config.backbone)["vision_cfg"]["image_size"])
     outlines = config.outlines if grown >= 0.5 else 0.0
-    if not config.pair_weight:
+    if not config.pair_weight and not config.scenes:
         return repaint(pictures.shown(batch.chosen), side, generator, grown, outlines)
+    if config.pair_weight:  # half of the batch are drawings already
+        outlines = 0.0
     images, kinds = pictures.images[batch.chosen.to(pictures.images.device)], pictures.drawn[batch.chosen]
     line, plain = kinds == LINE, kinds != COLOURED
-    return repaint(images, side, generator, grown, 0.0, batch.drawing, line, plain, config.scenes)
+    return repaint(images, side, generator, grown, outlines, batch.drawing, line, plain, config.scenes)
 
 
 def _before(config: PretrainConfig, last: Path) -> dict[str, Any] | None:
