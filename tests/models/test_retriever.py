@@ -294,6 +294,31 @@ def test_clip_at_prompts_are_shallow():
     assert model.text_tokens == 0
 
 
+def test_deep_tokens_are_free_and_begin_at_the_patches():
+    plain = make(method="clip-at", prompts=PromptConfig(visual_tokens=2), loss=LossConfig(jigsaw=0)).eval()
+    one = make(method="vpt-deep", prompts=PromptConfig(visual_tokens=2, depth=1), loss=LossConfig(jigsaw=0)).eval()
+    with torch.no_grad():
+        one.deep_tokens[0].tokens.copy_(plain.modality_tokens.tokens)
+    images, labels = batch()
+    assert torch.equal(one(images, labels)[0], plain(images, labels)[0])  # in one layer it is CLIP-AT
+
+    deep = make(method="vpt-deep", prompts=PromptConfig(visual_tokens=2)).eval()
+    assert len(deep.deep_tokens) == deep.backbone.visual_layers
+    before = [layer.tokens.clone() for layer in deep.deep_tokens]
+    deep.start(images)
+    states = deep.backbone.patch_states(deep.backbone.embed_patches(images))
+    for layer, old in zip(deep.deep_tokens, before, strict=True):
+        torch.testing.assert_close(layer.tokens - old, states.mean(dim=0).expand_as(old))
+    with torch.no_grad():  # each layer's own tokens are written there, and each modality's
+        features = deep(images, labels)[0]
+        deep.deep_tokens[-1].tokens[1] = torch.randn(2, 192)
+    moved = (deep(images, labels)[0] - features).abs().amax(dim=1) > 1e-6
+    assert moved.tolist() == (labels == 1).tolist()
+    trained = {name for name, p in deep.named_parameters() if p.requires_grad and "deep" in name}
+    assert len(trained) == deep.backbone.visual_layers
+    assert make(method="vpt-deep", prompts=PromptConfig(depth=0)).eval().visual_prompts() == [None, None]
+
+
 def test_maple_prompts_are_coupled():
     prompts = PromptConfig(text_tokens=2, depth=9, template="of a")
     model = make(method="maple", prompts=prompts, loss=LossConfig(jigsaw=0)).eval()

@@ -13,6 +13,8 @@ from splip.models import build, seeded
 from splip.models.clip import WEIGHTS, PromptedCLIP
 from splip.models.config import BackboneConfig, TrainConfig
 from splip.models.stem import ConvStem
+from splip.train import pretrain
+from splip.train.config import PretrainConfig
 from splip.train.pictures import LINE, SIDE, Batches, Pictures, thinned
 from splip.train.pretrain import Prototypes, save_weights
 
@@ -259,6 +261,22 @@ def test_drawings_are_dark_on_white_and_scenes_fill_the_ground():
             assert torch.equal(made[number, 0], made[number, 2]) and bool((made[number, :, :6, :6] == 1).all())
         for number in (1, 3):
             assert float(made[number, :, :6].std()) > 0  # a ground of shades
+
+
+def test_scenes_and_outlines_need_no_pairs(pictures):
+    """Each alone does what it says: shades behind things, and grey edges on white."""
+    read = Pictures.read(pictures)
+    batch = read.batches(5).draw(torch.Generator().manual_seed(0))
+
+    def painted(**shares):
+        config = PretrainConfig(pictures, **shares)
+        return pretrain._painted(config, read, batch, torch.Generator().manual_seed(3), 0.5, torch.device("cpu"))
+
+    corner = (slice(None), slice(None), slice(0, 4), slice(0, 4))
+    assert (painted(scenes=1.0, outlines=0.0)[corner].flatten(1).std(dim=1) > 0).all()
+    edges = painted(scenes=1.0, outlines=1.0)
+    assert torch.equal(edges[:, 0], edges[:, 1]) and float(edges.amin(dim=(1, 2, 3)).max()) < 0.5
+    assert float(edges.flatten(1).median(dim=1).values.min()) > 0.9
 
 
 def test_edges_of_a_flat_picture_are_none():
