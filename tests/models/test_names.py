@@ -215,3 +215,13 @@ def test_names_and_encoders_import_nothing_heavy():
         f"assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_for_a_process_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.bin").touch()
+    assert names.absolute("local-dir:folder") == f"local-dir:{tmp_path}/folder"
+    assert names.absolute("open_clip:ViT-B-32@weights.bin") == f"open_clip:ViT-B-32@{tmp_path}/weights.bin"
+    assert names.absolute("open_clip:ViT-B-32/openai@0123abc") == "open_clip:ViT-B-32/openai@0123abc"
+    assert names.absolute("splip-tiny-2") == "splip-tiny-2"
+    assert names.absolute("runs/mine") == tmp_path / "runs/mine"

@@ -86,6 +86,7 @@ def _train(config: DemoConfig, tree_root: Path, run: Path) -> Path:
     settings.backbone.name = BACKBONE
     settings.out, settings.data.root, settings.device = run, tree_root, config.device
     settings.steps = settings.steps if config.steps is None else config.steps
+    settings.eval_prompts = False  # measured once, at the end
     settings.resume = in_folder(run, LAST).is_file()
     if settings.resume:
         before = load(TrainConfig, str(run / "config.yaml"))

@@ -50,7 +50,14 @@ def is_name(text: str) -> bool:
 
 def absolute(name: Path | str) -> Path | str:
     """The same model for a process that works elsewhere."""
-    return name if isinstance(name, str) and is_name(name) else Path(name).absolute()
+    if not (isinstance(name, str) and is_name(name)):
+        return Path(name).absolute()
+    if name.startswith("local-dir:"):
+        return f"local-dir:{Path(name.removeprefix('local-dir:')).absolute()}"
+    if name.startswith("open_clip:") and "@" in name:
+        before, _, file = name.partition("@")
+        return f"{before}@{Path(file).absolute()}" if Path(file).is_file() else name  # or a commit
+    return name
 
 
 def in_folder(folder: Path, name: str = BEST) -> Path:
