@@ -1,5 +1,6 @@
 """Tables about models: what prompts do, sizes of vectors, families of backbones; benchmarks/report.py writes them."""
 
+import statistics
 from typing import Any
 
 from tables import load, machine, percent, table
@@ -86,3 +87,50 @@ def families() -> str:
     from splip.models.towers.table import markdown
 
     return markdown()
+
+
+def icon_study() -> str:
+    """What each row of the icon study gave on unseen nouns, and what the rule says."""
+    report, parts = load("icon-study"), []
+    for name, part in report["backbones"].items():
+        rows = []
+        for label, values in part["untrained"].items():
+            rows.append([label, f"{100 * values['mAP@all']:.1f}", f"{100 * values['P@10']:.1f}", "", "", ""])
+        for key, row in part["rows"].items():
+            own, *others = [
+                [seed[method] for seed in row["seeds"]] for method in row["seeds"][0]
+            ]  # the method, its prompts removed, swapped
+            lost = [
+                f"{100 * (statistics.mean(s['mAP@all'] for s in other) - statistics.mean(s['mAP@all'] for s in own)):+.2f}"
+                for other in others
+            ]
+            gain = part["differences"].get(f"splip - {key}")
+            low, high = gain["over_classes"] if gain else (0, 0)
+            ahead = f"{100 * gain['mAP@all']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})" if gain else ""
+            cells = [percent([seed[metric] for seed in own]) for metric in ("mAP@all", "P@10")]
+            rows.append([row["label"], *cells, *(lost or ["", ""]), ahead])
+        head = [f"**{name}**", "mAP@all", "P@10", "prompts removed", "swapped", "SpLIP less this, mAP@all"]
+        parts.append(table(head, rows))
+    gain, cost = report["decision"]["difference"], report["decision"]["removing_costs"]
+    low, high = (100 * bound for bound in gain["over_classes"])
+    helps = "**help**" if report["decision"]["helps"] else "**do not help**"
+    verdict = (
+        f"SpLIP less its own losses without prompts, on *plain*: {100 * gain['mAP@all']:+.2f} points of mAP@all, 95% interval "
+        f"{low:+.2f} to {high:+.2f}; taking the prompts out of the trained model costs {cost:.2f}. By the rule, the prompts {helps}."
+    )
+    return "\n\n".join(
+        [verdict, *parts, "Unseen nouns, three seeds; intervals over nouns. " + machine(report["machine"])]
+    )
+
+
+def icon_tuning() -> str:
+    """Every trial of the icon study, on the validation nouns."""
+    rows = []
+    for row, one in load("icon-study")["tuning"].items():
+        trials = [
+            f"{'**' if [t['lr'], t['layernorm_lr']] == list(one['chosen']) else ''}{t['lr']:g}, {t['layernorm_lr']:g}: "
+            f"{100 * t['val_mAP']:.1f}{'**' if [t['lr'], t['layernorm_lr']] == list(one['chosen']) else ''}"
+            for t in one["trials"]
+        ]
+        rows.append([row, *trials])
+    return table(["rates of what is new, of LayerNorms: mAP@all", *map(str, range(1, 7))], rows)
