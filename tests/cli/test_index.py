@@ -351,15 +351,34 @@ def test_export(gallery, tmp_path, cli, monkeypatch, refused):
     assert "pip install 'splip[parquet]'" in message and not (tmp_path / "y").exists()
 
 
-def test_an_openvino_or_onnx_gallery_needs_no_model_code(gallery):
-    """Reading, listing and searching vectors loads neither open_clip nor the model."""
+def test_a_gallery_needs_no_torch(gallery, tmp_path):
+    """Listing, checking, packing and searching vectors on the CPU do not import it, and work where it is not installed."""
     code = (
-        "import sys, numpy as np; from splip.gallery.gallery import Gallery;"
-        f"g = Gallery.open({str(gallery)!r}); g.search_vectors(np.ones((1, g.dim)));"
-        "print(sorted({'open_clip', 'splip.model', 'splip.models.clip', 'torchvision'} & set(sys.modules)))"
+        "import sys; blocked = sys.argv.pop() == 'blocked'\n"
+        "from importlib.machinery import PathFinder\n"
+        "class Without:\n"  # as if they were not installed
+        "    gone = {'torch', 'open_clip', 'torchvision', 'timm'}\n"
+        "    find_spec = staticmethod(lambda name, *a: None if name in Without.gone else PathFinder.find_spec(name, *a))\n"
+        "if blocked: sys.meta_path = [Without if f is PathFinder else f for f in sys.meta_path]\n"
+        "import numpy as np; from splip.gallery.gallery import Gallery; from splip.cli.main import main\n"
+        "g = Gallery.open(sys.argv[1], write=True); g.compact()\n"
+        "found = g.search_vectors(np.ones((2, g.dim), np.float32), 3)\n"
+        "assert g.vector(found[0][0].id).shape == (g.dim,); g.close()\n"
+        "codes = [main(['index', verb, '--gallery', sys.argv[1]]) for verb in ('list', 'check')] + [main(['info'])]\n"
+        "assert blocked or 'torch' not in sys.modules and 'open_clip' not in sys.modules\n"
+        "print(codes, [m.id for m in found[0]])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out == "[]\n"
+    copy = tmp_path / "copy"
+    shutil.copytree(gallery, copy)
+    runs = [
+        subprocess.run([sys.executable, "-c", code, copy, how], capture_output=True, text=True)
+        for how in ("there", "blocked")
+    ]
+    assert not any(run.returncode for run in runs), runs
+    with Gallery.open(copy, device="cpu") as opened:
+        want = [m.id for m in opened.search_vectors(np.ones((2, opened.dim), np.float32), 3)[0]]
+    for run in runs:
+        assert run.stdout.splitlines()[-1] == f"[0, 0, 0] {want}"
 
 
 def test_a_gallery_given_twice_is_one(gallery, tree, cli):

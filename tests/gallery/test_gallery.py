@@ -23,13 +23,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from splip import images, ops
+from splip import images
 from splip.errors import Skipped, Unavailable, UnreadablePicture, UserError
 from splip.gallery import catalog, ingest, scan
 from splip.gallery.catalog import Filter
 from splip.gallery.gallery import Gallery
 from splip.gallery.ingest import Picture
 from splip.images import decode, formats
+from splip.ops import host
 
 ROOT = Path(__file__).resolve().parents[2]
 PixelEncoder, paint, SIDE, DIM = faults.PixelEncoder, faults.paint, faults.SIDE, faults.DIM
@@ -188,12 +189,12 @@ def test_few_rows_are_copied_out():
     rows, queries = torch.randn(1000, 24), np.random.default_rng(0).standard_normal((3, 24)).astype(np.float32)
     mask = np.zeros(1000, dtype=bool)
     mask[[5, 17, 400, 999]] = True
-    packed = scan.Part(1, 100, ops.pack_gallery(rows), True)
+    packed = scan.Part(1, 100, host.pack(rows.numpy()), True)
     plain = scan.Part(1, 100, rows, False)
     wide = np.concatenate([np.zeros(100, dtype=bool), mask])
     few, all_rows = scan.choose(packed, wide), scan.choose(plain, wide)  # plain: as on a GPU
     assert few.allowed is None and few.numbers.tolist() == [105, 117, 500, 1099] == all_rows.numbers.tolist()
-    masked = scan.Run(1, 100, packed.rows, torch.from_numpy(mask))
+    masked = scan.Run(1, 100, packed.rows, mask)
     for k in (2, 10):
         want = scan.scan([masked], queries, k)
         assert scan.scan([few], queries, k) == want

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from splip import ops
 from splip.gallery import scan
 from splip.gallery.segments import Segments
-from splip.ops import quantized
+from splip.ops import host, quantized
 
 DIM = 4
 
@@ -16,6 +15,10 @@ def rows_of(*scores):
     """Unit vectors whose cosine with the first axis is the score."""
     scores = torch.tensor(scores, dtype=torch.float32)
     return torch.stack([scores, (1 - scores.square()).sqrt(), *[torch.zeros(len(scores))] * (DIM - 2)], dim=1)
+
+
+def packed_rows(rows):
+    return host.pack(rows.numpy())
 
 
 QUERY = np.eye(DIM, dtype=np.float32)[:1]
@@ -28,7 +31,7 @@ def places(found):
 @pytest.mark.parametrize("packed", [True, False])
 def test_equal_vectors_come_by_segment_then_row(packed):
     """(1, 5) comes before (2, 0), (2, 0) before (2, 3), and parts of one segment by their rows."""
-    make = ops.pack_gallery if packed else lambda rows: rows
+    make = packed_rows if packed else lambda rows: rows
     plan = [
         scan.Run(2, 0, make(rows_of(0.5, 0.1, 0.9, 0.5))),
         scan.Run(1, 4, make(rows_of(0.2, 0.5, 0.9))),
@@ -44,7 +47,7 @@ def test_equal_vectors_come_by_segment_then_row(packed):
 
 def test_what_is_missing_is_no_hit():
     rows = rows_of(0.3, 0.7, 0.1)
-    run = scan.Run(3, 10, ops.pack_gallery(rows), torch.tensor([False, True, False]))
+    run = scan.Run(3, 10, packed_rows(rows), np.array([False, True, False]))
     found = scan.scan([run], QUERY, 3)
     assert places(found) == [(3, 11)] and found[0][0][0] == pytest.approx(0.7, abs=1e-6)
     assert scan.scan([], QUERY, 3) == [[]]
@@ -52,7 +55,7 @@ def test_what_is_missing_is_no_hit():
 
 def test_a_filter_looks_at_the_rows_of_its_part():
     """One row of two hundred is copied out; its number is that of the segment."""
-    part = scan.Part(1, 100, ops.pack_gallery(rows_of(*np.linspace(0, 1, 200))), True)
+    part = scan.Part(1, 100, packed_rows(rows_of(*np.linspace(0, 1, 200))), True)
     for number, few in ((3, False), (150, True)):
         mask = np.zeros(400, dtype=bool)
         mask[100 + number] = mask[5] = True
@@ -77,7 +80,7 @@ def test_a_tail_that_grows_is_packed_seldom(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.9, 0.02])
-@pytest.mark.parametrize("make", [ops.pack_gallery, quantized.prepare_gallery, lambda rows: rows])
+@pytest.mark.parametrize("make", [packed_rows, quantized.prepare_gallery, lambda rows: rows])
 def test_chosen_rows_of_every_form_of_a_part(make, share):
     """The same answers from rows that are packed, kept with their norms as on a GPU (here in PyTorch), or plain."""
     torch.manual_seed(0)

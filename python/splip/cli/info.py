@@ -1,27 +1,28 @@
 """``splip info``: what a bug report needs."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
+import re
+from pathlib import Path
 
 import splip
 from splip.cli.config import InfoConfig
 
 
 def info(_: InfoConfig) -> None:
-    import torch
-
     from splip import _C
+    from splip.ops import host
 
     lines: list[tuple[str, object]] = [
         ("splip", f"{splip.__version__} ({os.path.dirname(os.path.abspath(splip.__file__))})"),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
-        ("torch", torch.__version__),
+        ("torch", torch_version()),
     ]
-    for package in ("open_clip_torch", "numpy", "pillow"):
-        lines.append((package, importlib.metadata.version(package)))
+    lines += [(package, version(package)) for package in ("open_clip_torch", "numpy", "pillow")]
     lines += [
-        ("cpu threads", torch.get_num_threads()),
+        ("cpu threads", host.threads()),
         ("instruction sets", " ".join(_C.instruction_sets()) or "unknown"),
         ("cpu kernels", _C.isa()),
     ]
@@ -37,3 +38,20 @@ def info(_: InfoConfig) -> None:
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print(f"{name:{width}}  {value}")
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def torch_version() -> str:
+    """With its CUDA, which the installer does not know of; without importing it."""
+    found = importlib.util.find_spec("torch")
+    if found is None or not found.origin:
+        return "not installed"
+    told = Path(found.origin).with_name("version.py")
+    match = re.search(r"^__version__ = '([^']+)'", told.read_text(encoding="utf-8") if told.is_file() else "", re.M)
+    return match[1] if match else version("torch")

@@ -14,6 +14,7 @@ from splip.gallery.matches import Key
 from splip.gallery.scan import Best, Part, Run, answer, choose, cover
 from splip.gallery.segments import Segments
 from splip.gallery.snapshot import PLANS
+from splip.ops import host
 
 STATES = 3  # committed states that a shard remembers: searches of the one before may be on the way
 CHUNK = 32_768  # rows read at a time
@@ -38,10 +39,8 @@ class Shard:
     """Some rows of a gallery on one machine; Ray makes an actor of it."""
 
     def __init__(self, folder: Path, dim: int, threads: int, device: str, name: str) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        self.files, self.device, self.name = Segments(folder, dim), torch.device(device), name
+        host.limit(threads)
+        self.files, self.device, self.name = Segments(folder, dim), device, name
         self.known: OrderedDict[int, _Known] = OrderedDict()
         self.parts: dict[tuple[int, int], list[Part]] = {}  # by segment and first row
         self.good: set[Piece] = set()
@@ -62,7 +61,7 @@ class Shard:
                 problems.append(f"{self.name}: {self.files.rows_path(piece.segment)}: {error.strerror or error}")
         parts: dict[tuple[int, int], list[Part]] = {}
         for number, first, stop, pack in _runs(good):
-            file = self.files.open_pack(number) if pack and not first and self.device.type == "cpu" else None
+            file = self.files.open_pack(number) if pack and not first and self.device == "cpu" else None
             usable = file if file is not None and (file.count, file.crc) == pack else None
             parts[number, first] = cover(
                 self.files, number, first, stop, self.parts.get((number, first), []), usable, self.device
@@ -78,7 +77,7 @@ class Shard:
         """Raises UserError: these are not the rows that were committed."""
         number, path = piece.segment, self.files.rows_path(piece.segment)
         self.files.check_size(number, piece.end[0])
-        if piece.pack is not None and self.device.type == "cpu":
+        if piece.pack is not None and self.device == "cpu":
             pack = self.files.open_pack(number)
             if pack is not None and (pack.count, pack.crc) == piece.pack:
                 return  # made of the committed rows; to read all of them would take long

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from splip.gallery import catalog, ingest, maintenance
 from splip.gallery.catalog import Catalog, Filter, Item
@@ -21,7 +20,7 @@ from splip.gallery.ingest import Added, Picture
 from splip.gallery.maintenance import Checked, Compacted
 from splip.gallery.matches import Match
 from splip.gallery.queries import checked
-from splip.gallery.scan import Part
+from splip.gallery.scan import Part, vector
 from splip.gallery.segments import Segments
 from splip.gallery.snapshot import State
 from splip.gallery.stored import StoredGallery
@@ -173,8 +172,7 @@ class Gallery(StoredGallery):
         with self.snapshot() as (db, state):
             item = catalog.item(db, id)
             part = next(p for p in state.parts if p.segment == item.segment and p.first <= item.row < p.stop)
-            rows = part.rows if isinstance(part.rows, torch.Tensor) else part.rows.rows[:, : part.rows.shape[1]]
-            return rows[item.row - part.first].cpu().numpy().copy()
+            return vector(part, item.row)
 
     # ---- searching ----
 

@@ -2,19 +2,22 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from splip import ops
 from splip.gallery.segments import Pack, Segments
+from splip.ops import host
+from splip.ops.host import HostGallery
 
-CPU = torch.device("cpu")
+if TYPE_CHECKING:
+    import torch
+
 FEW = 64  # a filter that lets at most one row in this many pass gets a copy of them, which is quicker to scan
 
 
-Rows = ops.PackedGallery | ops.PreparedGallery | Tensor
+Rows = Union[HostGallery, "ops.PreparedGallery", "torch.Tensor"]  # noqa: UP007  torch is imported for GPUs only
 """Packed on the CPU, with their norms on a GPU; plain on other devices."""
 
 
@@ -40,7 +43,7 @@ class Run:
     segment: int
     first: int
     rows: Rows
-    allowed: Tensor | None = None  # bool: which of the rows
+    allowed: "np.ndarray | torch.Tensor | None" = None  # bool: which of the rows, where they are
     numbers: np.ndarray | None = None  # int64: of rows that were copied out; None: from first on
 
 
@@ -51,7 +54,7 @@ def cover(
     stop: int,
     old: Sequence[Part] = (),
     pack: Pack | None = None,
-    device: torch.device = CPU,
+    device: str = "cpu",
 ) -> list[Part]:
     """Parts that cover rows of a segment: those there are, its pack file, and new ones for the rest.
 
@@ -72,11 +75,18 @@ def cover(
         # As in a binary counter, so that a tail that grows in small steps is packed log(n) times, not n.
         while parts and not parts[-1].stored and first - parts[-1].first <= stop - first:
             first = parts.pop().first
-        rows = torch.from_numpy(files.map_rows(number, first, stop - first))
-        rows = rows.to(device)
-        made = ops.pack_gallery(rows) if device.type in ("cpu", "cuda") else rows
-        parts.append(Part(number, first, made, False))
+        parts.append(Part(number, first, ready(files.map_rows(number, first, stop - first), device), False))
     return parts
+
+
+def ready(rows: np.ndarray, device: str) -> Rows:
+    """Rows float32 ``[n, D]`` as searches on a device take them."""
+    if device == "cpu":
+        return host.pack(rows)
+    import torch
+
+    moved = torch.from_numpy(rows).to(device)
+    return ops.pack_gallery(moved) if moved.is_cuda else moved  # type: ignore[return-value]
 
 
 def choose(part: Part, mask: np.ndarray | None) -> Run | None:
@@ -88,22 +98,36 @@ def choose(part: Part, mask: np.ndarray | None) -> Run | None:
     if allowed is None or count == len(allowed):
         return Run(part.segment, part.first, part.rows)
     if count * FEW > len(allowed):
-        return Run(part.segment, part.first, part.rows, torch.from_numpy(allowed).to(_device(part.rows)))
+        return Run(part.segment, part.first, part.rows, _there(allowed, part.rows))
     places = np.flatnonzero(allowed)
-    index = torch.from_numpy(places)
-    index = index.to(_device(part.rows))
     copy: Rows
-    if isinstance(part.rows, ops.PackedGallery):
-        copy = ops.pack_gallery(part.rows.rows[index])
-    elif isinstance(part.rows, ops.PreparedGallery):
-        copy = ops.PreparedGallery(part.rows.rows[index], part.rows.inverse[index], part.rows.width)
+    if isinstance(part.rows, HostGallery):
+        copy = host.pack(part.rows.rows[places])
     else:
-        copy = part.rows[index]
+        index = _there(places, part.rows)
+        if isinstance(part.rows, ops.PreparedGallery):
+            copy = ops.PreparedGallery(part.rows.rows[index], part.rows.inverse[index], part.rows.width)
+        else:
+            copy = part.rows[index]
     return Run(part.segment, part.first, copy, None, places + part.first)
 
 
-def _device(rows: Rows) -> torch.device:
-    return rows.device if isinstance(rows, Tensor) else rows.rows.device
+def _there(array: np.ndarray, rows: Rows) -> "np.ndarray | torch.Tensor":
+    """An array where some rows are."""
+    if isinstance(rows, HostGallery):
+        return array
+    import torch
+
+    return torch.from_numpy(array).to(rows.rows.device if isinstance(rows, ops.PreparedGallery) else rows.device)
+
+
+def vector(part: Part, row: int) -> np.ndarray:
+    """A copy of a row of the segment, float32 ``[D]``."""
+    if isinstance(part.rows, HostGallery):
+        return part.rows.rows[row - part.first].copy()
+    rows = part.rows.rows[:, : part.rows.width] if isinstance(part.rows, ops.PreparedGallery) else part.rows
+    found: np.ndarray = rows[row - part.first].cpu().numpy().copy()
+    return found
 
 
 Best = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -124,13 +148,16 @@ def best(plan: Sequence[Run], queries: np.ndarray, k: int) -> list[Best]:
     """The best rows of each run, for every query."""
     if not plan:
         return []
-    at = torch.from_numpy(queries).to(_device(plan[0].rows))
-    answers = [ops.cosine_topk(at, run.rows, min(k, run.rows.shape[0]), run.allowed) for run in plan]
+    if isinstance(plan[0].rows, HostGallery):
+        answers = [host.topk(queries, run.rows, min(k, run.rows.shape[0]), run.allowed) for run in plan]  # type: ignore[arg-type]
+    else:
+        at = _there(queries, plan[0].rows)
+        there = [ops.cosine_topk(at, run.rows, min(k, run.rows.shape[0]), run.allowed) for run in plan]  # type: ignore[arg-type]
+        answers = [(scores.cpu().numpy(), index.cpu().numpy()) for scores, index in there]
     found = []
-    for run, (scores, index) in zip(plan, answers, strict=True):
-        numbers = index.cpu().numpy()
+    for run, (scores, numbers) in zip(plan, answers, strict=True):
         rows = run.first + numbers if run.numbers is None else run.numbers[numbers]
-        found.append((scores.cpu().numpy(), np.full(numbers.shape, run.segment), rows))
+        found.append((scores, np.full(numbers.shape, run.segment), rows))
     return found
 
 

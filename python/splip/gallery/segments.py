@@ -2,7 +2,7 @@
 
 ``000001.f32`` holds float32 rows ``[n, D]`` and nothing else. How many of them count stands in the gallery's
 database; what lies behind those, after a crash, is never read and is overwritten by the next writer. Committed
-rows never change. ``000001.pack`` holds what :func:`splip.ops.pack_gallery` made of the first rows of that file.
+rows never change. ``000001.pack`` holds what :func:`splip.ops.host.pack` made of the first rows of that file.
 It is written whole under another name and renamed, says which rows it was made of, and can be made again.
 """
 
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from splip import _C, ops
 from splip.disk import sync_folder
 from splip.errors import Unavailable, UserError
+from splip.ops import host
+from splip.ops.host import HostGallery
 
 MAGIC, VERSION = b"splippak", 1  # the version changes with the layout that the scan reads (csrc/cpu/packed.h)
 PAGE = 4096  # arrays of a pack start at pages: the scan loads panels at 64-byte addresses
@@ -118,7 +118,7 @@ class Segments:
                     raise Unavailable(f"{path}: truncated: {size} bytes, {needed} are in use; restore it")
 
     def map_rows(self, number: int, first: int, count: int) -> np.ndarray:
-        """Rows ``[count, D]`` as they lie in the page cache; private, so that torch may believe it could write."""
+        """Rows ``[count, D]`` as they lie in the page cache; private, so that who reads them may believe they could write."""
         shape, offset = (count, self.dim), first * self.dim * 4
         return np.asarray(np.memmap(self.rows_path(number), "<f4", mode="c", offset=offset, shape=shape))
 
@@ -141,8 +141,8 @@ class Segments:
 
     def write_pack(self, number: int, count: int, crc: int) -> None:
         """Pack the first rows of a segment; ``crc`` is that of their bytes."""
-        _, *tensors = ops.pack_gallery(torch.from_numpy(self.map_rows(number, 0, count)))
-        arrays = [t.numpy().data.cast("B") for t in tensors if isinstance(t, torch.Tensor)]
+        _, *parts = host.pack(self.map_rows(number, 0, count))
+        arrays = [part.data.cast("B") for part in parts]
         offset, places = PAGE, []
         for data in arrays:
             places.append((offset, len(data), zlib.crc32(data)))
@@ -174,22 +174,21 @@ class Segments:
             return None
         magic, version, dim, count, crc, *rest = HEADER.unpack(page[: HEADER.size])
         arrays = tuple(zip(rest[::3], rest[1::3], rest[2::3], strict=True))
-        padded = (count + 31) // 32 * 32
-        sizes = [_C.packed_panel_bytes(count, dim), 4 * padded, 4 * padded, 8 * count, 4 * (dim + 1)]
+        _, *wanted = host.sizes(count, dim).values()
+        sizes = [dtype.itemsize * shape[0] for dtype, shape in wanted]
         if (magic, version, dim) != (MAGIC, VERSION, self.dim) or [a[1] for a in arrays] != sizes:
             return None
         if any(offset % PAGE or offset + length > len(data) for offset, length, _ in arrays):
             return None
         return Pack(count, crc, arrays, data)
 
-    def use_pack(self, number: int, pack: Pack) -> ops.PackedGallery:
+    def use_pack(self, number: int, pack: Pack) -> HostGallery:
         """What a search takes: the pack and the rows that it was made of."""
-        rows = torch.from_numpy(self.map_rows(number, 0, pack.count))
         views = [
-            torch.from_numpy(pack.data[offset : offset + length].view(dtype))
+            pack.data[offset : offset + length].view(dtype)
             for (offset, length, _), dtype in zip(pack.arrays, ("u1", "<f4", "<f4", "<f8", "<f4"), strict=True)
         ]
-        return ops.PackedGallery(rows, *views)
+        return HostGallery(self.map_rows(number, 0, pack.count), *views)
 
     # ---- tidying ----
 

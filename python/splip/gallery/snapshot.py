@@ -1,14 +1,17 @@
 """The committed states of a gallery, as its searches see them: one at a time, each of them whole."""
 
 import contextlib
+import ctypes
+import importlib.util
 import sqlite3
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-import torch
 
 from splip.errors import UserError
 from splip.gallery import catalog
@@ -66,7 +69,7 @@ class Snapshots:
         self._seen = -1  # revision of the last refresh
         self._lock = threading.Lock()
         self._plans: OrderedDict[tuple[int, Key], list[Run]] = OrderedDict()
-        self._place: torch.device | None = None
+        self._place: str | None = None
 
     def forget(self) -> None:
         """Let go of files that are mapped."""
@@ -159,25 +162,17 @@ class Snapshots:
         parts: list[Part] = []
         for segment in state.segments:
             have, pack = old.get(segment.number, []), None
-            if device.type == "cpu" and not (len(have) == 1 and have[0].stored and have[0].stop == segment.count):
+            if device == "cpu" and not (len(have) == 1 and have[0].stored and have[0].stop == segment.count):
                 pack = committed_pack(db, files, segment.number)
             if segment.count:
                 parts += cover(files, segment.number, 0, segment.count, have, pack, device)
         return tuple(parts)
 
-    def _search_device(self, asked: str, state: State) -> torch.device:
+    def _search_device(self, asked: str, state: State) -> str:
         """Where vectors are searched: on a GPU that was asked for, or on any if they fit comfortably."""
         if self._place is None:
-            if asked != "auto":
-                try:
-                    self._place = torch.device(asked)
-                except RuntimeError as error:
-                    raise UserError(f"no device {asked}: {str(error).splitlines()[0]}") from None
-            elif torch.cuda.is_available():
-                needed = sum(s.count for s in state.segments) * self.folder.files.dim * 4
-                self._place = torch.device("cuda" if 3 * needed < torch.cuda.mem_get_info()[0] else "cpu")
-            else:
-                self._place = torch.device("cpu")
+            needed = sum(s.count for s in state.segments) * self.folder.files.dim * 4
+            self._place = place(asked, needed)
         return self._place
 
     # ---- searching one ----
@@ -241,6 +236,43 @@ class Snapshots:
             while len(self._plans) > PLANS:
                 self._plans.popitem(last=False)
         return plan
+
+
+def place(asked: str, needed: int) -> str:
+    """The device that is meant; torch is imported only where there may be another than the CPU.
+
+    Args:
+        asked: cpu, cuda, cuda:1, ...; auto takes a GPU if three times the vectors fit.
+        needed: bytes of the vectors.
+
+    Raises:
+        UserError: no such device.
+    """
+    if asked == "cpu" or (asked == "auto" and not may_have_gpu()):
+        return "cpu"
+    import torch
+
+    if asked != "auto":
+        try:
+            return str(torch.device(asked))
+        except RuntimeError as error:
+            raise UserError(f"no device {asked}: {str(error).splitlines()[0]}") from None
+    return "cuda" if torch.cuda.is_available() and 3 * needed < torch.cuda.mem_get_info()[0] else "cpu"
+
+
+def may_have_gpu() -> bool:
+    """Whether asking torch for a GPU is worth its import: it is there already, or a driver is."""
+    if sys.modules.get("torch") is not None:
+        return True
+    if importlib.util.find_spec("torch") is None:
+        return False
+    if Path("/dev/kfd").exists():  # AMD's
+        return True
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def passing(db: sqlite3.Connection, state: State, filter: Filter | None) -> dict[int, np.ndarray]:

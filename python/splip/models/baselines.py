@@ -70,13 +70,16 @@ class VPTDeep(Retriever):
         if self.config.prompts.start == "patches" and len(self.deep_tokens):
             states = self.backbone.patch_states(patches)[: len(self.deep_tokens)]
             state = distributed.mean(states.mean(dim=0))
-            for layer in self.deep_tokens:
-                layer.tokens += state
+            for tokens in self._layers():
+                tokens.add_(state)
 
     def write_visual(self, modality: Tensor, summary: object) -> list[Tensor] | None:
         choice = F.one_hot(modality, len(MODALITIES))
-        made = [torch.einsum("gm,mnd->gnd", choice.to(t.tokens.dtype), t.tokens) for t in self.deep_tokens]
+        made = [torch.einsum("gm,mnd->gnd", choice.to(t.dtype), t) for t in self._layers()]
         return made or None
+
+    def _layers(self) -> list[nn.Parameter]:
+        return [layer.tokens for layer in self.deep_tokens if isinstance(layer, ModalityTokens)]
 
 
 @register("maple")

@@ -73,10 +73,10 @@ def check_files(gallery: Any) -> None:
     Raises:
         UserError: one of them was truncated.
     """
-    from splip.ops.quantized import PackedGallery
+    from splip.ops.host import HostGallery
 
     for part in getattr(gallery, "parts", ()):
-        if isinstance(part.rows, PackedGallery):  # else a copy on a GPU
+        if isinstance(part.rows, HostGallery):  # else a copy on a GPU
             try:
                 gallery.files.check_mapped(part.segment, part.stop, part.bytes if part.stored else 0)
             except Unavailable as error:  # of the service nobody is told where its files are
