@@ -158,7 +158,9 @@ def topk(
 
     N, D = gallery.shape
     if queries.ndim != 2 or queries.shape[1] != D or queries.dtype != np.float32:
-        raise ValueError(f"queries must be float32 [Q, {D}] like the gallery, got {queries.dtype} {list(queries.shape)}")
+        raise ValueError(
+            f"queries must be float32 [Q, {D}] like the gallery, got {queries.dtype} {list(queries.shape)}"
+        )
     if not 0 <= k <= N:
         raise ValueError(f"k must be between 0 and the gallery's size {N}, got {k}")
     if allowed is not None and (allowed.dtype != np.bool_ or allowed.shape != (N,)):
