@@ -45,7 +45,16 @@ def test_defaults_then_file_then_flags(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["paint"], "unknown verb 'paint'"),
+        (["frobnicate"], "unknown verb 'frobnicate'; choose one of: train, pretrain, eval,"),
+        (["serach", "x"], "unknown verb 'serach'; did you mean 'search'?"),
+        (["idnex", "add", "x"], "unknown verb 'idnex add'; did you mean 'index add'?"),
+        (["index", "ad"], "unknown verb 'index ad'; did you mean 'index add'?"),
+        (["index", "frob"], "unknown verb 'index frob'; choose one of: index add,"),
+        (
+            ["search", "--galery", "g"],
+            "Unrecognized options: --galery, g; did you mean --gallery? (see splip search --help)",
+        ),
+        (["train", "--loss.margn", "3"], "did you mean --loss.margin?"),
         (["data"], "unknown verb 'data'; choose one of: data sample, data check"),
         (["train", "--speed", "3"], "Unrecognized options: --speed"),
         (["train", "--steps", "x"], "--steps"),

@@ -1,10 +1,12 @@
 """The ``splip`` command: one word per verb, heavy imports only inside the verb."""
 
 import contextlib
+import difflib
 import errno
 import importlib
 import io
 import logging
+import re
 import sys
 import warnings
 from typing import Any
@@ -244,7 +246,9 @@ def parse(verb: str, args: list[str]) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(_one_line(messages.getvalue()) + f" (see splip {verb} --help)") from None
+        raise UserError(
+            f"{_one_line(messages.getvalue())}{_meant(messages.getvalue())} (see splip {verb} --help)"
+        ) from None
     return parsed
 
 
@@ -265,17 +269,35 @@ def _take_options(args: list[str], name: str) -> tuple[list[str], list[str]]:
     return values, rest
 
 
+def _meant(box: str) -> str:
+    """The options that tyro's message takes a mistyped one for."""
+    _, _, rest = box.partition("Perhaps you meant")
+    found = list(dict.fromkeys(re.findall(r"^[│ ]+(--[A-Za-z][\w.-]*)", rest, re.MULTILINE)))[:3]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
 def _one_line(box: str) -> str:
-    """tyro prints a framed message; keep its words up to the first rule."""
-    words = []
-    for line in box.splitlines():
-        if line.startswith("╭"):
-            continue
-        text = line.strip("│╰╯─ ")
-        if not text and "─" in line:
-            break
-        words.append(text)
-    return " ".join(" ".join(words).split())
+    """tyro prints a framed message, or a title on a rule where the terminal knows no frames; its words up to the first rule."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith("╭")]
+    rules = [number for number, line in enumerate(lines) if line and not line.strip("─╰╯-")]
+    if "╭" not in box and rules[:1] == [1]:
+        lines, rules = lines[2:], [number - 2 for number in rules[1:]]
+    return " ".join(" ".join(lines[: rules[0]] if rules else lines).split())
+
+
+def _unknown(args: list[str], choices: list[str]) -> str:
+    """What to say of a verb that is none: what it is nearest to, else all there are."""
+    given = " ".join(args[:2])
+    if len(choices) < len(VERBS):  # its first word is right
+        second = {choice.split()[1]: choice for choice in choices}
+        near = [second[word] for word in difflib.get_close_matches(" ".join(args[1:2]), second, 1)]
+    else:
+        near = difflib.get_close_matches(given, choices, 1, 0.8)
+        if not near and (near := difflib.get_close_matches(args[0], choices, 1)):
+            given = args[0]
+    if near:
+        return f"unknown verb '{given}'; did you mean '{near[0]}'? (see splip --help)"
+    return f"unknown verb '{given}'; choose one of: {', '.join(choices)}"
 
 
 def _load_plugins(files: list[str]) -> None:
@@ -315,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
             if args[1:] and args[1] in ("-h", "--help") and choices != list(VERBS):
                 print("\n".join(f"splip {v}: {VERBS[v][2]}" for v in choices))
                 return 0
-            raise UserError(f"unknown verb '{' '.join(args[:2])}'; choose one of: {', '.join(choices)}")
+            raise UserError(_unknown(args, choices))
         _load_plugins(files)
         config = parse(verb, args[len(verb.split()) :])
         code = _named(VERBS[verb][1])(config)
