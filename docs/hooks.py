@@ -9,7 +9,6 @@ import inspect
 import re
 import tempfile
 import types
-import warnings
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -128,26 +127,6 @@ def _words() -> list[str]:
     return list(dict.fromkeys(verb.split()[0] for verb in main.VERBS))
 
 
-def _parser(verb: str) -> Any:
-    """The parser that ``splip VERB`` uses, caught where it is handed to tyro."""
-    import tyro
-
-    class Caught(Exception):
-        pass
-
-    def catch(cls: type, **options: Any) -> None:
-        raise Caught(cls, options)
-
-    with mock.patch.object(tyro, "cli", catch):
-        try:
-            main.parse(verb, [])
-        except Caught as caught:
-            cls, options = caught.args
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return tyro.extras.get_parser(cls, prog=options["prog"], description=options["description"])
-
-
 def commands() -> dict[str, str]:
     """A page for each first word of a verb, and one that lists them."""
     verbs = main.VERBS
@@ -171,7 +150,7 @@ def commands() -> dict[str, str]:
 
 
 def _command(verb: str, level: int) -> str:
-    parser = _parser(verb)
+    parser = main.parser(verb)
     about, _, rest = parser.description.partition("\n\nexamples:\n")
     examples, _, more = rest.partition("\n\n")
     text = f"\n{'#' * level} splip {verb}\n" if level else ""

@@ -1,4 +1,4 @@
-"""Settings of the demo, of sweeps, of lists of models, of the hub and of `splip info`."""
+"""Settings of the demo, of sweeps, of lists of models, of the hub, of completion and of `splip info`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,14 @@ class SweepConfig:
     """The metric that the plot shows."""
     jobs: int = 1
     """Runs at the same time, each with its share of the CPU's cores."""
+
+
+@dataclass
+class CompletionConfig:
+    """Print a script that lets a shell complete what is typed after `splip`; it starts no Python while you type."""
+
+    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
+    """Which one."""
 
 
 @dataclass

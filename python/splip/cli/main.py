@@ -181,6 +181,14 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "bring a gallery or a model from the hub",
         "splip pull-from-hub owner/photos --out my-gallery\n  splip pull-from-hub owner/sketches@v1 --out sketches",
     ),
+    "completion": (
+        "splip.cli.config:CompletionConfig",
+        "splip.cli.completion:completion",
+        "print what makes a shell complete verbs, options and their values",
+        "splip completion bash > ~/.local/share/bash-completion/completions/splip\n"
+        "  splip completion zsh > ~/.zfunc/_splip      # with fpath+=~/.zfunc before compinit in ~/.zshrc\n"
+        "  splip completion fish > ~/.config/fish/completions/splip.fish",
+    ),
     "info": (
         "splip.cli.config:InfoConfig",
         "splip.cli.info:info",
@@ -217,32 +225,48 @@ def _named(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def parse(verb: str, args: list[str]) -> Any:
-    """The configuration of a verb: defaults < ``--config`` file < flags."""
-    import tyro
-
+def described(verb: str) -> str:
+    """What ``splip VERB --help`` begins with."""
     from splip import config
 
     name, _, summary, examples = VERBS[verb]
-    cls: type[Any] = _named(name)
-    aliases = {"-k": "--k"}
-    args = [aliases.get(a, a) for a in args]
-    defaults: dict[str, Any] = {}
-    if verb == "train":
-        files, args = _take_options(args, "--config")
-        defaults = {"default": config.load(cls, *files)} if files else {}
-    description = f"{(cls.__doc__ or summary).strip()}\n\nexamples:\n  {examples}"
+    description = f"{(_named(name).__doc__ or summary).strip()}\n\nexamples:\n  {examples}"
     if verb == "train":
         names = ", ".join(name for name in config.shipped() if "/" not in name)
         description += (
             f"\n\n--config FILE.yaml (or a shipped one: {names}, ablations/*) sets the defaults of all options; "
             "given several times, the later win. --plugin FILE.py runs a file that defines methods or losses first."
         )
+    return description
+
+
+def parser(verb: str) -> Any:
+    """The parser of a verb, an :class:`argparse.ArgumentParser`: for what lists its options."""
+    import tyro
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tyro.extras.get_parser(_named(VERBS[verb][0]), prog=f"splip {verb}", description=described(verb))
+
+
+def parse(verb: str, args: list[str]) -> Any:
+    """The configuration of a verb: defaults < ``--config`` file < flags."""
+    import tyro
+
+    from splip import config
+
+    cls: type[Any] = _named(VERBS[verb][0])
+    aliases = {"-k": "--k"}
+    args = [aliases.get(a, a) for a in args]
+    defaults: dict[str, Any] = {}
+    if verb == "train":
+        files, args = _take_options(args, "--config")
+        defaults = {"default": config.load(cls, *files)} if files else {}
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
             # Booleans as --flag / --no-flag, hyphens and underscores alike.
-            parsed = tyro.cli(cls, args=args, prog=f"splip {verb}", description=description, **defaults)
+            parsed = tyro.cli(cls, args=args, prog=f"splip {verb}", description=described(verb), **defaults)
     except SystemExit as stop:
         if not stop.code:
             raise
