@@ -4,8 +4,8 @@
     python tools/check_without_torch.py runs/mine            # a run, or any other name of a model
 
 The environment gets splip without its dependencies, numpy, Pillow, onnxruntime and openvino, and nothing else; when
-pictures have run, ftfy, regex and tokenizers for texts.
-Exit code 0 if both engines give the checkpoint's features to 1e-5 there.
+pictures have run, ftfy, regex and tokenizers for texts, then pyyaml, rich and tyro for a gallery.
+Exit code 0 if both engines give the checkpoint's features to 1e-5 there, and pictures are indexed and found.
 """
 
 import argparse
@@ -52,6 +52,22 @@ for engine in ("onnxruntime", "openvino"):
         print(f"{engine}: {len(texts)} texts, largest difference {difference:.1e}")
     print(f"{engine}: {time.monotonic() - began:.1f} s from loading to the last vector")
 """
+COMMANDS = """
+import importlib.util, json, subprocess, sys
+from PIL import Image, ImageDraw
+
+assert importlib.util.find_spec("torch") is None
+for number in range(3):
+    picture = Image.new("RGB", (80, 80), "white")
+    ImageDraw.Draw(picture).ellipse((20, 10 + 9 * number, 60, 70), outline="black", fill="red", width=5)
+    picture.save(f"{number}.png")
+splip = [sys.executable, "-m", "splip"]
+subprocess.run([*splip, "index", "add", "0.png", "1.png", "2.png", "--gallery", "gallery", "--model", "exported"], check=True)
+search = [*splip, "search", "--gallery", "gallery", "--photo", "1.png", "-k", "1", "--json"]
+found = json.loads(subprocess.run(search, check=True, capture_output=True, text=True).stdout)[0]["matches"]
+assert found[0]["path"].endswith("1.png") and found[0]["score"] > 0.999, found
+print("splip index add, splip search: ok")
+"""
 
 
 def main() -> None:
@@ -84,6 +100,8 @@ def main() -> None:
         ):
             subprocess.run([*pip, *packages], check=True)
             subprocess.run([python, "-c", THERE, place, what], check=True, cwd=place)
+        subprocess.run([*pip, "pyyaml", "rich", "tyro"], check=True)
+        subprocess.run([python, "-c", COMMANDS], check=True, cwd=place)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,25 @@ def test_search_by_words_pictures_and_both(gallery, tree, tmp_path, cli):
     assert set(both[0]) == {"sketch", "text", "matches"}
 
 
+def test_one_query_of_several_parts(gallery, tree, tmp_path, cli, refused):
+    box, ball = (str(tree / "sketch" / name / "0.png") for name in ("box", "ball"))
+    args = ("search", "--gallery", gallery, "-k", "16")
+    first, second = (json.loads(cli(*args, "--json", *more)[1]) for more in (("--sketch", box), ("--sketch", ball)))
+    scores = [{m["id"]: m["score"] for m in one[0]["matches"]} for one in (first, second)]
+    report = json.loads(cli(*args, "--json", "--sketch", f"{box}:2", "--not-sketch", f"{ball}:0.5")[1])
+    assert report[0]["parts"] == [{"sketch": box, "weight": 2.0}, {"sketch": ball, "weight": -0.5}]
+    got = {m["id"]: m["score"] for m in report[0]["matches"]}
+    want = {id: 2 * scores[0][id] - 0.5 * scores[1][id] for id in got}
+    ratio = np.array([got[id] for id in got]) / np.array([want[id] for id in got])
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)  # the length of the sum
+    assert len(json.loads(cli(*args, "--json", "--sketch", box, ball, "--one")[1])) == 1
+    assert len(json.loads(cli(*args, "--json", "--sketch", box, ball)[1])) == 2
+    out = cli(*args, "--sketch", box, "--text", "red", "--not-text", "blue:2", "--grid", tmp_path / "g.png")[1]
+    assert out.splitlines()[0] == f"{box} + red - 2 x blue" and (tmp_path / "g.png").stat().st_size > 1000
+    assert "only things that are not looked for" in refused(*args, "--not-text", "blue")
+    assert "cancel out" in refused(*args, "--text", "blue", "--not-text", "blue:1")
+
+
 def test_search_filters(gallery, tree, cli):
     cli("index", "add", tree / "photo" / "box", "--gallery", gallery, "--tag", "shape=square", "--tag", "n=1")
     sketch = ("search", "--gallery", gallery, "--sketch", tree / "sketch" / "cone" / "1.png", "--json")

@@ -31,7 +31,9 @@ def options(verb: str) -> list[Option]:
             continue
         names = [*action.option_strings, *(["-k"] if "--k" in action.option_strings else [])]
         text = re.sub(r"\x1b\[[0-9;]*m", "", action.help or "")
-        said = re.split(r"(?<=[.;])\s(?=[A-Z])|;\s|\s\((?:default|required|optional|repeatable)", " ".join(text.split()))[0]
+        said = re.split(
+            r"(?<=[.;])\s(?=[A-Z])|;\s|\s\((?:default|required|optional|repeatable)", " ".join(text.split())
+        )[0]
         choices = tuple(str(one) for one in action.choices or ())
         found.append(Option(tuple(names), choices, action.nargs != 0, said.rstrip(".:;")))
     if verb == "train":

@@ -120,6 +120,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "splip search --gallery my-gallery --sketch my.png -k 10 --grid out.png\n"
         "  splip search --gallery my-gallery --sketch my.png --text 'red car' --text-weight 0.3\n"
         "  splip search --gallery my-gallery --text horse --label animals --tag year=2025 --json\n"
+        "  splip search --gallery my-gallery --sketch my.png --photo one.jpg:0.5 --not-text snow\n"
         "  splip search --gallery my-gallery --photo one.jpg --under ~/Pictures/2025\n"
         "  splip search --gallery milvus://localhost:19530/photos --model runs/sample --sketch my.png",
     ),

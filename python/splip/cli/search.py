@@ -16,25 +16,38 @@ from splip.gallery.config import (
     SearchConfig,
 )
 from splip.gallery.matches import Match, Matches
+from splip.gallery.parts import AGAINST, Part, check, weighted
 from splip.images import grid
 
 
 def search(config: SearchConfig) -> int:
     """``splip search``."""
-    if not config.sketch and not config.photo and not config.text:
+    parts = asked(config)
+    if not parts:
         raise UserError("nothing to search for: give --sketch, --photo or --text")
-    pictures = [("sketch", path) for path in config.sketch] + [("photo", path) for path in config.photo]
-    queries: list[dict[str, str]] = [{kind: str(path)} for kind, path in pictures]
-    if queries and config.text:
-        words = config.text * len(queries) if len(config.text) == 1 else config.text
-        queries = [query | {"text": word} for query, word in zip(queries, words, strict=False)]
-    queries = queries or [{"text": word} for word in config.text]
+    one = config.one or any(part.weight != 1 for part in parts)
+    if one:
+        check(parts)
+        queries = [{"parts": [_told(part) for part in parts]}]
+    else:
+        queries = _separate(parts)
     with clusters.if_asked(config) as cluster, shards.open_asked(config, cluster) as gallery:
         if not len(gallery):
             raise UserError(f"{config.gallery}: the gallery is empty")
-        results = gallery.search(
-            config.sketch, config.photo, config.text, k=config.k, filter=_filter(config), text_weight=config.text_weight
-        )
+        if one:
+            results = gallery.search_vectors(gallery.compose(parts), config.k, _filter(config))
+        else:
+            of = {
+                kind: [str(part.value) for part in parts if part.kind == kind] for kind in ("sketch", "photo", "text")
+            }
+            results = gallery.search(
+                of["sketch"],
+                of["photo"],
+                of["text"],
+                k=config.k,
+                filter=_filter(config),
+                text_weight=config.text_weight,
+            )
     if config.json:
         partial = {"partial": True} if _partial(results) else {}
         print(
@@ -42,7 +55,7 @@ def search(config: SearchConfig) -> int:
         )
     else:
         for query, matches in zip(queries, results, strict=True):
-            print(" + ".join(shown(value) for value in query.values()))
+            print(_title(query))
             for rank, match in enumerate(matches, 1):
                 label = "" if match.label is None else f"  ({shown(match.label)})"
                 print(f"{rank:5d}  {match.score:7.4f}  {shown(match.path)}{label}")
@@ -53,6 +66,44 @@ def search(config: SearchConfig) -> int:
     if config.grid is not None:
         _draw(config.grid, queries, results)
     return 0
+
+
+def asked(config: SearchConfig) -> list[Part]:
+    """What is looked for and what is not, in the order of the options."""
+    found = []
+    for against in (False, True):
+        for kind in ("sketch", "photo", "text"):
+            for given in getattr(config, f"not_{kind}" if against else kind):
+                value, weight = weighted(given, against)
+                found.append(Part(kind, value, weight))
+    return found
+
+
+def _separate(parts: list[Part]) -> list[dict[str, Any]]:
+    """Each picture is a query, with the words that belong to it; without pictures each text is one."""
+    words = [str(part.value) for part in parts if part.kind == "text"]
+    queries: list[dict[str, Any]] = [{part.kind: part.value} for part in parts if part.kind != "text"]
+    if queries and words:
+        words = words * len(queries) if len(words) == 1 else words
+        return [query | {"text": word} for query, word in zip(queries, words, strict=False)]
+    return queries or [{"text": word} for word in words]
+
+
+def _told(part: Part) -> dict[str, Any]:
+    return {part.kind: str(part.value), "weight": part.weight}
+
+
+def _title(query: dict[str, Any]) -> str:
+    """``horse.png + red - cart.png``."""
+    if "parts" not in query:
+        return " + ".join(shown(value) for value in query.values())
+    text = ""
+    for part in query["parts"]:
+        value = shown(next(iter(part.values())))  # its kind comes first
+        number = abs(part["weight"])
+        text += f" {'-' if part['weight'] < 0 else '+'} " if text else "- " if part["weight"] < 0 else ""
+        text += value if number == (AGAINST if part["weight"] < 0 else 1) else f"{number:g} x {value}"
+    return text
 
 
 def _partial(results: list[list[Match]]) -> bool:
@@ -66,19 +117,20 @@ def _ranked(matches: list[Match]) -> list[dict[str, Any]]:
     ]
 
 
-def _draw(path: Path, queries: list[dict[str, str]], results: list[list[Match]]) -> None:
+def _draw(path: Path, queries: list[dict[str, Any]], results: list[list[Match]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = []
         for number, (query, matches) in enumerate(zip(queries, results, strict=True)):
-            picture = query.get("sketch", query.get("photo"))
-            drawn = Path(picture) if picture else _card(Path(folder) / f"{number}.png", query["text"])
+            of = next((part for part in query.get("parts", ()) if "text" not in part and part["weight"] > 0), query)
+            picture, words = of.get("sketch", of.get("photo")), query.get("text") or _title(query)
+            drawn = Path(picture) if picture else _card(Path(folder) / f"{number}.png", words)
             rows.append(
                 grid.Row(
                     drawn,
                     [m.path for m in matches],
                     [m.score for m in matches],
                     [None] * len(matches),
-                    query.get("text", drawn.stem),
+                    words if "parts" in query or "text" in query else drawn.stem,
                 )
             )
         grid.save(path, rows)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from splip.gallery.ingest import Picture as Picture
     from splip.gallery.matches import Match as Match
     from splip.gallery.matches import Matches as Matches
+    from splip.gallery.parts import Part as Part
     from splip.gallery.protocol import Searchable as Searchable
 
 __getattr__, __dir__, __all__ = lazy(
@@ -24,5 +25,6 @@ __getattr__, __dir__, __all__ = lazy(
     catalog="Filter Item",
     matches="Match Matches",
     ingest="Added Picture",
+    parts="Part",
     protocol="Searchable",
 )

@@ -171,13 +171,22 @@ class SearchConfig:
 
     gallery: Address = field(default_factory=default_address)
     """Folder of the gallery, see `splip index add`, or the milvus: address of a collection, see `splip index push`."""
-    sketch: tuple[Path, ...] = ()
-    """One or more drawings, dark on white or on transparency."""
-    photo: tuple[Path, ...] = ()
-    """One or more pictures to find similar ones of."""
+    sketch: tuple[str, ...] = ()
+    """One or more drawings, dark on white or on transparency. FILE:0.5 is a drawing with a weight, see --one."""
+    photo: tuple[str, ...] = ()
+    """One or more pictures to find similar ones of; FILE or FILE:WEIGHT."""
     text: tuple[str, ...] = ()
     """What is to be seen, e.g. 'red car': the model reads it as `photo of a red car`. Beside drawings or pictures: one for
-    all, or one for each."""
+    all, or one for each. Words or WORDS:WEIGHT."""
+    not_sketch: tuple[str, ...] = ()
+    """Drawings of what is not meant; FILE or FILE:WEIGHT, without one half of what is looked for."""
+    not_photo: tuple[str, ...] = ()
+    """Pictures that others must not be like; FILE or FILE:WEIGHT."""
+    not_text: tuple[str, ...] = ()
+    """What is not to be seen; words or WORDS:WEIGHT."""
+    one: bool = False
+    """All drawings, pictures and words are one query: the sum of their vectors, each with its weight (1 where none is given). So
+    they are, too, where a weight or a --not-... is given. Else each drawing and picture is a query of its own."""
     text_weight: float = 0.5
     """Share of the words in a query of both: 0 is the drawing alone, 1 the words alone."""
     k: int = 10

@@ -14,6 +14,7 @@ import numpy as np
 
 from splip.gallery.catalog import Catalog, Filter, Item
 from splip.gallery.matches import Match, Source
+from splip.gallery.parts import Part
 from splip.gallery.segments import Segments
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class Searchable(Protocol):
         text_weight: float = 0.5,
     ) -> np.ndarray:
         """Queries as unit vectors, float32 ``[Q, D]``."""
+
+    def compose(self, parts: Sequence[Part]) -> np.ndarray:
+        """One query of several weighted parts as a unit vector, float32 ``[1, D]``."""
 
     def search(
         self,

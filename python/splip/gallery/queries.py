@@ -14,6 +14,8 @@ from splip import images
 from splip.errors import UserError
 from splip.gallery.catalog import Filter
 from splip.gallery.matches import Match, Source
+from splip.gallery.parts import Part, check, mix
+from splip.gallery.parts import name as told
 
 if TYPE_CHECKING:
     from splip.encoders.encoder import Encoder
@@ -173,6 +175,35 @@ class QueryEncoder(ABC):
         mixed = (1 - text_weight) * np.concatenate(found) + text_weight * words
         length = np.linalg.norm(mixed, axis=1, keepdims=True)
         return (mixed / np.maximum(length, 1e-12)).astype(np.float32)
+
+    def compose(self, parts: Sequence[Part]) -> np.ndarray:
+        """One query of several parts, each with a weight, as a unit vector float32 ``[1, D]`` for :meth:`search_vectors`.
+
+        Raises:
+            UserError: a part cannot be read or encoded, nothing is looked for, or the parts cancel out.
+        """
+        check(parts)
+        found = np.empty((len(parts), self.dim), dtype=np.float32)
+        for kind in ("sketch", "photo"):
+            of = [number for number, part in enumerate(parts) if part.kind == kind]
+            if of:
+                pixels = [self.prepare(parts[number].value, kind) for number in of]  # type: ignore[arg-type]
+                found[of] = self.encoder.encode(np.stack(pixels), kind)
+        of = [number for number, part in enumerate(parts) if part.kind == "text"]
+        if of:
+            found[of] = self.encoder.encode_text([parts[number].words for number in of])
+        for number, part in enumerate(parts):
+            if part.kind == "item":
+                try:
+                    vector = self.vector(int(part.value))  # type: ignore[arg-type]
+                except KeyError:
+                    raise UserError(f"{told(part)}: there is no such item in the gallery") from None
+                found[number] = vector / max(float(np.linalg.norm(vector)), 1e-12)
+        return mix(parts, found)
+
+    @abstractmethod
+    def vector(self, id: int) -> np.ndarray:
+        """The vector of an item, float32 ``[D]``; KeyError: there is none."""
 
     def search(
         self,

@@ -1,0 +1,95 @@
+"""What a query is made of: drawings, pictures, words and items, each with a weight, also against something."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from splip.errors import UserError, short
+from splip.gallery.matches import Source
+
+AGAINST = 0.5  # how much "not like this" counts where no weight is given, against 1 for what is looked for
+CANCELLED = 0.05  # of the length that parts could have together: what is left of them is then no direction
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a query.
+
+    Args:
+        kind: what ``value`` is: a sketch, a photo, a text, or the id of an item of the gallery.
+        value: file, bytes or PIL picture; words; an id.
+        weight: how much it counts beside the others; below 0: not like this.
+    """
+
+    kind: Literal["sketch", "photo", "text", "item"]
+    value: Source | int
+    weight: float = 1.0
+
+    @property
+    def words(self) -> str:
+        """The value of a text."""
+        if not isinstance(self.value, str):
+            raise UserError(f"a text of a query must be words, got {type(self.value).__name__}")
+        return self.value
+
+
+def check(parts: Sequence[Part]) -> None:
+    """Raises UserError: there is nothing to look for, or a weight is none."""
+    if not parts:
+        raise UserError("nothing to search for: a query needs at least one part")
+    for part in parts:
+        if part.kind not in ("sketch", "photo", "text", "item"):
+            raise UserError(f"a part of a query is a sketch, photo, text or item, not {part.kind!r}")
+        if not math.isfinite(part.weight) or not part.weight or abs(part.weight) > 1000:
+            raise UserError(f"weight of {name(part)}: a number other than 0, from -1000 to 1000, got {part.weight:g}")
+    if all(part.weight < 0 for part in parts):
+        raise UserError("only things that are not looked for: a query needs something that is")
+
+
+def mix(parts: Sequence[Part], vectors: np.ndarray) -> np.ndarray:
+    """The weighted sum of unit vectors float32 ``[n, D]``, of unit length: ``[1, D]``.
+
+    Raises:
+        UserError: the parts cancel out.
+    """
+    weights = np.array([part.weight for part in parts], dtype=np.float64)
+    total = weights @ vectors.astype(np.float64)
+    length = float(np.linalg.norm(total))
+    if not length > CANCELLED * np.abs(weights).sum():
+        raise UserError(f"the parts of the query cancel out: {', '.join(map(name, parts))}")
+    mixed: np.ndarray = (total / length).astype(np.float32)[None]
+    return mixed
+
+
+def name(part: Part) -> str:
+    """A part in messages: ``not photo c.jpg:0.3``."""
+    value = part.value if isinstance(part.value, (str, Path, int)) else "a picture"
+    plain = AGAINST if part.weight < 0 else 1.0
+    weight = "" if abs(part.weight) == plain else f":{abs(part.weight):g}"
+    return f"{'not ' if part.weight < 0 else ''}{part.kind} {short(str(value))}{weight}"
+
+
+def weighted(text: str, against: bool) -> tuple[str, float]:
+    """``b.jpg:0.5`` as a name and its weight, which is below 0 of what is not looked for.
+
+    A file that is called so goes before: then the whole text is its name. The weight is written without a sign.
+
+    Raises:
+        UserError: the weight is 0 or no number that can be meant.
+    """
+    before, colon, number = text.rpartition(":")
+    weight = AGAINST if against else 1.0
+    if colon and before and not Path(text).exists():
+        try:
+            weight, text = float(number), before
+        except ValueError:  # a colon of the name
+            return text, -weight if against else weight
+        if not 0 < weight <= 1000:
+            raise UserError(
+                f"{short(text)}:{number}: a weight is above 0 and at most 1000; --not-... says what to avoid"
+            )
+    return text, -weight if against else weight
