@@ -106,6 +106,44 @@ def test_more_like_this(client):
     refused(client.post("/v1/search", json={"id": 999}), 404, "not_found")
 
 
+def test_more_and_less_like_others(client):
+    """A query of several parts: their vectors are summed, and what is not meant falls."""
+
+    def ask(**query):
+        return client.post("/v1/search", json={"k": 200, **query})
+
+    def scores(**query):
+        return {m["id"]: m["score"] for m in ask(**query).json()["matches"]}
+
+    cone = ask(text="cone").json()["matches"][0]["id"]
+    box, word, one = scores(**BOX), scores(text="ball"), scores(id=cone)
+    got = scores(**BOX, like=[{"text": " ball ", "weight": 0.5}, {"id": cone, "weight": -0.25}])
+    want = {id: box[id] + 0.5 * word[id] - 0.25 * one[id] for id in got}
+    length = want[next(iter(got))] / got[next(iter(got))]
+    assert want == pytest.approx({id: length * score for id, score in got.items()}, abs=1e-4)
+    assert found(ask(like=[{"text": "cone"}], k=4)) == ["cone"] * 4
+    assert set(found(ask(like=[{"text": "cone"}, {"id": cone, "weight": 3}], k=4))) == {"cone"}
+    assert found(ask(**BOX, like=[{"text": "cone", "weight": 5}], k=4)) == ["cone"] * 4
+    assert found(ask(text="cone", like=[{"text": "cone", "weight": -0.9}, {"text": "ball"}], k=4)) == ["ball"] * 4
+    refused(ask(**BOX, like=[{"id": 999}]), 404, "not_found")
+    assert "cancel out" in refused(ask(text="cone", like=[{"text": "cone", "weight": -1}]), 422, "invalid")
+    assert "not looked for" in refused(ask(like=[{"text": "cone", "weight": -1}]), 422, "invalid")
+    for wrong, words in (
+        ({"weight": 1}, "either an id or a text"),
+        ({"id": 1, "text": "a"}, "either an id or a text"),
+        ({"text": " "}, "either an id or a text"),
+        ({"id": 1, "weight": 0}, "not 0"),
+        ({"id": 1, "weight": 101}, "weight"),
+        ({"id": "1_0"}, "plain digits"),
+        ({"image": "x"}, "image"),
+    ):
+        assert words in refused(ask(**BOX, like=[wrong]), 422, "invalid")
+    assert "like" in refused(ask(**BOX, like=[{"id": 1}] * 17), 422, "invalid")
+    full = [{"id": cone, "text": None, "weight": 1.0}] * 16
+    body = {"queries": [{**BOX, "like": full, "tags": {"colour": "blue"}} for _ in range(16)]}
+    assert client.post("/v1/search/batch", json=body).status_code == 200
+
+
 def test_several_queries_each_with_its_answer(client):
     asked = [{**BOX, "k": 2}, {"text": "cone", "k": 3}, {"id": 999}, {"image": "!"}, {"strokes": []}, {"id": 1, "k": 1}]
     answers = client.post("/v1/search/batch", json={"queries": asked}).json()["answers"]

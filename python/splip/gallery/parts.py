@@ -56,13 +56,22 @@ def mix(parts: Sequence[Part], vectors: np.ndarray) -> np.ndarray:
     Raises:
         UserError: the parts cancel out.
     """
-    weights = np.array([part.weight for part in parts], dtype=np.float64)
-    total = weights @ vectors.astype(np.float64)
-    length = float(np.linalg.norm(total))
-    if not length > CANCELLED * np.abs(weights).sum():
-        raise UserError(f"the parts of the query cancel out: {', '.join(map(name, parts))}")
-    mixed: np.ndarray = (total / length).astype(np.float32)[None]
-    return mixed
+    return total([part.weight for part in parts], vectors, f": {', '.join(map(name, parts))}")[None]
+
+
+def total(weights: Sequence[float], vectors: np.ndarray, what: str = "") -> np.ndarray:
+    """The sum of unit vectors ``[n, D]``, each times its weight, of unit length: float32 ``[D]``.
+
+    Raises:
+        UserError: they cancel out; ``what`` stands behind the line.
+    """
+    of = np.asarray(weights, dtype=np.float64)
+    found = of @ vectors.astype(np.float64)
+    length = float(np.linalg.norm(found))
+    if not length > CANCELLED * np.abs(of).sum():
+        raise UserError(f"the parts of the query cancel out{what}")
+    made: np.ndarray = (found / length).astype(np.float32)
+    return made
 
 
 def name(part: Part) -> str:

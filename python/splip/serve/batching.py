@@ -46,6 +46,7 @@ class Search:
     filter: "Filter | None"
     deadline: float  # time.monotonic() after which nobody waits for the answer
     words: str = "photo"  # what a text is prompted as
+    more: "Sequence[tuple[np.ndarray | str, float]]" = ()  # unit vectors [D] or texts that are added, with their weights
     stages: dict[str, float] = field(default_factory=dict)  # seconds
     matches: "list[Match]" = field(default_factory=list)
     found: np.ndarray | None = None  # float32 [D], with k = 0
@@ -257,7 +258,9 @@ class Batcher:
         for i, search in enumerate(batch):
             if search.vector is not None:
                 vectors[i] = search.vector
-        texts = self._text_vectors([(s.text, s.words) for s in batch if s.text is not None])
+        wanted = [(s.text, s.words) for s in batch if s.text is not None]
+        wanted += [(part, s.words) for s in batch for part, _ in s.more if isinstance(part, str)]
+        texts = self._text_vectors(wanted)
         for i, search in enumerate(batch):
             if search.text is None:
                 continue
@@ -269,6 +272,12 @@ class Batcher:
             else:
                 mixed = (1 - search.text_weight) * vectors[i] + search.text_weight * words
                 vectors[i] = mixed / max(float(np.linalg.norm(mixed)), 1e-12)
+        for i, search in enumerate(batch):
+            if search.more and search.error is None:
+                try:
+                    vectors[i] = _sum(search, vectors[i], texts)
+                except UserError as error:
+                    search.error = error
         return vectors
 
     def _text_vectors(self, texts: Sequence[Words]) -> dict[Words, np.ndarray | UserError]:
@@ -295,6 +304,25 @@ class Batcher:
         while len(self._texts) > TEXTS:
             self._texts.popitem(last=False)
         return found
+
+
+def _sum(search: Search, first: np.ndarray, texts: dict[Words, "np.ndarray | UserError"]) -> np.ndarray:
+    """The vector of a search with all that is added to it.
+
+    Raises:
+        UserError: a text has none, or the parts cancel out.
+    """
+    from splip.gallery.parts import total
+
+    alone = search.image is None and search.vector is None and search.text is None
+    vectors, weights = ([], []) if alone else ([first], [1.0])
+    for part, weight in search.more:
+        vector = texts[part, search.words] if isinstance(part, str) else part
+        if isinstance(vector, UserError):
+            raise vector
+        vectors.append(vector)
+        weights.append(weight)
+    return total(weights, np.stack(vectors))
 
 
 class Admission:

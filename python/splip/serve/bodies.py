@@ -10,13 +10,14 @@ import pydantic_core
 from pydantic import ValidationError
 
 from splip.errors import UserError
-from splip.serve.queries import MAX_LABELS, MAX_POINTS, MAX_STROKES, Query, TooLarge
+from splip.serve.queries import MAX_LABELS, MAX_PARTS, MAX_POINTS, MAX_STROKES, Like, Query, TooLarge
 from splip.serve.schemas import MAX_PATHS, Add
 
 LISTS = MAX_POINTS + MAX_STROKES + 8  # in one search: each point is a list
 BATCH_LISTS = 4 * LISTS  # in several searches
-# In one search: labels, names and values of tags; keys and values.
-STRINGS = 3 * MAX_LABELS + 2 * len(Query.model_fields)
+# In one search: labels, names and values of tags; keys and values; those of what it is like.
+STRINGS = 3 * MAX_LABELS + 2 * len(Query.model_fields) + 2 * MAX_PARTS * len(Like.model_fields)
+OBJECTS = 2 + MAX_PARTS  # a search is an object, and so are its tags, and what it is like
 FIELDS = 16  # beside the things whose vectors are asked for
 LIST_BYTES = 120  # of a point, generously indented; more only where there is a picture or an SVG
 
@@ -75,13 +76,12 @@ def check(body: bytes, searches: int, lists: int) -> None:
     if len(body) > lists * LIST_BYTES and b'"image"' not in body and b'"svg"' not in body:
         raise TooLarge(f"the JSON has {len(body) / 1e6:.1f} MB, more than a search without a picture needs")
     outside = _outside(body, searches * STRINGS)
-    # A search is an object, and so are its tags.
     objects = outside.count(b"{")
-    if searches > 1 and objects > 2 * searches + 1:
+    if searches > 1 and objects > OBJECTS * searches + 1:
         raise UserError(_too_many(searches, objects))
     if outside.count(b"[") > lists:
         raise TooLarge(f"the JSON holds more strokes and points than {MAX_STROKES} and {MAX_POINTS} a search")
-    if objects > 2 * searches + 1 or outside.count(b",") > 2 * lists + searches * STRINGS:
+    if objects > OBJECTS * searches + 1 or outside.count(b",") > 2 * lists + searches * STRINGS:
         raise TooLarge("the JSON holds more values than a search can have")
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from splip import images
 from splip.errors import UnreadablePicture, UserError
@@ -36,6 +36,7 @@ MAX_INK = 4e8  # pixels that a drawing's lines may touch, each as often as it is
 STROKES_SIDE = 512
 STROKE_WIDTH = 0.025  # of the longer side of the canvas, when none is given
 MAX_TEXT = 400
+MAX_PARTS = 16
 
 
 class TooLarge(UserError):
@@ -81,8 +82,37 @@ def _valid_text(text: str) -> str:
     return text
 
 
+class Like(BaseModel):
+    """A part of a search beside its drawing or picture: a picture of the gallery, or words."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Whole | None = Field(default=None, ge=0, lt=2**63, description="A picture of the gallery.")
+    text: str | None = Field(default=None, max_length=MAX_TEXT, description="Words.")
+    weight: float = Field(
+        default=1.0,
+        ge=-100,
+        le=100,
+        allow_inf_nan=False,
+        description="Beside 1 of the drawing; below 0: not like this.",
+    )
+
+    @field_validator("text")
+    @classmethod
+    def _text(cls, text: str | None) -> str | None:
+        return None if text is None or not text.strip() else " ".join(_valid_text(text).split())
+
+    @model_validator(mode="after")
+    def _one(self) -> "Like":
+        if (self.id is None) == (self.text is None):
+            raise ValueError("either an id or a text")
+        if not self.weight:
+            raise ValueError("a weight is not 0")
+        return self
+
+
 class Query(BaseModel):
-    """One search: a drawing or a picture, a text, or both."""
+    """One search: a drawing or a picture, a text, or both; and more of what it is like, or not like."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -101,6 +131,11 @@ class Query(BaseModel):
     text: str | None = Field(default=None, max_length=MAX_TEXT, description="Words that describe what to find.")
     text_weight: float = Field(
         default=0.5, ge=0, le=1, allow_inf_nan=False, description="Of the text beside a picture."
+    )
+    like: list[Like] = Field(
+        default_factory=list,
+        max_length=MAX_PARTS,
+        description="What else photos are to be like, or not: weighted and summed.",
     )
     k: Whole = Field(default=24, ge=1, description="How many photos to find.")
     labels: list[Label] = Field(

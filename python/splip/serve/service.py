@@ -210,9 +210,11 @@ class Service:
         sources = query.sources() + (["a file"] if upload is not None else [])
         if len(sources) > 1:
             raise UserError(f"one picture a query, not {' and '.join(sources)}")
-        if not sources and query.text is None:
+        if not sources and query.text is None and not query.like:
             raise UserError("an empty query: send a picture, strokes, an id or a text")
-        if query.text is not None and self.ready and not self.text:
+        if not sources and query.text is None and all(part.weight < 0 for part in query.like):
+            raise UserError("only things that are not looked for: a query needs something that is")
+        if (query.text is not None or any(part.text for part in query.like)) and self.ready and not self.text:
             raise UserError("this gallery's model does not understand text")
         if query.k > self.config.max_k:
             raise UserError(f"k: at most {self.config.max_k}, got {query.k}")
@@ -237,6 +239,9 @@ class Service:
         elif query.sources() or upload is not None:
             image = await self.picture_in_time(query, upload, stages, admission.client, deadline)
         search = self._search(query, image, vector, deadline)
+        if query.like:
+            work = self.drawings.run(self._known, self._more, query, client=admission.client)
+            search.more = await asyncio.wait_for(work, deadline - time.monotonic())
         search.stages = stages
         await admission.answer(search)
         end = timed(stages, "lookup")
@@ -265,6 +270,17 @@ class Service:
     def _vector(self, id: int) -> np.ndarray:
         check_files(self.gallery)
         return self.gallery.vector(id)
+
+    def _more(self, query: Query) -> list[tuple[np.ndarray | str, float]]:
+        """What is added to a query's vector: unit vectors and texts, with their weights."""
+        found: list[tuple[np.ndarray | str, float]] = []
+        for part in query.like:
+            if part.id is None:
+                found.append((part.text or "", part.weight))
+            else:
+                vector = self._vector(part.id)
+                found.append((vector / max(float(np.linalg.norm(vector)), 1e-12), part.weight))
+        return found
 
     async def picture_in_time(
         self, query: Query, upload: bytes | None, stages: dict[str, float], client: str | None, deadline: float
@@ -337,9 +353,9 @@ class Service:
             raise Refusal(404, "gone", str(error)) from None
 
     @staticmethod
-    def _known(look_up: Callable[[int], T], id: int) -> T:
+    def _known(look_up: Callable[[Any], T], what: Any) -> T:
         try:
-            return look_up(id)
+            return look_up(what)
         except KeyError:
             raise Missing("the gallery has no picture with this id") from None
         except UserError as error:  # its files are damaged, which is no fault of the request
