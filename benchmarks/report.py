@@ -346,8 +346,6 @@ TABLES = {
     "encoder": encoder,
     "texts": texts,
     "towers": report_models.towers,
-    "icon-study": report_models.icon_study,
-    "icon-tuning": report_models.icon_tuning,
     "families": report_models.families,
     "answers": answers,
     "galleries": galleries,
