@@ -9,6 +9,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 #include "../common.h"
 #include "../splip.h"
@@ -25,6 +30,13 @@ constexpr Scanner kAmx = {scan_amx, kTileQueries, kDimAlign};
 #endif
 constexpr Scanner kEmulated = {scan_amx_emulated, kTileQueries, kDimAlign};
 #endif
+#ifdef SPLIP_ARM_KERNELS
+constexpr Scanner kNeon = {scan_neon, kGroup, kStepDims};
+constexpr Scanner kDotprod = {scan_dotprod, kGroup, kStepDims};
+#ifdef SPLIP_I8MM_KERNELS
+constexpr Scanner kI8mm = {scan_i8mm, kGroup, 2 * kStepDims};
+#endif
+#endif
 
 // From the slowest to the fastest, but for the emulation, which is never chosen by itself.
 constexpr Kernels kLevels[] = {
@@ -37,6 +49,14 @@ constexpr Kernels kLevels[] = {
     {"avx512", kAvx512, kAvx512, dot_avx512, quantise_avx512, &kLayerNormAvx512},
 #ifdef SPLIP_AMX_KERNELS
     {"amx", kAmx, kAvx512, dot_avx512, quantise_avx512, &kLayerNormAvx512},
+#endif
+#endif
+#ifdef SPLIP_ARM_KERNELS
+    // Every 64-bit ARM has NEON: the compiler vectorises LayerNorm's portable rows with it.
+    {"neon", kNeon, kNeon, dot_neon, quantise_neon, &kLayerNormScalar},
+    {"dotprod", kDotprod, kDotprod, dot_neon, quantise_neon, &kLayerNormScalar},
+#ifdef SPLIP_I8MM_KERNELS
+    {"i8mm", kI8mm, kDotprod, dot_neon, quantise_neon, &kLayerNormScalar},
 #endif
 #endif
 };
@@ -64,6 +84,28 @@ bool amx_is_granted() {
 #endif
 }
 
+#ifdef __aarch64__
+// Beyond NEON, what the system says that the processor has and programs may use.
+bool arm_has(const char* feature) {
+#if defined(__linux__)
+  constexpr unsigned long kDotprodBit = 1ul << 20, kI8mmBit = 1ul << 13;  // asm/hwcap.h
+  if (std::string("dotprod") == feature) return (getauxval(AT_HWCAP) & kDotprodBit) != 0;
+  return (getauxval(AT_HWCAP2) & kI8mmBit) != 0;
+#elif defined(__APPLE__)
+  const bool dotprod = std::string("dotprod") == feature;
+  int value = 0;
+  size_t size = sizeof(value);
+  const char* name = dotprod ? "hw.optional.arm.FEAT_DotProd" : "hw.optional.arm.FEAT_I8MM";
+  // A system too old to know the name (macOS 11): every Mac with this processor has dot products.
+  if (sysctlbyname(name, &value, &size, nullptr, 0) != 0) return dotprod;
+  return value != 0;
+#else
+  (void)feature;
+  return false;
+#endif
+}
+#endif
+
 bool can_run(const std::string& level) {
   const auto has = [sets = instruction_sets()](const char* name) {
     return std::find(sets.begin(), sets.end(), name) != sets.end();
@@ -72,6 +114,9 @@ bool can_run(const std::string& level) {
   const bool avx512 = has("avx512f") && has("avx512bw") && has("avx512vl") && has("avx512vnni");
   if (level == "avx512" || level == "amx-emulated") return avx512;
   if (level == "amx") return avx512 && amx_is_granted();
+  if (level == "neon") return has("neon");
+  if (level == "dotprod") return has("neon") && has("dotprod");
+  if (level == "i8mm") return has("neon") && has("dotprod") && has("i8mm");
   return level == "scalar";
 }
 
@@ -108,6 +153,9 @@ std::vector<std::string> instruction_sets() {
 #endif
 #elif defined(__aarch64__)
   sets.push_back("neon");
+  for (const char* feature : {"dotprod", "i8mm"}) {
+    if (arm_has(feature)) sets.push_back(feature);
+  }
 #endif
   return sets;
 }
