@@ -5,9 +5,11 @@
 // Every buffer ends where memory that cannot be touched begins, stands behind bytes that must stay
 // as they are, and holds what no answer may depend on.
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -16,6 +18,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "../../csrc/cpu/convert.h"
@@ -27,7 +30,7 @@ namespace {
 using namespace splip;
 using cpu::bf16;
 
-int checks = 0;
+std::atomic<int> checks{0};
 std::string at;  // what is being checked
 
 #define CHECK(condition, ...)                                                     \
@@ -320,6 +323,31 @@ void check_search(const char* kind, int64_t Q, int64_t N, int64_t D, int64_t K, 
   at = name;
 }
 
+// Several callers at a time, each with threads of its own; a child that fork() made.
+void check_callers() {
+  constexpr int64_t Q = 9, N = 1200, D = 64, K = 10;
+  Guarded<float> queries(Q * D), gallery(N * D);
+  for (float& x : queries) x = normal();
+  for (float& x : gallery) x = normal();
+  const auto run = [&](int threads) {
+    return search(queries.data(), gallery.data(), nullptr, Q, N, D, K, threads);
+  };
+  const Answer want = run(1);
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 4; ++i) {
+    callers.emplace_back([&, i] {
+      for (int time = 0; time < 5; ++time) CHECK(run(2 + i) == want, "caller %d", i);
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+#ifndef _OPENMP  // whose children have to do with one thread
+  const pid_t child = fork();
+  if (child == 0) _exit(run(3) == want ? 0 : 1);
+  int status = 1;
+  CHECK(waitpid(child, &status, 0) == child && status == 0, "a child's search");
+#endif
+}
+
 // ---- the two small ops ----
 
 template <typename T>
@@ -466,7 +494,9 @@ int main(int count, char** arguments) {
   check_search("crowded", 2, 900, 130, 300, true);
   check_search("crowded", 11, 900, 130, 20, false);
   check_search("ties", 3, 9000, 16, 250, false);  // more near ties than a list holds
-  std::printf("kernel check: %d checks passed, levels%s, chosen %s\n", checks, names.c_str(),
+  at = "callers";
+  check_callers();
+  std::printf("kernel check: %d checks passed, levels%s, chosen %s\n", checks.load(), names.c_str(),
               chosen.c_str());
   return 0;
 }
