@@ -97,10 +97,15 @@ void check_dot() {
 
 void check_quantise() {
   for (int64_t D : {1, 3, 7, 8, 9, 15, 16, 17, 33, 64, 100, 512, 770}) {
-    for (float size : {0.0f, 1e-40f, 1e-30f, 1e-6f, 1.0f}) {
+    // The last: numbers of halves, which round to the even neighbour.
+    for (float size : {0.0f, 1e-40f, 1e-30f, 1e-6f, 1.0f, 254.0f}) {
       Guarded<float> v(D);
       Guarded<int8_t> got(D), want(D);
       for (float& x : v) x = normal() * size;
+      if (size == 254.0f) {
+        for (float& x : v) x = static_cast<float>(below(255) - 127) / 2;
+        v[below(D)] = 127;
+      }
       const cpu::Quantised a = cpu::current().quantise(v.data(), D, got.data());
       const cpu::Quantised b = cpu::quantise_scalar(v.data(), D, want.data());
       CHECK(std::equal(got.begin(), got.end(), want.begin()), "bytes, D=%d size=%g",
@@ -119,8 +124,10 @@ struct Compactions {
   int calls = 0;
 };
 
-// Every row that reaches the threshold, with its upper bound, and no other: sums are exact.
-void check_scan(const cpu::Scanner& scanner, int count, int64_t pairs, int64_t steps, bool masked) {
+// Every row that reaches the threshold, with its upper bound, and no other. whole: of whole
+// numbers, where the thresholds are some rows' very bounds.
+void check_scan(const cpu::Scanner& scanner, int count, int64_t pairs, int64_t steps, bool masked,
+                bool whole) {
   const int64_t rows = pairs * cpu::kPairRows, Dp = steps * cpu::kStepDims;
   const int64_t room = rows + cpu::kPairRows;
   const int G = scanner.group;
@@ -132,10 +139,21 @@ void check_scan(const cpu::Scanner& scanner, int count, int64_t pairs, int64_t s
   Guarded<cpu::Shortlist> lists(G);
   std::vector<int8_t> plain(G * Dp);
   for (uint8_t& byte : panels) byte = static_cast<uint8_t>(below(2) ? 1 + below(255) : 255);
-  for (float& x : scale) x = 0.001f + 0.01f * static_cast<float>(below(100));
-  for (float& x : error) x = 0.1f * normal();
+  for (float& x : scale) x = whole ? 1.0f : 0.001f + 0.01f * static_cast<float>(below(100));
+  for (float& x : error) x = whole ? 0.0f : 0.1f * normal();
   error[below(rows)] = -std::numeric_limits<float>::infinity();
   for (uint32_t& bits : allowed) bits = static_cast<uint32_t>(generator());
+  // Of row n and query q.
+  const auto product = [&](int64_t n, int q) {
+    const uint8_t* step = panels.data() + n / cpu::kPairRows * steps * cpu::kStepBytes;
+    int64_t sum = 0;
+    for (int64_t d = 0; d < Dp; ++d) {
+      const int64_t place = d / cpu::kStepDims * cpu::kStepBytes +
+                            n % cpu::kPairRows * cpu::kStepDims + d % cpu::kStepDims;
+      sum += (step[place] - 128) * plain[q * Dp + d];
+    }
+    return static_cast<double>(sum);
+  };
   Compactions compactions;
   for (int q = 0; q < G; ++q) {
     int32_t sum = 0;
@@ -147,8 +165,9 @@ void check_scan(const cpu::Scanner& scanner, int count, int64_t pairs, int64_t s
       sum += static_cast<int32_t>(value);
     }
     start[q] = -128 * sum;
-    query_scale[q] = q >= count ? 0 : 0.01f + 0.001f * static_cast<float>(q);
-    const float threshold = q >= count ? std::numeric_limits<float>::infinity() : q % 3 * 20.0f;
+    query_scale[q] = q >= count ? 0 : whole ? 1 : 0.01f + 0.001f * static_cast<float>(q);
+    float threshold = q >= count ? std::numeric_limits<float>::infinity() : q % 3 * 20.0f;
+    if (whole && q < count) threshold = static_cast<float>(product(below(rows), q));
     lists[q] = {upper.data() + q * room, row.data() + q * room, 0, room, threshold};
     if (q == 1) lists[q].next = 1;  // whatever it finds is compacted
   }
@@ -178,19 +197,13 @@ void check_scan(const cpu::Scanner& scanner, int count, int64_t pairs, int64_t s
     std::vector<float> found(rows, -std::numeric_limits<float>::infinity());
     for (; next < list.count; ++next) found.at(list.row[next] - 1000) = list.upper[next];
     for (int64_t n = 0; n < rows; ++n) {
-      const uint8_t* step = panels.data() + n / cpu::kPairRows * steps * cpu::kStepBytes;
-      int64_t sum = 0;
-      for (int64_t d = 0; d < Dp; ++d) {
-        const int64_t place = d / cpu::kStepDims * cpu::kStepBytes +
-                              n % cpu::kPairRows * cpu::kStepDims + d % cpu::kStepDims;
-        sum += (step[place] - 128) * plain[q * Dp + d];
-      }
-      const double want = static_cast<double>(sum) * scale[n] * query_scale[q] + error[n];
-      const double slack = 1e-6 * (std::fabs(want) + std::fabs(static_cast<double>(error[n])));
+      const double want = product(n, q) * scale[n] * query_scale[q] + error[n];
+      const double size = std::fabs(want) + std::fabs(static_cast<double>(error[n]));
+      const double slack = whole ? 0 : 1e-6 * size;
       const bool open = !masked || (allowed[n / cpu::kPairRows] >> n % cpu::kPairRows & 1u);
       if (!open || q >= count || want < list.threshold - slack) {
         CHECK(std::isinf(found[n]), "query %d row %d should not be there", q, static_cast<int>(n));
-      } else if (want > list.threshold + slack) {
+      } else if (whole ? want >= list.threshold : want > list.threshold + slack) {
         CHECK(std::fabs(found[n] - want) <= slack, "query %d row %d: %g, not %g", q,
               static_cast<int>(n), found[n], want);
       }
@@ -456,8 +469,9 @@ void check_level() {
   check_quantise();
   for (const cpu::Scanner* scanner : {&cpu::current().scan, &cpu::current().scan_few}) {
     for (int count = 1; count <= scanner->group; count += count < 9 ? 1 : 7) {
-      check_scan(*scanner, count, 3, 16, false);
-      check_scan(*scanner, count, 2, 144, true);  // wide enough for sums of 16 bits to overflow
+      check_scan(*scanner, count, 3, 16, false, false);
+      check_scan(*scanner, count, 2, 144, true, false);  // sums of 16 bits would overflow
+      check_scan(*scanner, count, 2, 16, false, true);
     }
   }
   for (int threads : {1, 3}) {
