@@ -43,7 +43,11 @@ class CMakeBuild(build_ext):
             "SPLIP_VERSION": VERSION,
             "SPLIP_CUDA": os.environ.get("SPLIP_CUDA", "").lower() or "auto",
             "SPLIP_CUDA_ARCHS": ";".join(re.split(r"[;,\s]+", os.environ.get("SPLIP_CUDA_ARCHS", "").strip())),
+            "SPLIP_THREADS": os.environ.get("SPLIP_THREADS", "").lower() or "auto",
         }
+        macs = re.findall(r"-arch\s+(\S+)", os.environ.get("ARCHFLAGS", ""))  # what wheels for Macs are built for
+        if sys.platform == "darwin" and macs:
+            options["CMAKE_OSX_ARCHITECTURES"] = ";".join(macs)
         flags = [f"-D{key}={value}" for key, value in options.items()]
         configure = ["cmake", str(ROOT), "-G", "Ninja", *flags]
         done = subprocess.run(configure, cwd=build, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -1,6 +1,7 @@
 """Seed, poison, and the devices that every op test runs on."""
 
 import os
+import platform
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Tests that run at a time share the cores: more threads than cores wait for each other. The kernels' own tests ask for
@@ -29,6 +30,9 @@ def seed_and_poison():
 
 # From the slowest kernels to the fastest; a machine runs those that its processor has, whatever its best is.
 LEVELS = ["scalar", "avx2", "avx512", "amx"]
+
+if platform.machine() in ("aarch64", "arm64"):
+    LEVELS = ["scalar", "neon", "dotprod", "i8mm"]
 
 
 @pytest.fixture

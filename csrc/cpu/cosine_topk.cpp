@@ -2,6 +2,7 @@
 // chunk). The score matrix is never written. Bound by memory for one query (4 * N * D bytes), soon
 // by arithmetic in double (Q * N * D products): many queries are better served by packing first.
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "../common.h"
@@ -9,6 +10,7 @@
 #include "../splip.h"
 #include "entry.h"
 #include "isa.h"
+#include "threads.h"
 
 namespace splip::cpu {
 namespace {
@@ -70,8 +72,10 @@ void cosine_topk(const CosineTopk& a, int threads) {
   auto* heaps = static_cast<Result*>(a.scratch);
   const DotKernel dot = current().dot;
   std::vector<char> trivial(a.Q);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int64_t q = 0; q < a.Q; ++q) trivial[q] = answer_trivial(a, q, dot);
+  std::atomic<int64_t> turn{0}, next{0};
+  parallel(threads, [&](const Member&) {
+    take_turns(turn, a.Q, [&](int64_t q) { trivial[q] = answer_trivial(a, q, dot); });
+  });
   std::vector<int64_t> asked;  // the queries that need the scan
   for (int64_t q = 0; q < a.Q; ++q) {
     if (!trivial[q]) asked.push_back(q);
@@ -80,8 +84,7 @@ void cosine_topk(const CosineTopk& a, int threads) {
   const int64_t chunks = chunk_count(a.Q, a.N, threads);
   const int64_t blocks = (count + kQueryBlock - 1) / kQueryBlock;
 
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int64_t task = 0; task < blocks * chunks; ++task) {
+  const auto scan = [&](int64_t task) {
     const int64_t chunk = task % chunks;
     const int64_t first = task / chunks * kQueryBlock;
     const int64_t last = std::min(count, first + kQueryBlock);
@@ -109,17 +112,17 @@ void cosine_topk(const CosineTopk& a, int threads) {
         std::push_heap(heap, heap + a.K, better);
       }
     }
-  }
+  };
+  parallel(threads, [&](const Member&) { take_turns(next, blocks * chunks, scan); });
 
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < count; ++i) {
+  parallel_for(threads, count, [&](int64_t i) {
     Result* best = heaps + i * chunks * a.K;
     std::partial_sort(best, best + a.K, best + chunks * a.K, better);
     for (int64_t k = 0; k < a.K; ++k) {
       a.scores[asked[i] * a.K + k] = best[k].score;
       a.indices[asked[i] * a.K + k] = best[k].row;
     }
-  }
+  });
 }
 
 }  // namespace splip::cpu

@@ -9,6 +9,15 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+#if defined(_MSC_VER) && defined(_M_X64)
+#include <immintrin.h>
+#include <intrin.h>
+#endif
 
 #include "../common.h"
 #include "../splip.h"
@@ -25,6 +34,13 @@ constexpr Scanner kAmx = {scan_amx, kTileQueries, kDimAlign};
 #endif
 constexpr Scanner kEmulated = {scan_amx_emulated, kTileQueries, kDimAlign};
 #endif
+#ifdef SPLIP_ARM_KERNELS
+constexpr Scanner kNeon = {scan_neon, kGroup, kStepDims};
+constexpr Scanner kDotprod = {scan_dotprod, kGroup, kStepDims};
+#ifdef SPLIP_I8MM_KERNELS
+constexpr Scanner kI8mm = {scan_i8mm, kGroup, 2 * kStepDims};
+#endif
+#endif
 
 // From the slowest to the fastest, but for the emulation, which is never chosen by itself.
 constexpr Kernels kLevels[] = {
@@ -39,7 +55,60 @@ constexpr Kernels kLevels[] = {
     {"amx", kAmx, kAvx512, dot_avx512, quantise_avx512, &kLayerNormAvx512},
 #endif
 #endif
+#ifdef SPLIP_ARM_KERNELS
+    // Every 64-bit ARM has NEON: the compiler vectorises LayerNorm's portable rows with it.
+    {"neon", kNeon, kNeon, dot_neon, quantise_neon, &kLayerNormScalar},
+    {"dotprod", kDotprod, kDotprod, dot_neon, quantise_neon, &kLayerNormScalar},
+#ifdef SPLIP_I8MM_KERNELS
+    {"i8mm", kI8mm, kDotprod, dot_neon, quantise_neon, &kLayerNormScalar},
+#endif
+#endif
 };
+
+#ifdef __aarch64__
+// Beyond NEON, what the system says that the processor has and programs may use.
+bool arm_has(const char* feature) {
+#if defined(__linux__)
+  constexpr unsigned long kDotprodBit = 1ul << 20, kI8mmBit = 1ul << 13;  // asm/hwcap.h
+  if (std::string("dotprod") == feature) return (getauxval(AT_HWCAP) & kDotprodBit) != 0;
+  return (getauxval(AT_HWCAP2) & kI8mmBit) != 0;
+#elif defined(__APPLE__)
+  const bool dotprod = std::string("dotprod") == feature;
+  int value = 0;
+  size_t size = sizeof(value);
+  const char* name = dotprod ? "hw.optional.arm.FEAT_DotProd" : "hw.optional.arm.FEAT_I8MM";
+  // A system too old to know the name (macOS 11): every Mac with this processor has dot products.
+  if (sysctlbyname(name, &value, &size, nullptr, 0) != 0) return dotprod;
+  return value != 0;
+#else
+  (void)feature;
+  return false;
+#endif
+}
+#endif
+
+#if defined(_MSC_VER) && defined(_M_X64)
+// What __builtin_cpu_supports says elsewhere: the processor has it, and Windows saves its
+// registers.
+std::vector<std::string> sets_of_windows() {
+  int basic[4] = {}, extended[4] = {};  // EAX, EBX, ECX, EDX
+  __cpuidex(basic, 1, 0);
+  __cpuidex(extended, 7, 0);
+  const auto has = [](int bits, int bit) { return (static_cast<unsigned>(bits) >> bit & 1u) != 0; };
+  const bool saves = has(basic[2], 27);
+  const unsigned long long state = saves ? _xgetbv(0) : 0;
+  const bool avx = (state & 0x6) == 0x6, avx512 = (state & 0xe6) == 0xe6;
+  std::vector<std::string> sets;
+  if (has(basic[2], 20)) sets.push_back("sse4.2");
+  if (avx && has(extended[1], 5)) sets.push_back("avx2");
+  if (avx && has(basic[2], 12)) sets.push_back("fma");
+  if (avx512 && has(extended[1], 16)) sets.push_back("avx512f");
+  if (avx512 && has(extended[1], 30)) sets.push_back("avx512bw");
+  if (avx512 && has(extended[1], 31)) sets.push_back("avx512vl");
+  if (avx512 && has(extended[2], 11)) sets.push_back("avx512vnni");
+  return sets;
+}
+#endif
 
 // Linux lends the tiles' registers to a process that asks for them.
 bool amx_is_granted() {
@@ -72,6 +141,9 @@ bool can_run(const std::string& level) {
   const bool avx512 = has("avx512f") && has("avx512bw") && has("avx512vl") && has("avx512vnni");
   if (level == "avx512" || level == "amx-emulated") return avx512;
   if (level == "amx") return avx512 && amx_is_granted();
+  if (level == "neon") return has("neon");
+  if (level == "dotprod") return has("neon") && has("dotprod");
+  if (level == "i8mm") return has("neon") && has("dotprod") && has("i8mm");
   return level == "scalar";
 }
 
@@ -90,7 +162,9 @@ std::atomic<const Kernels*>& chosen() {
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> sets;
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(_MSC_VER) && defined(_M_X64)
+  sets = sets_of_windows();
+#elif defined(__x86_64__) && defined(__GNUC__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("sse4.2")) sets.push_back("sse4.2");
   if (__builtin_cpu_supports("avx2")) sets.push_back("avx2");
@@ -108,6 +182,9 @@ std::vector<std::string> instruction_sets() {
 #endif
 #elif defined(__aarch64__)
   sets.push_back("neon");
+  for (const char* feature : {"dotprod", "i8mm"}) {
+    if (arm_has(feature)) sets.push_back(feature);
+  }
 #endif
   return sets;
 }

@@ -2,6 +2,7 @@
 // scores. Bound by memory: 2 reads of N * D * 4 bytes and a write of N * D.
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -34,8 +35,7 @@ void use_huge_pages(void* memory, int64_t bytes) {
 // The rows' norms, and the mean of the unit rows. sums: [kMeanChunks, D].
 void measure(const PackGallery& a, float* sums, DotKernel dot, int threads) {
   std::fill(sums, sums + kMeanChunks * a.D, 0.0f);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t chunk = 0; chunk < kMeanChunks; ++chunk) {
+  parallel_for(threads, kMeanChunks, [&](int64_t chunk) {
     float* sum = sums + chunk * a.D;
     for (int64_t n = a.N * chunk / kMeanChunks; n < a.N * (chunk + 1) / kMeanChunks; ++n) {
       const float* g = a.gallery + n * a.D;
@@ -44,7 +44,7 @@ void measure(const PackGallery& a, float* sums, DotKernel dot, int threads) {
       if (inverse == 0) continue;
       for (int64_t d = 0; d < a.D; ++d) sum[d] += g[d] * inverse;
     }
-  }
+  });
   for (int64_t d = 0; d < a.D; ++d) {
     double total = 0;
     for (int64_t chunk = 0; chunk < kMeanChunks; ++chunk) total += sums[chunk * a.D + d];
@@ -86,32 +86,35 @@ void place_row(const int8_t* bytes, int64_t r, int64_t steps, uint8_t* pair) {
 int64_t packed_panel_bytes(int64_t N, int64_t D) { return pairs_of(N) * steps_of(D) * kStepBytes; }
 
 int64_t pack_gallery_scratch(int64_t D, int threads) {
-  const int64_t rows = std::min(threads, kMaxThreads) * 2 * round_up(D, kDimAlign);
+  const int64_t rows = threads * 2 * round_up(D, kDimAlign);
   return (kMeanChunks * D + rows) * static_cast<int64_t>(sizeof(float));
 }
 
 void pack_gallery(const PackGallery& a, int threads) {
-  threads = std::min(threads, kMaxThreads);
   const int64_t Dp = round_up(a.D, kDimAlign), steps = steps_of(a.D), pairs = pairs_of(a.N);
   auto* sums = static_cast<float*>(a.scratch);
   float* rows = sums + kMeanChunks * a.D;
   const Kernels& kernels = current();
   measure(a, sums, kernels.dot, threads);
   use_huge_pages(a.panels, pairs * steps * kStepBytes);
-  double longest = 0;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(max : longest)
-  for (int64_t pair = 0; pair < pairs; ++pair) {
-    float* residual = rows + thread_number() * 2 * Dp;
+  std::vector<double> longest(threads);  // row of each thread
+  parallel(threads, [&](const Member& member) {
+    float* residual = rows + member.number * 2 * Dp;
     auto* bytes = reinterpret_cast<int8_t*>(residual + Dp);
     std::fill(bytes, bytes + Dp, int8_t{0});
-    for (int64_t r = 0; r < kPairRows; ++r) {
-      const double length =
-          quantise_row(a, pair * kPairRows + r, kernels.quantise, residual, bytes);
-      longest = std::max(longest, length);
-      place_row(bytes, r, steps, a.panels + pair * steps * kStepBytes);
-    }
-  }
-  a.centre[a.D] = static_cast<float>(longest * 1.0001);
+    double top = 0;
+    share(member, pairs, [&](int64_t pair) {
+      for (int64_t r = 0; r < kPairRows; ++r) {
+        const double length =
+            quantise_row(a, pair * kPairRows + r, kernels.quantise, residual, bytes);
+        top = std::max(top, length);
+        place_row(bytes, r, steps, a.panels + pair * steps * kStepBytes);
+      }
+    });
+    longest[member.number] = top;
+  });
+  const double top = *std::max_element(longest.begin(), longest.end());
+  a.centre[a.D] = static_cast<float>(top * 1.0001);
 }
 
 }  // namespace splip::cpu

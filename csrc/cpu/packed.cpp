@@ -31,16 +31,18 @@ namespace {
 constexpr float kRounding = 4e-6f;  // what float arithmetic can change a score by, generously
 constexpr int64_t kBlockBytes = 256 << 10;  // of panels: in L2 while all queries pass over them
 constexpr int64_t kListBytes = 96 << 20;    // of shortlists a thread; more queries take turns
-constexpr int64_t kMaxBatch = 512;          // queries that share a pass over the gallery
+constexpr int64_t kAllListBytes = int64_t{6} << 30;  // of all threads
+constexpr int64_t kMaxBatch = 512;                   // queries that share a pass over the gallery
 constexpr int64_t kAhead = 2;  // rows between the one that is scored and the one that is fetched
 
 using Result = Entry<int32_t>;
 
 int64_t list_capacity(int64_t K) { return std::max<int64_t>(8192, 32 * K); }
 
-int64_t batch_size(int64_t Q, int64_t K) {
+int64_t batch_size(int64_t Q, int64_t K, int threads) {
   const int64_t per_query = (list_capacity(K) + kPairRows) * 8;
-  const int64_t fits = std::max<int64_t>(kMaxGroup, kListBytes / per_query / kMaxGroup * kMaxGroup);
+  const int64_t bytes = std::min(kListBytes, kAllListBytes / threads);
+  const int64_t fits = std::max<int64_t>(kMaxGroup, bytes / per_query / kMaxGroup * kMaxGroup);
   return std::min({round_up(Q, kMaxGroup), fits, kMaxBatch});
 }
 
@@ -66,7 +68,6 @@ struct Workspace {
   int32_t* rows;                // same
   float* lower;                 // [threads, capacity + kPairRows]
   Result* heaps;                // [threads, K]
-  Result* hopeful;              // [threads, threads, capacity + kPairRows]
   int64_t bytes_total;
 
   Workspace(void* memory, int64_t batch, int64_t D, int64_t K, int threads) {
@@ -88,7 +89,6 @@ struct Workspace {
     take(rows, threads * batch * room);
     take(lower, threads * room);
     take(heaps, threads * K);
-    take(hopeful, static_cast<int64_t>(threads) * threads * room);
     bytes_total = at - begin;
   }
 };
@@ -329,8 +329,8 @@ bool is_spilt(const Batch& batch, int64_t place) {
   return batch.space.spilt[place].load(std::memory_order_relaxed) != 0;
 }
 
-// The answer to one query from the lists of all threads.
-void score_lists(const Batch& batch, int64_t place, int thread) {
+// The answer to one query from the lists of all threads. `hopeful` is room for what they hold.
+void score_lists(const Batch& batch, int64_t place, int thread, std::vector<Result>& hopeful) {
   const PackedTopk& a = batch.call;
   const Workspace& w = batch.space;
   const int64_t room = list_capacity(a.K) + kPairRows, number = batch.numbers[place];
@@ -341,14 +341,16 @@ void score_lists(const Batch& batch, int64_t place, int thread) {
     Compaction context{&a, &w, list, w.lower + thread * room, place};
     if (list->count > 0) compact(&context, 0);
   }
-  Result* hopeful = w.hopeful + thread * batch.threads * room;
-  int64_t hopes = 0;
+  hopeful.clear();
   for (int t = 0; t < batch.threads; ++t) {
     const Shortlist& list = w.lists[t * batch.places + place];
-    for (int64_t i = 0; i < list.count; ++i) hopeful[hopes++] = {list.upper[i], list.row[i]};
+    for (int64_t i = 0; i < list.count; ++i) hopeful.push_back({list.upper[i], list.row[i]});
   }
+  const auto hopes = static_cast<int64_t>(hopeful.size());
   // The most hopeful K first: what they score spares most of the others.
-  if (hopes > a.K) std::nth_element(hopeful, hopeful + a.K, hopeful + hopes, better);
+  if (hopes > a.K) {
+    std::nth_element(hopeful.begin(), hopeful.begin() + a.K, hopeful.end(), better);
+  }
   Result* heap = w.heaps + thread * a.K;
   int64_t size = 0;
   for (int64_t i = 0; i < hopes; ++i) {
@@ -368,9 +370,8 @@ void score_all_rows(const Batch& batch, int64_t place) {
   Result* const heaps = batch.space.heaps;
   const Query& query = batch.space.queries[place];
   const float* q = a.queries + batch.numbers[place] * a.D;
-  int64_t sizes[kMaxThreads] = {};
-#pragma omp parallel for num_threads(batch.threads) schedule(static)
-  for (int part = 0; part < batch.threads; ++part) {
+  std::vector<int64_t> sizes(batch.threads);
+  parallel_for(batch.threads, batch.threads, [&](int64_t part) {
     Result* heap = heaps + part * a.K;
     const int64_t last = a.N * (part + 1) / batch.threads;
     for (int64_t row = a.N * part / batch.threads; row < last; ++row) {
@@ -379,7 +380,7 @@ void score_all_rows(const Batch& batch, int64_t place) {
           exact_score(a, query, q, row, std::min(row + kAhead, a.N - 1), batch.kernels.dot);
       offer(heap, sizes[part], a.K, {score, static_cast<int32_t>(row)});
     }
-  }
+  });
   for (int part = 1; part < batch.threads; ++part) {
     for (int64_t i = 0; i < sizes[part]; ++i) offer(heaps, sizes[0], a.K, heaps[part * a.K + i]);
   }
@@ -394,21 +395,21 @@ void scan_batch(const PackedTopk& a, const Workspace& w, const int64_t* numbers,
   const Batch batch{a,      w, kernels, scanner, numbers, count, round_up(count, scanner.group),
                     threads};
   Blocks blocks(pairs_of(a.N), steps_of(a.D));
-#pragma omp parallel num_threads(threads)
-  {
-    const int thread = thread_number();
-#pragma omp for schedule(static)
-    for (int64_t place = 0; place < batch.places; ++place) {
+  std::atomic<int64_t> next{0};
+  parallel(threads, [&](const Member& member) {
+    const int thread = member.number;
+    share(member, batch.places, [&](int64_t place) {
       prepare_query(batch, place, thread);
       start_lists(batch, place);
-    }
+    });
+    member.barrier();
     scan_blocks(batch, blocks, thread);
-#pragma omp barrier
-#pragma omp for schedule(dynamic)
-    for (int64_t place = 0; place < count; ++place) {
-      if (!is_spilt(batch, place)) score_lists(batch, place, thread);
-    }
-  }
+    member.barrier();
+    std::vector<Result> hopeful;
+    take_turns(next, count, [&](int64_t place) {
+      if (!is_spilt(batch, place)) score_lists(batch, place, thread, hopeful);
+    });
+  });
   for (int64_t place = 0; place < count; ++place) {
     if (is_spilt(batch, place)) score_all_rows(batch, place);
   }
@@ -417,19 +418,18 @@ void scan_batch(const PackedTopk& a, const Workspace& w, const int64_t* numbers,
 }  // namespace
 
 int64_t packed_topk_scratch(int64_t Q, int64_t D, int64_t K, int threads) {
-  threads = std::min(threads, kMaxThreads);
-  return Workspace(nullptr, batch_size(Q, K), D, K, threads).bytes_total;
+  return Workspace(nullptr, batch_size(Q, K, threads), D, K, threads).bytes_total;
 }
 
 void packed_topk(const PackedTopk& a, int threads) {
-  threads = std::min(threads, kMaxThreads);
-  const int64_t batch = batch_size(a.Q, a.K);
+  const int64_t batch = batch_size(a.Q, a.K, threads);
   const Workspace space(a.scratch, batch, a.D, a.K, threads);
   std::vector<char> trivial(a.Q);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int64_t q = 0; q < a.Q; ++q) {
-    trivial[q] = answer_trivial(a, q, space.heaps + thread_number() * a.K);
-  }
+  std::atomic<int64_t> next{0};
+  parallel(threads, [&](const Member& member) {
+    Result* heap = space.heaps + member.number * a.K;
+    take_turns(next, a.Q, [&](int64_t q) { trivial[q] = answer_trivial(a, q, heap); });
+  });
   std::vector<int64_t> asked;  // the queries that need the scan
   for (int64_t q = 0; q < a.Q; ++q) {
     if (!trivial[q]) asked.push_back(q);

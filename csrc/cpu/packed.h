@@ -60,6 +60,9 @@ void scan_avx2(const Scan& a);
 void scan_avx512(const Scan& a);
 void scan_amx(const Scan& a);
 void scan_amx_emulated(const Scan& a);
+void scan_neon(const Scan& a);
+void scan_dotprod(const Scan& a);
+void scan_i8mm(const Scan& a);
 
 // Dot product of float rows, summed in double in 16 fixed lanes: every kernel gives the same bits.
 // `ahead` is a row that is wanted soon: it is fetched line by line, all at once would block the
@@ -67,6 +70,7 @@ void scan_amx_emulated(const Scan& a);
 using DotKernel = double (*)(const float* a, const float* b, int64_t D, const float* ahead);
 double dot_scalar(const float* a, const float* b, int64_t D, const float* ahead);
 double dot_avx512(const float* a, const float* b, int64_t D, const float* ahead);
+double dot_neon(const float* a, const float* b, int64_t D, const float* ahead);
 
 // A vector as 8-bit numbers times a scale, with the lengths of what was lost and of the result.
 struct Quantised {
@@ -76,5 +80,6 @@ struct Quantised {
 using QuantiseKernel = Quantised (*)(const float* v, int64_t D, int8_t* out);
 Quantised quantise_scalar(const float* v, int64_t D, int8_t* out);
 Quantised quantise_avx512(const float* v, int64_t D, int8_t* out);
+Quantised quantise_neon(const float* v, int64_t D, int8_t* out);
 
 }  // namespace splip::cpu

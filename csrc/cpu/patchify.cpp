@@ -7,6 +7,7 @@
 #include "../patch_map.h"
 #include "../splip.h"
 #include "convert.h"
+#include "threads.h"
 
 namespace splip::cpu {
 namespace {
@@ -60,8 +61,7 @@ void forward(const Patchify& a, int threads) {
   const int64_t rows = a.H / a.S, columns = a.W / a.S, tiles = a.grid * a.grid;
   const int64_t tile_h = a.H / a.grid, tile_w = a.W / a.grid, patch = a.C * a.S * a.S;
   const Table<Out> table(a);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t item = 0; item < a.B * rows; ++item) {
+  parallel_for(threads, a.B * rows, [&](int64_t item) {
     const int64_t b = item / rows, row = item % rows;
     const int64_t* permutation = a.permutation ? a.permutation + b * tiles : nullptr;
     Out* out_row = patches + item * columns * patch;
@@ -81,7 +81,7 @@ void forward(const Patchify& a, int threads) {
         }
       }
     }
-  }
+  });
 }
 
 template <typename Grad>
@@ -89,8 +89,7 @@ void backward(const PatchifyBackward& a, int threads) {
   const auto* d_patches = static_cast<const Grad*>(a.d_patches);
   const int64_t columns = a.W / a.S, per_image = a.C * a.H * a.W, tiles = a.grid * a.grid;
   const int64_t tile_h = a.H / a.grid, tile_w = a.W / a.grid;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t b = 0; b < a.B; ++b) {
+  parallel_for(threads, a.B, [&](int64_t b) {
     const int64_t* permutation = a.permutation ? a.permutation + b * tiles : nullptr;
     for (int64_t i = 0; i < per_image; ++i) {
       const int64_t c = i / (a.H * a.W), y = i / a.W % a.H, x = i % a.W;
@@ -101,7 +100,7 @@ void backward(const PatchifyBackward& a, int threads) {
       a.d_images[b * per_image + (c * a.H + from.y) * a.W + from.x] =
           load(d_patches[b * per_image + at]) / a.std[c];
     }
-  }
+  });
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "../splip.h"
 #include "convert.h"
 #include "isa.h"
+#include "threads.h"
 
 namespace splip::cpu {
 namespace {
@@ -33,15 +34,14 @@ void forward(const PromptLayerNorm& a, int threads) {
   const auto* prompts = static_cast<const T*>(a.prompts);
   auto* out_tokens = static_cast<T*>(a.tokens);
   auto* out_normed = static_cast<T*>(a.normed);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t row = 0; row < a.B * tokens; ++row) {
+  parallel_for(threads, a.B * tokens, [&](int64_t row) {
     const int64_t b = row / tokens, t = row % tokens;
     const int64_t source = source_row(t, a.P, a.R);
     const T* in = source < 0 ? prompts + ((a.G == 1 ? 0 : b) * a.P + t - 1) * a.D
                              : x + (b * a.L + source) * a.D;
     run(LayerNormRow<T>{in, a.gamma, a.beta, out_tokens + row * a.D, out_normed + row * a.D,
                         a.mean + row, a.rstd + row, a.D, a.eps});
-  }
+  });
 }
 
 template <typename T>
@@ -64,12 +64,10 @@ void backward(const PromptLayerNormBackward& a, int threads) {
     }
   };
 
-#pragma omp parallel num_threads(threads)
-  {
+  parallel(threads, [&](const Member& member) {
     std::vector<float> gradient(a.D);
     // A fixed number of partial sums, so that d_gamma and d_beta do not depend on the threads.
-#pragma omp for schedule(static)
-    for (int64_t chunk = 0; chunk < kLayerNormChunks; ++chunk) {
+    share(member, kLayerNormChunks, [&](int64_t chunk) {
       float* d_gamma = a.scratch + chunk * 2 * a.D;
       float* d_beta = d_gamma + a.D;
       std::memset(d_gamma, 0, 2 * a.D * sizeof(float));
@@ -87,21 +85,20 @@ void backward(const PromptLayerNormBackward& a, int threads) {
           std::memset(d_x + (b * a.L + 1) * a.D, 0, a.R * a.D * sizeof(T));
         }
       }
-    }
+    });
     // Shared prompts: one thread sums a prompt over the batch, so the order is fixed.
     if (a.G == 1) {
-#pragma omp for schedule(static)
-      for (int64_t p = 0; p < a.P; ++p) {
+      share(member, a.P, [&](int64_t p) {
         float* out = a.d_prompts + p * a.D;
         std::memset(out, 0, a.D * sizeof(float));
         for (int64_t b = 0; b < a.B; ++b) {
           token_gradient(b * tokens_per + 1 + p, gradient.data(), nullptr, nullptr);
           for (int64_t d = 0; d < a.D; ++d) out[d] += gradient[d];
         }
-      }
+      });
     }
-#pragma omp for schedule(static)
-    for (int64_t d = 0; d < a.D; ++d) {
+    member.barrier();
+    share(member, a.D, [&](int64_t d) {
       float sum_gamma = 0, sum_beta = 0;
       for (int64_t chunk = 0; chunk < kLayerNormChunks; ++chunk) {
         sum_gamma += a.scratch[chunk * 2 * a.D + d];
@@ -109,8 +106,8 @@ void backward(const PromptLayerNormBackward& a, int threads) {
       }
       a.d_gamma[d] = sum_gamma;
       a.d_beta[d] = sum_beta;
-    }
-  }
+    });
+  });
 }
 
 }  // namespace
