@@ -94,7 +94,12 @@ def _whole_package() -> str:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    pages = {"reference/http.md": http(), "changelog.md": changelog(), "contributing.md": contributing()}
+    pages = {
+        "reference/http.md": http(),
+        "reference/environment.md": environment(),
+        "changelog.md": changelog(),
+        "contributing.md": contributing(),
+    }
     pages |= {f"reference/commands/{name}.md": text for name, text in commands().items()}
     pages |= {f"reference/python/{name}.md": text for name, text in python().items()}
     for path, text in pages.items():
@@ -141,8 +146,8 @@ def commands() -> dict[str, str]:
         for verb, entry in verbs.items()
     ]
     pages["index"] = (
-        "# Commands\n\n`splip VERB --help` says the same. Settings come from defaults, then `--config` files (`splip train`), then "
-        "flags.\nExit codes: 0 good, 1 failed, 2 wrong usage or input; a user's mistake is one line.\n\n| | |\n|---|---|\n"
+        "# Commands\n\n`splip VERB --help` says the same. Settings come from defaults, then `--config` files (`splip train`, "
+        "`splip serve`), then [variables](../environment.md) (`splip serve`), then flags.\nExit codes: 0 good, 1 failed, 2 wrong usage or input; a user's mistake is one line.\n\n| | |\n|---|---|\n"
         + "\n".join(rows)
         + "\n"
     )
@@ -188,6 +193,36 @@ def _metavar(text: str) -> str:
     text = re.sub(r"\{None\}\|", "", text).replace("{", "").replace("}", "").replace(",", " | ")
     several = re.fullmatch(r"\[+(.+) \[\1 \.\.\.\]+", text)
     return f"{several[1]} ..." if several else text
+
+
+# ---- the environment ----
+
+
+def environment() -> str:
+    """A table for each verb that takes variables: each of them, its option, and what it does."""
+    from splip import environment
+
+    text = (
+        "# Environment\n\nMade from the settings. Defaults give way to `--config` files, those to variables, those to flags. "
+        "A list is `a, b`, or `['a', 'b']` where commas are part of it; `true` and `false`, `yes` and `no`, `1` and `0` turn on "
+        "and off; `none` is none; an empty variable sets nothing. One that no option has is refused. How to use them: "
+        "[Settings of the service](../how-to/configure.md).\n\n"
+        "`SPLIP_GALLERY` is the gallery of all verbs that are not told another.\n"
+    )
+    for verb, prefix in main.VARIABLES.items():
+        actions = {
+            name: action
+            for group in main.parser(verb)._action_groups
+            for action in group._group_actions
+            for name in action.option_strings
+        }
+        text += f"\n## splip {verb}\n\n| | option | |\n|---|---|---|\n"
+        text += f"| `{prefix}_{environment.FILES}` | `--config` | YAML files with defaults of all options |\n"
+        for variable, name in environment.variables(main._named(main.VERBS[verb][0]), prefix).items():
+            flag = "--" + name.replace("_", "-")
+            said = _option(actions[flag]).partition("\n:   ")[2].strip()
+            text += f"| `{variable}` | [`{flag}`](commands/splip-{verb.split()[0]}.md) | {said} |\n"
+    return text
 
 
 # ---- HTTP ----

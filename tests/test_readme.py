@@ -26,7 +26,9 @@ PAGES = {
     for path in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 }
 # Made when the pages are built; the strict build checks the links to them.
-MADE = re.compile(r"docs/(reference/(commands|python)/[\w-]+|reference/http|changelog|contributing)\.md")
+MADE = re.compile(
+    r"docs/(reference/(commands|python)/[\w-]+|reference/http|reference/environment|changelog|contributing)\.md"
+)
 
 
 def blocks(text, language):

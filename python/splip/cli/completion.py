@@ -36,7 +36,7 @@ def options(verb: str) -> list[Option]:
         )[0]
         choices = tuple(str(one) for one in action.choices or ())
         found.append(Option(tuple(names), choices, action.nargs != 0, said.rstrip(".:;")))
-    if verb == "train":
+    if verb in main.FILES:
         found.append(Option(("--config",), (), True, "Settings from a file, or a shipped name"))
     return [*found, Option(("--plugin",), (), True, "Run a file that defines methods or losses first")]
 

@@ -131,7 +131,8 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "splip serve --gallery my-gallery\n"
         "  splip serve --gallery my-gallery --host 0.0.0.0 --token-file token --protect all --log json\n"
         "  splip serve --gallery my-gallery --token-file token --allow-root ~/Pictures\n"
-        "  splip serve --gallery my-gallery --engine ray --shards 8 --replicas 2",
+        "  splip serve --gallery my-gallery --engine ray --shards 8 --replicas 2\n"
+        "  SPLIP_SERVE_GALLERY=my-gallery SPLIP_SERVE_PORT=80 splip serve --config serve.yaml",
     ),
     "data sample": (
         "splip.data.config:SampleConfig",
@@ -197,6 +198,9 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "splip info",
     ),
 }
+# Verbs that read files of settings, and the prefix of their variables: one that services are started by takes those, too.
+FILES = ("train", "serve")
+VARIABLES = {"serve": "SPLIP_SERVE"}
 
 
 def usage() -> str:
@@ -228,17 +232,8 @@ def _named(name: str) -> Any:
 
 def described(verb: str) -> str:
     """What ``splip VERB --help`` begins with."""
-    from splip import config
-
     name, _, summary, examples = VERBS[verb]
-    description = f"{(_named(name).__doc__ or summary).strip()}\n\nexamples:\n  {examples}"
-    if verb == "train":
-        names = ", ".join(name for name in config.shipped() if "/" not in name)
-        description += (
-            f"\n\n--config FILE.yaml (or a shipped one: {names}, ablations/*) sets the defaults of all options; "
-            "given several times, the later win. --plugin FILE.py runs a file that defines methods or losses first."
-        )
-    return description
+    return f"{(_named(name).__doc__ or summary).strip()}\n\nexamples:\n  {examples}{_more(verb)}"
 
 
 def parser(verb: str) -> Any:
@@ -251,18 +246,14 @@ def parser(verb: str) -> Any:
 
 
 def parse(verb: str, args: list[str]) -> Any:
-    """The configuration of a verb: defaults < ``--config`` file < flags."""
+    """The configuration of a verb: defaults < ``--config`` files < variables of the environment < flags."""
     import tyro
-
-    from splip import config
 
     cls: type[Any] = _named(VERBS[verb][0])
     aliases = {"-k": "--k"}
     args = [aliases.get(a, a) for a in args]
-    defaults: dict[str, Any] = {}
-    if verb == "train":
-        files, args = _take_options(args, "--config")
-        defaults = {"default": config.load(cls, *files)} if files else {}
+    files, args = _take_options(args, "--config") if verb in FILES else ([], args)
+    defaults = {} if verb in VARIABLES and {"-h", "--help"} & set(args) else _defaults(verb, cls, files)
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
@@ -275,6 +266,36 @@ def parse(verb: str, args: list[str]) -> Any:
             f"{_one_line(messages.getvalue())}{_meant(messages.getvalue())} (see splip {verb} --help)"
         ) from None
     return parsed
+
+
+def _defaults(verb: str, cls: type[Any], files: list[str]) -> dict[str, Any]:
+    """What stands before the flags: files and, for some verbs, the environment."""
+    from splip import config, environment
+
+    if verb in VARIABLES:
+        return {"default": environment.layered(cls, files, VARIABLES[verb])}
+    return {"default": config.load(cls, *files)} if files else {}
+
+
+def _more(verb: str) -> str:
+    """What ``--help`` says of files and variables."""
+    from splip import config
+
+    text = ""
+    if verb == "train":
+        names = ", ".join(name for name in config.shipped() if "/" not in name)
+        text = (
+            f"\n\n--config FILE.yaml (or a shipped one: {names}, ablations/*) sets the defaults of all options; "
+            "given several times, the later win. --plugin FILE.py runs a file that defines methods or losses first."
+        )
+    if verb in VARIABLES:
+        prefix = VARIABLES[verb]
+        text = (
+            "\n\n--config FILE.yaml sets the defaults of all options; given several times, the later win. Every option is a "
+            f"variable of the environment, too: {prefix}_TOKEN_FILE is --token-file, {prefix}_CONFIG names the file. Flags win "
+            "over variables, those over files. A list is a, b; true and false turn on and off; an empty variable sets nothing."
+        )
+    return text
 
 
 def _take_options(args: list[str], name: str) -> tuple[list[str], list[str]]:
@@ -325,6 +346,20 @@ def _unknown(args: list[str], choices: list[str]) -> str:
     return f"unknown verb '{given}'; choose one of: {', '.join(choices)}"
 
 
+def _run(verb: str, args: list[str]) -> int:
+    config = parse(verb, args)
+    try:
+        code = _named(VERBS[verb][1])(config)
+    except UserError as error:
+        if verb not in VARIABLES:
+            raise
+        from splip import environment
+
+        files, rest = _take_options(args, "--config")
+        raise UserError(environment.blamed(str(error), type(config), rest, files, VARIABLES[verb])) from error
+    return code if isinstance(code, int) else 0
+
+
 def _load_plugins(files: list[str]) -> None:
     if files:
         from splip import plugins
@@ -364,9 +399,7 @@ def main(argv: list[str] | None = None) -> int:
                 return 0
             raise UserError(_unknown(args, choices))
         _load_plugins(files)
-        config = parse(verb, args[len(verb.split()) :])
-        code = _named(VERBS[verb][1])(config)
-        return code if isinstance(code, int) else 0
+        return _run(verb, args[len(verb.split()) :])
     except UserError as error:
         print(f"splip: error: {one_line(str(error))}", file=sys.stderr)
         return 2
