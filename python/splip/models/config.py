@@ -67,7 +67,7 @@ class PromptConfig:
 
 @dataclass
 class LossConfig:
-    """L = triplet * L_triplet + classification * L_class + jigsaw * L_cjs (+ divergence * L_delta)."""
+    """L = triplet * L_triplet + classification * L_class + jigsaw * L_cjs (+ other terms by their weights)."""
 
     triplet: float = 1.0
     """Weight of the triplet loss."""
@@ -77,6 +77,21 @@ class LossConfig:
     """Weight of the jigsaw loss (beta)."""
     divergence: float = 0.0
     """Weight of CLIP-AT's f-divergence between the classes' relative distances; needs per_class of 2 or more."""
+    elastic: float = 0.0
+    """DisAmb's elastic matching, 0 to 1: how much of the triplet loss the most ambiguous pairs lose; needs a second copy of
+    the backbone, which says before training what is ambiguous."""
+    elastic_scales: Literal["margin", "weight"] = "margin"
+    """What of the triplet loss elastic scales."""
+    icon: float = 0.0
+    """Weight of SketchScape's ICon: similarities to the batch's photos match a target distribution."""
+    icon_temperature: float = 0.07
+    """ICon: of the similarities."""
+    icon_spread: float = 0.2
+    """ICon: the share of the target that all photos get alike, because sketches are ambiguous."""
+    consistency: float = 0.0
+    """Weight of the divergence between how sketches and how their photos relate to the rest of the batch, our reading of MCC's."""
+    consistency_temperature: float = 0.1
+    """Consistency: of the similarities."""
     matryoshka: tuple[int, ...] = ()
     """Sizes, e.g. 64 128 256: what the losses say of features and texts is the mean over their first so many components,
     normalised again, and over all of them. Vectors may be cut to these sizes afterwards (--dimensions); none: they may not."""

@@ -20,6 +20,7 @@ from splip.models.config import BEFORE, TrainConfig, as_saved, unnamed
 from splip.models.names import LAST, in_folder
 from splip.models.registry import METHODS
 from splip.train import log, terms
+from splip.train.rivals import elastic
 from splip.train.batches import Feed
 
 # Settings that change nothing about a model: resumed runs, and the machines of one run, may have others.
@@ -48,6 +49,7 @@ def check_settings(config: TrainConfig) -> None:
     method = METHODS[config.method]
     method.check(config)
     terms.check(config.loss)
+    elastic.check(config)
     if method.trains and not any(terms.weights(config.loss).values()):
         raise UserError("all weights of the loss are 0: nothing to train for")
     if config.loss.divergence and config.per_class < 2:
@@ -57,6 +59,8 @@ def check_settings(config: TrainConfig) -> None:
         raise UserError(f"batch_size {config.batch_size} is not a multiple of {parts} (processes x accumulate)")
     if config.loss.divergence and parts > 1:
         raise UserError("loss.divergence compares classes over the whole batch: one process, and accumulate 1")
+    if config.loss.consistency and config.batch_size // parts < 3:
+        raise UserError(f"loss.consistency compares the pairs of a batch: 3 at least, got {config.batch_size // parts}")
     if config.tensorboard:
         log.need_tensorboard()
 
