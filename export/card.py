@@ -30,6 +30,7 @@ def _lines(about: Manifest, source: str) -> list[str]:
     trained = f"trained on {model['classes']} classes" if model["classes"] else "not trained"
     fits = {
         "pad": "scaled to fit and padded with white",
+        "pad-black": "scaled to fit and padded with black",
         "stretch": "stretched to a square",
         "crop": "scaled, and its centre cut out",
     }

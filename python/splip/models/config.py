@@ -27,6 +27,8 @@ class BackboneConfig:
     quick_gelu: Literal["auto", "true", "false"] = "auto"
     """Whether the weights were trained with QuickGELU, as OpenAI's were; auto: as open_clip knows of its tags, and a file
     or a configuration beside it says."""
+    normalisation: Literal["own", "imagenet"] = "own"
+    """Mean and deviation of the pixels: those that the weights were trained with, or ImageNet's (CLIP-AT's released code)."""
     revision: str | None = None
     """Commit of the hub's repository that a tag's weights come from; none: the newest, which checkpoints note."""
 
@@ -43,6 +45,8 @@ class PromptConfig:
     """n: tokens that B_vt makes of each text layer's states; 0 turns B_vt off."""
     visual_tokens: int = 3
     """CLIP-AT: learned tokens of each modality at the visual input."""
+    visual_std: float = 0.02
+    """CLIP-AT: standard deviation of these tokens at the start."""
     depth: int | None = None
     """Layers that get prompts, counted from the input; none: all."""
     template: str = "{modality} of a"
@@ -146,6 +150,8 @@ class TrainConfig:
     """Train the LayerNorms of the text tower."""
     train_stem: bool | None = None
     """Train the scales and shifts of a convolutional stem; none: as train_layernorm."""
+    train_also: tuple[Literal["attention-inputs", "class-token", "positions", "projection"], ...] = ()
+    """Parts of a CLIP ViT's visual tower that are trained besides, at layernorm_lr: what CLIP-AT's released code leaves unfrozen."""
     train_backbone: bool = False
     """Train all weights but the word embeddings, and a BatchNorm after each tower: for random weights."""
     positives: Literal["class", "instance"] = "class"
@@ -173,9 +179,13 @@ class TrainConfig:
     clip_gradient: float | None = None
     """Largest norm of the gradient of all trained numbers together; none: any."""
     warmup: int = 50
-    """Steps of linear warm-up, then the rate follows a cosine down to a hundredth."""
+    """Steps of linear warm-up, then the rate follows the schedule."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """The learning rate after the warm-up: a cosine down to a hundredth, or as it is."""
     eval_every: int = 100
     """Steps between measurements on the validation classes; the best checkpoint is kept."""
+    eval_gallery: Literal["all", "paired-photo"] = "all"
+    """What they search there: all photos of these classes, or one for each sketch, drawn from its class (CLIP-AT's code)."""
     eval_prompts: bool = True
     """Measure there also without the visual prompts, and with the other modality's."""
     tensorboard: bool = False
@@ -241,6 +251,8 @@ def check_numbers(config: TrainConfig, layers: int, any_depth: bool) -> None:
         raise UserError(f"prompts.depth must be between 0 and {layers} for {config.backbone.name}, got {p.depth}")
     if not 0 <= p.ema <= 1:
         raise UserError(f"prompts.ema must be between 0 and 1, got {p.ema}")
+    if not 0 <= p.visual_std < float("inf"):
+        raise UserError(f"prompts.visual_std must not be negative, got {p.visual_std}")
     for name, least in LEAST.items():
         if getattr(p, name) < least:
             raise UserError(f"prompts.{name} must be at least {least}, got {getattr(p, name)}")
