@@ -348,6 +348,7 @@ TABLES = {
     "towers": report_models.towers,
     "icon-study": report_models.icon_study,
     "icon-tuning": report_models.icon_tuning,
+    "rivals": report_models.rivals,
     "families": report_models.families,
     "answers": answers,
     "galleries": galleries,

@@ -39,6 +39,19 @@ def start() -> str:
     return table(head, rows) + f"\n\nValidation classes, {len(report['seeds'])} seeds. {machine(report['machine'])}"
 
 
+def rivals() -> str:
+    """SpLIP with each loss of another method, on the validation classes, and how far each seed is from SpLIP alone."""
+    report, rows = load("rivals"), []
+    base = [run["val_mAP"] for run in report["rows"][0]["runs"]]
+    for row in report["rows"]:
+        setting = ", ".join(f"`loss.{name}: {value:g}`" for name, value in row["loss"].items())
+        gains = [f"{100 * (run['val_mAP'] - own):+.1f}" for run, own in zip(row["runs"], base, strict=True)]
+        cells = [percent([run[c] for run in row["runs"]]) for c in ("val_mAP", "val_Acc1")]
+        rows.append([row["label"], setting, *cells, ", ".join(gains) if row["loss"] else ""])
+    head = ["", "setting", "mAP@all", "Acc@1", "mAP@all, seed by seed"]
+    return table(head, rows) + f"\n\nValidation classes, {len(report['seeds'])} seeds. {machine(report['machine'])}"
+
+
 def dimensions() -> str:
     """mAP@all at each size: float32 of every run, and the smaller forms of two."""
     rows = load("dimensions-cpu")["rows"]
