@@ -57,7 +57,7 @@ def test_its_rates():
     groups = loop._parameter_groups(model.trainable(), settings)
     names = {id(p): name for name, p in model.named_parameters()}
     rates = {names[id(p)]: group["peak"] for group in groups for p in group["params"]}
-    assert set(rates) == set(model.trainable())
+    assert set(rates) == set(model.trainable()) and len(rates) == sum(len(group["params"]) for group in groups)
     assert {name for name, rate in rates.items() if rate == 1e-4} == {"modality_tokens.tokens"}
     assert {rate for name, rate in rates.items() if name.startswith("backbone.")} == {1e-6}
     assert [loop._learning_rate(settings, i, 100) for i in (0, 50, 99)] == [1.0] * 3

@@ -8,7 +8,7 @@ from splip.data.config import DataConfig
 from splip.errors import UserError
 
 SMALLEST = 8  # components of a vector that is cut
-LEAST = {"text_tokens": 0, "layer_tokens": 0, "visual_tokens": 1}
+LEAST = {"text_tokens": 0, "layer_tokens": 0, "visual_tokens": 1, "support": 1}
 MOST_TOKENS, MOST_WIDTH = 1000, 8192  # beyond any use: sizes that a damaged file could ask for fill the memory
 
 
@@ -47,6 +47,8 @@ class PromptConfig:
     """CLIP-AT: learned tokens of each modality at the visual input."""
     visual_std: float = 0.02
     """CLIP-AT: standard deviation of these tokens at the start."""
+    support: int = 3
+    """DP-CLIP: photos of a category that its prompts are made of in training."""
     depth: int | None = None
     """Layers that get prompts, counted from the input; none: all."""
     template: str = "{modality} of a"
@@ -134,8 +136,8 @@ class TrainConfig:
     resume: bool = False
     """Continue the run in --out from where it stopped."""
     method: str = "splip"
-    """splip, zero-shot (trains nothing), clip-ln (LayerNorms only), clip-at, maple, or one of a plugin; `--config clip-at`
-    and `--config maple` set their recipes."""
+    """splip, zero-shot (trains nothing), clip-ln (LayerNorms only), clip-at, maple, dp-clip (fine-grained), or one of a plugin;
+    `--config clip-at`, `--config maple` and `--config dp-clip` set their recipes."""
     setting: Literal["category", "fine-grained"] = "category"
     """What a sketch is to find: photos of its class, or the photo it was drawn from."""
     data: DataConfig = field(default_factory=DataConfig)

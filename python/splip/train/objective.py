@@ -75,7 +75,7 @@ class Objective(nn.Module):
             if mean is None:
                 mean = model.average(patches, modality)
                 model.remember(mean)
-            conditions = model.condition_images(every, kinds) if model.per_image else model.condition_modalities(mean)
+            conditions = model.condition(every, kinds, mean, labels)
             features, tokens = model.encode(every, kinds, conditions)
         allowed = self._allowed(labels, instances)
         negative, pick = self._negatives(features, allowed)
