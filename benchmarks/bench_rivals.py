@@ -1,10 +1,11 @@
-"""What the losses of other methods give SpLIP here: each beside SpLIP's own, on the sample's validation classes.
+"""What ideas of other methods give here, on the sample's validation classes. Unseen classes are not looked at.
 
     splip data sample --out sample
-    python benchmarks/bench_rivals.py --sample sample --out runs/rivals    # half an hour on one core
+    python benchmarks/bench_rivals.py --sample sample --out runs/rivals    # three quarters of an hour on one core
 
-Every row has the sample's settings and one shipped configuration on top (``splip train --config sample --config
-ablations/icon``), each idea at two values of its one weight: all that was run. Unseen classes are not looked at.
+Losses beside SpLIP's own: the sample's settings and one shipped configuration on top (``splip train --config sample --config
+ablations/icon``), each idea at two values of its one weight: all that was run. Then DP-CLIP's prompts, in the fine-grained
+setting, beside LayerNorms alone.
 """
 
 import argparse
@@ -19,6 +20,8 @@ import harness
 from bench_start import best
 
 from splip.config import find, from_dict, merge, read
+from splip.evaluation.config import EvalConfig
+from splip.evaluation.evaluate import evaluate
 from splip.models.config import TrainConfig
 
 # The configuration of a row, and the one setting of the loss that it tries.
@@ -31,6 +34,9 @@ ROWS: dict[str, tuple[str, dict[str, float]]] = {
     "consistency 1": ("consistency", {"consistency": 1.0}),
     "consistency 10": ("consistency", {"consistency": 10.0}),
 }
+FINE = {"setting": "fine-grained", "per_class": 4}
+OTHERS = ("clip-ln", "dp-clip")  # fine-grained
+SUPPORT = (1, 3)
 
 
 def run(task: tuple[str, int, Path, Path]) -> None:
@@ -41,8 +47,11 @@ def run(task: tuple[str, int, Path, Path]) -> None:
 
     row, seed, sample, out = task
     torch.set_num_threads(1)
-    overlay, loss = ROWS[row]
-    values = merge(merge(read("sample"), read(f"ablations/{overlay}")), {"loss": loss})
+    if row in ROWS:
+        overlay, loss = ROWS[row]
+        values = merge(merge(read("sample"), read(f"ablations/{overlay}")), {"loss": loss})
+    else:
+        values = merge(merge(read("sample"), read(row)), FINE)
     values = merge(values, {"seed": seed, "out": str(out), "data": {"root": str(sample)}})
     config = from_dict(TrainConfig, values, row)
     if (out / "done").is_file():
@@ -54,6 +63,25 @@ def run(task: tuple[str, int, Path, Path]) -> None:
     (out / "done").touch()
 
 
+def measured(out: Path, **asked: Any) -> dict[str, dict[str, float]]:
+    """Means over queries of every row that `splip eval` has for a run, on the validation classes."""
+    report = evaluate(EvalConfig(str(out), classes="validation", prompts=False, device="cpu", **asked))
+    found: dict[str, dict[str, float]] = report["query_mean"]
+    return found
+
+
+def others(seeds: list[int], folders: dict[str, Path]) -> dict[str, Any]:
+    """DP-CLIP's prompts without and with photos of each class, beside LayerNorms alone."""
+    fine: dict[str, list[dict[str, float]]] = {}
+    asked: dict[str, Any] = {"protocol": "fg", "gallery": ("per-class",)}
+    for seed in seeds:
+        for row in OTHERS:
+            for shown in (0, *SUPPORT) if row == "dp-clip" else (0,):
+                found = list(measured(folders[row] / f"seed-{seed}", support=shown, **asked).values())
+                fine.setdefault(f"{row} {shown}", []).append(found[1 if shown else 0])
+    return {"fine": fine}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=Path, default=Path("sample"), help="folder of `splip data sample`")
@@ -62,8 +90,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each (default: 1)")
     parser.add_argument("--save", default="rivals", help="name of the JSON in benchmarks/results (default: rivals)")
     args = parser.parse_args()
-    folders = {row: args.out / row.replace(" ", "-") for row in ROWS}
-    tasks = [(row, seed, args.sample, folders[row] / f"seed-{seed}") for seed in args.seeds for row in ROWS]
+    folders = {row: args.out / row.replace(" ", "-") for row in (*ROWS, *OTHERS)}
+    tasks = [(row, seed, args.sample, folders[row] / f"seed-{seed}") for seed in args.seeds for row in folders]
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
         for number, _ in enumerate(pool.map(run, tasks), 1):
             print(f"{number}/{len(tasks)} {tasks[number - 1][3]}", flush=True)
@@ -72,6 +100,7 @@ def main() -> None:
         label = find(f"ablations/{overlay}").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         runs = [best(folders[row] / f"seed-{seed}") for seed in args.seeds]
         report["rows"].append({"name": row, "label": label, "loss": loss, "runs": runs})
+    report |= others(args.seeds, folders)
     path = harness.RESULTS / f"{args.save}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(path)

@@ -105,3 +105,8 @@ def test_of_other_methods(settings, tmp_path, tree):
     pair(tree)
     with pytest.raises(UserError, match="--support: method splip takes no photos of a category, only dp-clip does"):
         run(save(settings, tmp_path / "splip.pt"), **ASKED, support=2)
+
+
+def test_of_given_features(refused):
+    message = refused("eval", "--features", "a.npy", "b.npy", "--labels", "a.npy", "b.npy", "--support", 2)
+    assert "--support adapts a model: it goes with --model, not with --features" in message

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from splip.encoders import Encoder
 from splip.errors import UserError
 from splip.models import build
+from splip.models.checkpoint import write_checkpoint
 from splip.models.config import BackboneConfig, LossConfig, PromptConfig, TrainConfig
 from splip.models.support import SupportPrompts, draw_support
 from splip.train.objective import Objective
@@ -91,6 +93,17 @@ def test_prompts_start_around_the_patches():
     model.start(images)
     state = model.backbone.patch_states(model.backbone.embed_patches(images))[0]
     torch.testing.assert_close(model.support.project.bias.detach(), state)
+
+
+def test_a_gallery_takes_the_average_photo(tmp_path):
+    """What searches and exports run is the model without a category."""
+    model = make().eval()
+    model.patch_mean.normal_()
+    model.data = {"seen": model.classes, "validation": [], "unseen": [], "pictures": ""}
+    write_checkpoint({**model.checkpoint(), "step": 1, "validation": 0.0}, tmp_path / "best.safetensors")
+    encoder, images = Encoder.load(tmp_path / "best.safetensors", "torch"), pictures(2)
+    found = encoder.encode(images.permute(0, 2, 3, 1).contiguous().numpy(), "photo")
+    torch.testing.assert_close(torch.as_tensor(found), model.encode_photo(images), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

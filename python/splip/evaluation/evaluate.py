@@ -112,6 +112,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 def _given(config: EvalConfig, device: torch.device) -> dict[str, Any]:
     """``--features``: what anybody's method found."""
+    if config.support:
+        raise UserError("--support adapts a model: it goes with --model, not with --features")
     columns = _columns(config, DataConfig(), None)
     measured = given.evaluate(config, columns, device)
     report = given.report(config, measured, columns)
