@@ -349,6 +349,7 @@ TABLES = {
     "icon-study": report_models.icon_study,
     "icon-tuning": report_models.icon_tuning,
     "rivals": report_models.rivals,
+    "rivals-fine": report_models.rivals_fine,
     "families": report_models.families,
     "answers": answers,
     "galleries": galleries,

@@ -52,6 +52,21 @@ def rivals() -> str:
     return table(head, rows) + f"\n\nValidation classes, {len(report['seeds'])} seeds. {machine(report['machine'])}"
 
 
+def rivals_fine() -> str:
+    """DP-CLIP's prompts, shown photos of the class or not, beside LayerNorms alone."""
+    report, rows = load("rivals"), []
+    names = {"clip-ln": "`clip-ln`", "dp-clip": "`dp-clip`"}
+    for name, runs in report["fine"].items():
+        method, shown = name.split()
+        columns = list(runs[0])
+        told = f", **shown {shown} photos of each class**" if shown != "0" else ""
+        rows.append([names[method] + told, *(percent([run[c] for run in runs]) for c in columns)])
+    return (
+        table(["fine-grained", *columns], rows)
+        + f"\n\nValidation classes, {len(report['seeds'])} seeds, the same runs as above."
+    )
+
+
 def dimensions() -> str:
     """mAP@all at each size: float32 of every run, and the smaller forms of two."""
     rows = load("dimensions-cpu")["rows"]
