@@ -35,7 +35,12 @@ ROWS: dict[str, tuple[str, dict[str, float]]] = {
     "consistency 10": ("consistency", {"consistency": 10.0}),
 }
 FINE = {"setting": "fine-grained", "per_class": 4}
-OTHERS = ("clip-ln", "dp-clip")  # fine-grained
+# Fine-grained: a configuration, and what is changed.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "clip-ln": ("clip-ln", {}),
+    "dp-clip": ("dp-clip", {"prompts": {"channel_scales": False}}),
+    "dp-clip-scales": ("dp-clip", {}),
+}
 SUPPORT = (1, 3)
 
 
@@ -51,7 +56,8 @@ def run(task: tuple[str, int, Path, Path]) -> None:
         overlay, loss = ROWS[row]
         values = merge(merge(read("sample"), read(f"ablations/{overlay}")), {"loss": loss})
     else:
-        values = merge(merge(read("sample"), read(row)), FINE)
+        overlay, change = OTHERS[row]
+        values = merge(merge(merge(read("sample"), read(overlay)), FINE), change)
     values = merge(values, {"seed": seed, "out": str(out), "data": {"root": str(sample)}})
     config = from_dict(TrainConfig, values, row)
     if (out / "done").is_file():
@@ -76,7 +82,7 @@ def others(seeds: list[int], folders: dict[str, Path]) -> dict[str, Any]:
     asked: dict[str, Any] = {"protocol": "fg", "gallery": ("per-class",)}
     for seed in seeds:
         for row in OTHERS:
-            for shown in (0, *SUPPORT) if row == "dp-clip" else (0,):
+            for shown in (0, *SUPPORT) if row != "clip-ln" else (0,):
                 found = list(measured(folders[row] / f"seed-{seed}", support=shown, **asked).values())
                 fine.setdefault(f"{row} {shown}", []).append(found[1 if shown else 0])
     return {"fine": fine}

@@ -55,7 +55,11 @@ def rivals() -> str:
 def rivals_fine() -> str:
     """DP-CLIP's prompts, shown photos of the class or not, beside LayerNorms alone."""
     report, rows = load("rivals"), []
-    names = {"clip-ln": "`clip-ln`", "dp-clip": "`dp-clip`"}
+    names = {
+        "clip-ln": "LayerNorms alone (`clip-ln`)",
+        "dp-clip": "prompts (`--prompts.no-channel-scales`)",
+        "dp-clip-scales": "prompts and scales (`dp-clip`)",
+    }
     for name, runs in report["fine"].items():
         method, shown = name.split()
         columns = list(runs[0])

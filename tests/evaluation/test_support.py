@@ -14,7 +14,7 @@ from splip.evaluation import evaluate, support
 from splip.evaluation.config import EvalConfig
 from splip.evaluation.test_set import TestSet
 from splip.models import build, load_model
-from splip.models.config import LossConfig
+from splip.models.config import LossConfig, PromptConfig
 
 SEEN = ["ball", "dash", "red ball", "red box", "slash"]
 ASKED = {"protocol": "fg", "gallery": ("per-class",)}
@@ -31,8 +31,8 @@ def save(settings, path, **changes):
 @pytest.fixture
 def checkpoint(settings, tmp_path, tree):
     pair(tree)
-    loss = LossConfig(jigsaw=0.0, margin="fixed")
-    return save(settings, tmp_path / "best.pt", method="dp-clip", setting="fine-grained", loss=loss)
+    loss, prompts = LossConfig(jigsaw=0.0, margin="fixed"), PromptConfig(channel_scales=True, template="a photo of a")
+    return save(settings, tmp_path / "best.pt", method="dp-clip", setting="fine-grained", loss=loss, prompts=prompts)
 
 
 def run(checkpoint, **options):
@@ -55,6 +55,8 @@ def test_a_row_of_its_own(checkpoint, capsys):
 
 def test_each_class_has_its_own_prompts(checkpoint, settings, tree):
     model = load_model(checkpoint)
+    with torch.no_grad():
+        model.scales.weight.normal_(std=0.5)
     test = TestSet(load_tree(tree, settings.data), ["box", "cone"], settings.data, 64)
     features, told = support.embed(test, model, 2, 0, torch.device("cpu"))
     assert len(told["support"]["files"]) == 4  # both photos of each class
@@ -64,10 +66,12 @@ def test_each_class_has_its_own_prompts(checkpoint, settings, tree):
         (test.photo_pictures, test.photos, features.photos),
     ):
         for row in range(len(items)):
-            prompts = model.adapt(test.photo_pictures.get(np.flatnonzero(labels == items.labels[row])))
+            shown = test.photo_pictures.get(np.flatnonzero(labels == items.labels[row]))
+            adapted = model.adapt(shown, ["box", "cone"][int(test.tree.classes[items.labels[row]] == "cone")])
             patches = model.backbone.embed_patches(pictures.get([row]))
             with torch.no_grad():
-                want = F.normalize(model.backbone.encode_visual(patches, prompts), dim=1)[0]
+                want = F.normalize(model.backbone.encode_visual(patches, adapted.prompts), dim=1) * adapted.scales
+            want = F.normalize(want, dim=1)[0]
             torch.testing.assert_close(found[row], want, atol=1e-5, rtol=1e-4)
     plain = test.embed_model(model, torch.device("cpu"))
     assert not torch.allclose(features.photos, plain.photos, atol=1e-3)

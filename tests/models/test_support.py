@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from splip.encoders import Encoder
 from splip.errors import UserError
@@ -61,7 +62,7 @@ def test_training_shows_the_drawn_negatives():
     for i in range(B):
         same = [j for j in range(B) if LABELS[j] == LABELS[i]]
         assert len(same) <= model.config.prompts.support
-        want = model.adapt(images[8:][same])[0]
+        want = model.adapt(images[8:][same], "x").prompts[0]
         for image in range(i, 24, B):  # the sketch, its photos, and their shuffled copies
             torch.testing.assert_close(got[image], want, atol=1e-5, rtol=1e-4)
 
@@ -75,6 +76,38 @@ def test_a_batch_trains_it():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.support.named_parameters() if "in_proj_bias" not in n)  # fmt: skip
     trained = {n for n in model.trainable() if not n.startswith("backbone.")}
     assert trained == {f"support.{n}" for n, _ in model.support.named_parameters()}
+
+
+def test_scales_of_channels():
+    """f' = f (1 + S t) at unit length: in training by the label's text, for a known category by its name; at first none."""
+    model = make(prompts=PromptConfig(channel_scales=True, template="a photo of a"))
+    images, labels, kinds = pictures(12), LABELS.repeat(3), (torch.arange(12) >= 4).long()
+    patches = model.backbone.embed_patches(images)
+    mean = model.average(patches, kinds)
+    assert torch.equal(model.condition(patches, kinds, mean, labels).scales, torch.ones(12, model.backbone.embed_dim))
+    with torch.no_grad():
+        model.scales.weight.normal_(std=0.5)
+    conditions = model.condition(patches, kinds, mean, labels)
+    features, _ = model.encode(patches, kinds, conditions)
+    plain = F.normalize(model.backbone.encode_visual(patches, conditions.prompts), dim=1)
+    text = model.eval().encode_text(["dog", "palm"])
+    for row in range(12):
+        want = F.normalize(plain[row] * (1 + model.scales.weight @ text[int(labels[row])]), dim=0)
+        torch.testing.assert_close(features[row], want, atol=1e-5, rtol=1e-4)
+    adapted = model.adapt(images[8:9], "a palm")
+    torch.testing.assert_close(adapted.scales, 1 + model.scales.weight.detach() @ text[1])
+    model.patch_mean.normal_()
+    assert not torch.allclose(model.encode_adapted(images[:1], adapted), model.encode_sketch(images[:1]), atol=1e-2)
+    conditions.scales.sum().backward()
+    assert model.scales.weight.grad.abs().sum() > 0
+
+
+def test_in_bfloat16():
+    model = make(prompts=PromptConfig(channel_scales=True, template="a photo of a"), precision="bf16")
+    objective = Objective(model)
+    terms = objective(pictures(12), LABELS.repeat(3), torch.arange(12), objective.pieces(4, torch.Generator()))
+    terms["loss"].backward()
+    assert torch.isfinite(terms["loss"]) and model.support.queries.grad is not None
 
 
 def test_where_no_category_is_known():

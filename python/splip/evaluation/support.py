@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from splip.data.cache import Pictures
@@ -56,16 +55,15 @@ def embed(
     lacking = sorted(set(test.sketches.labels) - set(shown))
     if lacking:
         raise UserError(f"--support: class {test.tree.classes[lacking[0]]} has no readable photo to be shown")
-    adapted = {label: model.adapt(test.photo_pictures.get(rows).to(device)) for label, rows in shown.items()}
+    photos, texts = test.photo_pictures, test.tree.texts
+    adapted = {label: model.adapt(photos.get(rows).to(device), texts[label]) for label, rows in shown.items()}
 
     def all_of(pictures: Pictures, labels: np.ndarray) -> Tensor:
         found = torch.zeros(len(labels), model.backbone.embed_dim)
         for label in np.unique(labels):
             rows = np.flatnonzero(labels == label)
             for part in np.split(rows, range(BATCH, len(rows), BATCH)):
-                patches = model.backbone.embed_patches(pictures.get(part).to(device))
-                features = model.backbone.encode_visual(patches, adapted[int(label)], model.visual_norm)
-                found[part] = F.normalize(features.float(), dim=-1).cpu()
+                found[part] = model.encode_adapted(pictures.get(part).to(device), adapted[int(label)]).cpu()
         return found
 
     features = Features(

@@ -49,6 +49,8 @@ class PromptConfig:
     """CLIP-AT: standard deviation of these tokens at the start."""
     support: int = 3
     """DP-CLIP: photos of a category that its prompts are made of in training."""
+    channel_scales: bool = False
+    """DP-CLIP: scale the components of features by the category's name, where it is known."""
     depth: int | None = None
     """Layers that get prompts, counted from the input; none: all."""
     template: str = "{modality} of a"

@@ -5,8 +5,10 @@ Published (abstract and appendix; its code is not out): a few pictures of the ta
 tokens, by a transformer layer; the category's name makes scales of channels; patches of sketch and photo are matched;
 LayerNorms are trained and the rest of CLIP stays. Its appendix has most of the gain from the scales.
 
-Here: **the prompts alone**, at the input, the same for sketches and photos. Ours: the support are photos; in training those
-of the batch that were drawn as negatives, which are of the same category; the layer, its sizes and where tokens start.
+Here: the prompts, at the input, the same for sketches and photos; and with ``prompts.channel_scales`` scales of a feature's
+components by the category's text t, one matrix S that starts at 0: f' = f (1 + S t), at unit length again. Ours: all of that but
+the idea; that the support are photos, in training those of the batch that were drawn as negatives, which are of the same
+category; the layer, its sizes and where tokens start. Patches are not matched.
 
 Whoever adapts to a category is told it: so the method is for the fine-grained setting, where a sketch searches among the
 photos of its own class, and its numbers are no zero-shot numbers: **test classes are shown, with their labels**.
@@ -15,9 +17,10 @@ Where no category is known, in a gallery, the average photo of training stands f
 Sizes: B triplets, K support photos, P patches, n tokens, d_v width of the visual tower, G groups.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splip import distributed
@@ -30,7 +33,16 @@ HEAD = 32  # width of an attention head
 
 
 class OfImages(Conditions):
-    """Conditions whose prompts are each image's own."""
+    """Conditions whose prompts are each image's own, and scales of its features ``[B, D]``."""
+
+    scales: Tensor | None = None
+
+
+class Adapted(NamedTuple):
+    """What a category makes of the model."""
+
+    prompts: list[Tensor]  # [n, d_v] for each prompted layer
+    scales: Tensor | None  # [D]; None: as they are
 
 
 class SupportPrompts(nn.Module):
@@ -59,7 +71,7 @@ class SupportPrompts(nn.Module):
         """
         queries, keys = self.queries.expand(len(patches), -1, -1), self.norm(patches)
         read, _ = self.attention(queries, keys, keys, key_padding_mask=~present, need_weights=False)
-        tokens: Tensor = self.project(nn.functional.gelu(self.widen(self.norm_2(queries + read))))
+        tokens: Tensor = self.project(F.gelu(self.widen(self.norm_2(queries + read))))
         return tokens
 
     @torch.no_grad()
@@ -109,6 +121,12 @@ class DualPrompt(Retriever):
                 f"method dp-clip needs a width that is a multiple of {HEAD}, and this backbone's is {width}"
             )
         self.support = SupportPrompts(width, self.config.prompts.visual_tokens)
+        self.scales: nn.Linear | None = None
+        if self.config.prompts.channel_scales:
+            self.reads_texts = True
+            self.backbone.need_words(self.config.method)
+            self.scales = nn.Linear(self.backbone.embed_dim, self.backbone.embed_dim, bias=False)
+            nn.init.zeros_(self.scales.weight)
 
     def begin(self, patches: Tensor, modality: Tensor) -> None:
         """Tokens start around the mean state of patches, where they do no harm."""
@@ -128,20 +146,39 @@ class DualPrompt(Retriever):
         support = patches[2 * B : 3 * B].detach()[places].flatten(1, 2)
         tokens = self.support(support, present.repeat_interleave(self.backbone.patches, dim=1))
         # Fine-grained: all pictures of a triplet, the shuffled ones too, are of one class.
-        return OfImages(self.condition_modalities(mean).texts, [tokens.repeat(len(patches) // B, 1, 1)])
+        times, texts = len(patches) // B, self.condition_modalities(mean).texts
+        found = OfImages(texts, [tokens.repeat(times, 1, 1)])
+        if self.scales is not None:
+            choice = F.one_hot(labels[:B], texts.shape[1]).to(texts.dtype)
+            found.scales = 1 + self.scales(choice @ texts[1].detach()).repeat(times, 1)
+        return found
 
     def encode(self, patches: Tensor, modality: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
         if not isinstance(conditions, OfImages):
             return super().encode(patches, modality, conditions)
         features, tokens = self.backbone.encode_visual_tokens(patches, conditions.prompts, self.visual_norm)
-        return nn.functional.normalize(features.float(), dim=-1), tokens
+        return scaled(features, conditions.scales), tokens
 
     @torch.no_grad()
-    def adapt(self, photos: Tensor) -> list[Tensor]:
-        """The visual prompts of a category, ``[n, d_v]`` for each prompted layer.
+    def adapt(self, photos: Tensor, name: str) -> Adapted:
+        """The model for a category that is known.
 
         Args:
             photos: ``[K, 3, S, S]`` uint8 of the category.
+            name: its words.
         """
         patches = self.backbone.embed_patches(photos).flatten(0, 1)[None]
-        return [self.support(patches, patches.new_ones(patches.shape[:2], dtype=torch.bool))[0]]
+        prompts = [self.support(patches, patches.new_ones(patches.shape[:2], dtype=torch.bool))[0]]
+        return Adapted(prompts, None if self.scales is None else 1 + self.scales(self.encode_text([name]))[0])
+
+    @torch.no_grad()
+    def encode_adapted(self, images: Tensor, adapted: Adapted) -> Tensor:
+        """Unit-length features ``[B, D]`` of uint8 images ``[B, 3, S, S]`` of the category, sketches or photos."""
+        patches = self.backbone.embed_patches(images)
+        return scaled(self.backbone.encode_visual(patches, adapted.prompts, self.visual_norm), adapted.scales)
+
+
+def scaled(features: Tensor, scales: Tensor | None) -> Tensor:
+    """Features ``[B, D]`` at unit length, their components scaled, and at unit length again."""
+    features = F.normalize(features.float(), dim=-1)
+    return features if scales is None else F.normalize(features * scales, dim=-1)
