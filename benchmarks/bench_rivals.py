@@ -76,15 +76,20 @@ def measured(out: Path, **asked: Any) -> dict[str, dict[str, float]]:
     return found
 
 
+def finished(folder: Path, seeds: list[int]) -> list[int]:
+    """The seeds of a row whose run has come to its end."""
+    return [seed for seed in seeds if (folder / f"seed-{seed}" / "done").is_file()]
+
+
 def others(seeds: list[int], folders: dict[str, Path]) -> dict[str, Any]:
     """DP-CLIP's prompts without and with photos of each class, beside LayerNorms alone."""
     fine: dict[str, list[dict[str, float]]] = {}
     asked: dict[str, Any] = {"protocol": "fg", "gallery": ("per-class",)}
-    for seed in seeds:
-        for row in OTHERS:
+    for row in OTHERS:
+        for seed in finished(folders[row], seeds):
             for shown in (0, *SUPPORT) if row != "clip-ln" else (0,):
                 found = list(measured(folders[row] / f"seed-{seed}", support=shown, **asked).values())
-                fine.setdefault(f"{row} {shown}", []).append(found[1 if shown else 0])
+                fine.setdefault(f"{row} {shown}", []).append({"seed": seed, **found[1 if shown else 0]})
     return {"fine": fine}
 
 
@@ -94,17 +99,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/rivals"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="(default: 0 1)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each (default: 1)")
+    parser.add_argument("--written", action="store_true", help="train nothing: write down what is finished")
     parser.add_argument("--save", default="rivals", help="name of the JSON in benchmarks/results (default: rivals)")
     args = parser.parse_args()
     folders = {row: args.out / row.replace(" ", "-") for row in (*ROWS, *OTHERS)}
     tasks = [(row, seed, args.sample, folders[row] / f"seed-{seed}") for seed in args.seeds for row in folders]
+    tasks = [] if args.written else tasks
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
         for number, _ in enumerate(pool.map(run, tasks), 1):
             print(f"{number}/{len(tasks)} {tasks[number - 1][3]}", flush=True)
     report: dict[str, Any] = {"machine": harness.machine("cpu"), "seeds": args.seeds, "rows": []}
     for row, (overlay, loss) in ROWS.items():
         label = find(f"ablations/{overlay}").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        runs = [best(folders[row] / f"seed-{seed}") for seed in args.seeds]
+        runs = [{"seed": seed, **best(folders[row] / f"seed-{seed}")} for seed in finished(folders[row], args.seeds)]
         report["rows"].append({"name": row, "label": label, "loss": loss, "runs": runs})
     report |= others(args.seeds, folders)
     path = harness.RESULTS / f"{args.save}.json"

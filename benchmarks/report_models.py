@@ -42,10 +42,10 @@ def start() -> str:
 def rivals() -> str:
     """SpLIP with each loss of another method, on the validation classes, and how far each seed is from SpLIP alone."""
     report, rows = load("rivals"), []
-    base = [run["val_mAP"] for run in report["rows"][0]["runs"]]
+    base = {run["seed"]: run["val_mAP"] for run in report["rows"][0]["runs"]}
     for row in report["rows"]:
         setting = ", ".join(f"`loss.{name}: {value:g}`" for name, value in row["loss"].items())
-        gains = [f"{100 * (run['val_mAP'] - own):+.1f}" for run, own in zip(row["runs"], base, strict=True)]
+        gains = [f"{100 * (run['val_mAP'] - base[run['seed']]):+.1f}" for run in row["runs"]]
         cells = [percent([run[c] for run in row["runs"]]) for c in ("val_mAP", "val_Acc1")]
         rows.append([row["label"], setting, *cells, ", ".join(gains) if row["loss"] else ""])
     head = ["", "setting", "mAP@all", "Acc@1", "mAP@all, seed by seed"]
@@ -62,7 +62,7 @@ def rivals_fine() -> str:
     }
     for name, runs in report["fine"].items():
         method, shown = name.split()
-        columns = list(runs[0])
+        columns = [name for name in runs[0] if name != "seed"]
         told = f", **shown {shown} photos of each class**" if shown != "0" else ""
         rows.append([names[method] + told, *(percent([run[c] for run in runs]) for c in columns)])
     return (
