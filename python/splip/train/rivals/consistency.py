@@ -1,8 +1,8 @@
 """A consistency loss as MCC (IJCAI 2024) has one.
 
-Published, as far as it could be found: that MCC trains a zero-shot sketch retriever for consistency across modalities, and
-its figures: Sketchy-2 79.0 / 75.7, with a DINO ViT 80.5 / 76.8. A backbone that reads no words gains by it, so it is not
-about class texts. Neither its paper nor code could be read: **the formula is our reading**, no reproduction.
+Published, as far as it could be found: that it has such a loss, and its figures: Sketchy-2 79.0 / 75.7, with a DINO ViT
+80.5 / 76.8. It works on a backbone that reads no words, so we take it to be about pictures, not class texts. Neither its
+paper nor its code could be read: **the formula is our reading**, no reproduction.
 
 Ours: sketches relate to each other as their photos do. For triplet i of a batch and all others j,
 
