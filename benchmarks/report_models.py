@@ -63,7 +63,8 @@ def rivals_fine() -> str:
     for name, runs in report["fine"].items():
         method, shown = name.split()
         columns = [name for name in runs[0] if name != "seed"]
-        told = f", **shown {shown} photos of each class**" if shown != "0" else ""
+        photos = "1 photo" if shown == "1" else f"{shown} photos"
+        told = f", **shown {photos} of each class**" if shown != "0" else ""
         rows.append([names[method] + told, *(percent([run[c] for run in runs]) for c in columns)])
     return (
         table(["fine-grained", *columns], rows)

@@ -43,7 +43,7 @@ def test_a_row_of_its_own(checkpoint, capsys):
     """Beside the model that was shown nothing; what it was shown is said, and listed."""
     report = run(checkpoint, **ASKED, support=1)
     rows = report["query_mean"]
-    assert list(rows)[:2] == ["DP-CLIP's prompts", "DP-CLIP's prompts, 1 photos of each class"]
+    assert list(rows)[:2] == ["DP-CLIP's prompts", "DP-CLIP's prompts, shown 1 photo of each class"]
     shown = report["support"]
     assert shown["photos"] == 1 and sorted(f.split("/")[1] for f in shown["files"]) == ["box", "cone"]
     assert (

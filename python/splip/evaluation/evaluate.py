@@ -223,7 +223,8 @@ def _embed(
     told: dict[str, Any] = {}
     if config.support:
         adapted, told = support.embed(test, model, config.support, config.seed, device)
-        features[f"{_name(model)}, {config.support} photos of each class"] = [adapted]
+        shown = "1 photo" if config.support == 1 else f"{config.support} photos"
+        features[f"{_name(model)}, shown {shown} of each class"] = [adapted]
     if not config.prompts or not prompts.written(model):
         return features, told
     for change in prompts.CHANGES:
