@@ -346,6 +346,8 @@ TABLES = {
     "encoder": encoder,
     "texts": texts,
     "towers": report_models.towers,
+    "rivals": report_models.rivals,
+    "rivals-fine": report_models.rivals_fine,
     "families": report_models.families,
     "answers": answers,
     "galleries": galleries,

@@ -39,6 +39,39 @@ def start() -> str:
     return table(head, rows) + f"\n\nValidation classes, {len(report['seeds'])} seeds. {machine(report['machine'])}"
 
 
+def rivals() -> str:
+    """SpLIP with each loss of another method, on the validation classes, and how far each seed is from SpLIP alone."""
+    report, rows = load("rivals"), []
+    base = {run["seed"]: run["val_mAP"] for run in report["rows"][0]["runs"]}
+    for row in report["rows"]:
+        setting = ", ".join(f"`loss.{name}: {value:g}`" for name, value in row["loss"].items())
+        gains = [f"{100 * (run['val_mAP'] - base[run['seed']]):+.1f}" for run in row["runs"]]
+        cells = [percent([run[c] for run in row["runs"]]) for c in ("val_mAP", "val_Acc1")]
+        rows.append([row["label"], setting, *cells, ", ".join(gains) if row["loss"] else ""])
+    head = ["", "setting", "mAP@all", "Acc@1", "mAP@all, seed by seed"]
+    return table(head, rows) + f"\n\nValidation classes, {len(report['seeds'])} seeds. {machine(report['machine'])}"
+
+
+def rivals_fine() -> str:
+    """DP-CLIP's prompts, shown photos of the class or not, beside LayerNorms alone."""
+    report, rows = load("rivals"), []
+    names = {
+        "clip-ln": "LayerNorms alone (`clip-ln`)",
+        "dp-clip": "prompts (`--prompts.no-channel-scales`)",
+        "dp-clip-scales": "prompts and scales (`dp-clip`)",
+    }
+    for name, runs in report["fine"].items():
+        method, shown = name.split()
+        columns = [name for name in runs[0] if name != "seed"]
+        photos = "1 photo" if shown == "1" else f"{shown} photos"
+        told = f", **shown {photos} of each class**" if shown != "0" else ""
+        rows.append([names[method] + told, *(percent([run[c] for run in runs]) for c in columns)])
+    return (
+        table(["fine-grained", *columns], rows)
+        + f"\n\nValidation classes, {len(report['seeds'])} seeds, the same runs as above."
+    )
+
+
 def dimensions() -> str:
     """mAP@all at each size: float32 of every run, and the smaller forms of two."""
     rows = load("dimensions-cpu")["rows"]

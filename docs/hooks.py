@@ -51,7 +51,17 @@ WINGS: list[tuple[str, str, list[str]]] = [
             "splip.evaluation.protocols",
         ],
     ),
-    ("train", "The loop, and the loss of a batch.", ["splip.train", "splip.train.losses"]),
+    (
+        "train",
+        "The loop, and the loss of a batch.",
+        [
+            "splip.train",
+            "splip.train.losses",
+            "splip.train.rivals.elastic",
+            "splip.train.rivals.icon",
+            "splip.train.rivals.consistency",
+        ],
+    ),
     ("images", "Picture files to square arrays.", ["splip.images"]),
     ("data", "Trees of sketches and photos, and their splits.", ["splip.data", "splip.data.datasets"]),
     ("milvus", "A gallery in a Milvus collection.", ["splip.milvus"]),

@@ -22,17 +22,20 @@ def _sizes(about: Manifest) -> list[str]:
     ]
 
 
+FITS = {
+    "pad": "scaled to fit and padded with white",
+    "pad-black": "scaled to fit and padded with black",
+    "stretch": "stretched to a square",
+    "crop": "scaled, and its centre cut out",
+}
+
+
 def _lines(about: Manifest, source: str) -> list[str]:
     model, S, D = about.model, about.image_size, about.embed_dim
     backbone = model["backbone"]
     weights = backbone["pretrained"] or f"random weights of seed {backbone['seed']}"
     low, best, high = about.batch
     trained = f"trained on {model['classes']} classes" if model["classes"] else "not trained"
-    fits = {
-        "pad": "scaled to fit and padded with white",
-        "stretch": "stretched to a square",
-        "crop": "scaled, and its centre cut out",
-    }
     crop = "; a sketch is first cropped to its ink plus a small border" if about.crop_sketches else ""
     lines = [
         f"# {about.name}",
@@ -53,7 +56,7 @@ def _lines(about: Manifest, source: str) -> list[str]:
         "",
         "## Input and output",
         "",
-        f"A picture is upright and on white, {fits[about.fit]}, {S} x {S} pixels, bicubic{crop}.",
+        f"A picture is upright and on white, {FITS[about.fit]}, {S} x {S} pixels, bicubic{crop}.",
         "",
     ]
     if about.fused:

@@ -76,7 +76,7 @@ def test_later_files_win(tmp_path):
         ("resume: 0", "resume must be bool, got 0"),
         ("train_backbone: 1", "train_backbone must be bool, got 1"),
         ("out: 3", "out must be a path, got 3"),
-        ("data: {fit: squash}", "data.fit must be one of pad, stretch, crop, got 'squash'"),
+        ("data: {fit: squash}", "data.fit must be one of pad, stretch, crop, pad-black, got 'squash'"),
         ("data: {unseen: box}", "data.unseen must be a list, got 'box'"),
         ("data: 3", "data must be a mapping, got 3"),
         ("extra: 3", "extra must be a mapping, got 3"),

@@ -64,12 +64,12 @@ def test_methods_of_the_package_cannot_be_replaced(plugged):
 
 
 def test_built_in_names():
-    assert {"splip", "zero-shot", "clip-ln", "clip-at", "maple"} <= set(METHODS.names())
+    assert {"splip", "zero-shot", "clip-ln", "clip-at", "maple", "dp-clip"} <= set(METHODS.names())
     code = (
         "from splip.models import SpLIP, build; from splip.models.registry import METHODS; print(len(METHODS.names()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "5\n"  # whichever of the modules comes first
+    assert done.stdout == "7\n"  # whichever of the modules comes first
 
 
 def test_a_class_builds_its_own_method_only():

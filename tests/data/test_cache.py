@@ -95,6 +95,8 @@ def test_too_many_pixels(tmp_path, monkeypatch):
 def test_fit():
     wide = Image.new("RGB", (40, 20), "black")
     pad, stretch, crop = (images.square(wide, 20, fit) for fit in ("pad", "stretch", "crop"))
+    black = images.square(Image.new("RGB", (40, 20), "white"), 20, "pad-black")
+    assert (black[0] == 0).all() and (black[10] == 255).all()
     assert pad.shape == stretch.shape == crop.shape == (20, 20, 3)
     assert (pad[0] == 255).all() and (pad[10] == 0).all() and (stretch == 0).all() and (crop == 0).all()
 

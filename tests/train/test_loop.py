@@ -287,7 +287,7 @@ def configured(settings, *names, **changes):
 
 
 OVERLAYS = [name for name in config.shipped() if name.startswith("ablations/")]
-METHODS = ["zero-shot", "clip-ln", "clip-at", "clip-at-fg", "maple"]
+METHODS = ["zero-shot", "clip-ln", "clip-at", "clip-at-fg", "clip-at-as-released", "maple", "dp-clip"]
 # One of each kind; the others differ from them in a number or a switch.
 USUAL = ["depth-2", "full", "instance", "jigsaw-permuted", "layer-tokens-1", "loss-class", "no-b_vt", "no-layernorm"]
 USUAL = [

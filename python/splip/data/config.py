@@ -36,8 +36,8 @@ class DataConfig:
     """How many to hold out when nothing names them; none: a sixth, at most 12; 0: none, the last step is the best."""
     split_seed: int = 0
     """Seed of the choices above."""
-    fit: Literal["pad", "stretch", "crop"] = "pad"
-    """How a picture becomes square: white borders, stretched, or its centre."""
+    fit: Literal["pad", "stretch", "crop", "pad-black"] = "pad"
+    """How a picture becomes square: white borders, stretched, its centre, or black borders (CLIP-AT's released code)."""
     crop_sketches: bool = False
     """Crop every sketch to its ink plus a small border before it becomes square."""
     augment: Literal["none", "light", "strong"] = "light"

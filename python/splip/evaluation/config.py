@@ -32,6 +32,9 @@ class EvalConfig:
     gallery: tuple[Literal["sempcyc", "sempcyc-queries", "per-class-20", "all", "per-class", "paired-photo"], ...] = ()
     """zs: paired-photo; gzs: sempcyc (default), sempcyc-queries, per-class-20, all; fg: per-class, all (default: both). See
     metrics and protocols in the docs."""
+    support: int = 0
+    """fg with the gallery per-class, method dp-clip: adapt it to each class by so many of the gallery's photos. They are shown
+    with their labels, which no other method sees: what it gives is no zero-shot number."""
     duplicates: bool = False
     """zs on a benchmark: also measure with photos that lie in two folders counted twice, as published galleries do."""
     k: tuple[int, ...] = ()

@@ -19,7 +19,7 @@ from splip import disk
 from splip.data.config import DataConfig
 from splip.data.trees import Tree, load_tree
 from splip.errors import UserError
-from splip.evaluation import given, metrics, plots, prompts, protocols, queries
+from splip.evaluation import given, metrics, plots, prompts, protocols, queries, support
 from splip.evaluation.baselines import backbone_words, chance, hog, mean, need_hog, plain_backbone, raw_pixels
 from splip.evaluation.config import EvalConfig
 from splip.evaluation.presets import PRESETS
@@ -51,6 +51,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         raise UserError("nothing to measure: give --model, or --features and --labels")
     model = load_model(found := resolve(config.model), device)
     sizes = _sizes(config, model)
+    support.check(config, model)
     data = _test_data(config, model.config.data)
     if config.duplicates:
         if config.protocol != "zs" or config.gallery or data.dataset == "tree":
@@ -90,11 +91,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             print(f"left out {view.unpaired} sketches whose own photo cannot be read")
         measured.append((view, rows))
     asked = {c.name: c.meaning for view, _ in measured for c in _columns(config, data, view.protocol)}
-    if looked:
-        shares = looked["slot_attention"]
-        print(
-            f"attention on the prompts {100 * shares['mean']:.1f}%, {100 * shares['uniform']:.1f}% if on all tokens alike"
-        )
+    _say_looked(looked)
     sets = [_facts(view, rows, ours) for view, rows in measured]
     report = _report(config, found, model, test, leaked, asked, looked, sets)
     if config.json is not None:
@@ -115,6 +112,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 def _given(config: EvalConfig, device: torch.device) -> dict[str, Any]:
     """``--features``: what anybody's method found."""
+    if config.support:
+        raise UserError("--support adapts a model: it goes with --model, not with --features")
     columns = _columns(config, DataConfig(), None)
     measured = given.evaluate(config, columns, device)
     report = given.report(config, measured, columns)
@@ -135,6 +134,17 @@ def _by_query(view: View, rows: dict[str, metrics.Result], ours: str) -> queries
     names = [os.path.relpath(path, root) for path in view.sketches.paths]
     ordered = {ours: rows[ours], **rows}  # `splip compare` takes the first
     return queries.Measured(view.protocol.name, names, [tree.classes[label] for label in view.sketches.labels], ordered)
+
+
+def _say_looked(looked: dict[str, Any]) -> None:
+    """What was shown to the model, and who looks at its prompts."""
+    if "support" in looked:
+        print(f"note: {looked['support']['meaning']}")
+    if "slot_attention" in looked:
+        shares = looked["slot_attention"]
+        print(
+            f"attention on the prompts {100 * shares['mean']:.1f}%, {100 * shares['uniform']:.1f}% if on all tokens alike"
+        )
 
 
 def _say_whose(config: EvalConfig) -> None:
@@ -210,11 +220,16 @@ def _embed(
         features[f"plain {backbone_words(model)}"] = [plain_backbone(test, model, device)]
     own = test.embed_model(model, device, bars=True)
     features |= {_name(model): [own], **{f"{_name(model)}, {size}": [own.first(size)] for size in sizes}}
+    told: dict[str, Any] = {}
+    if config.support:
+        adapted, told = support.embed(test, model, config.support, config.seed, device)
+        shown = "1 photo" if config.support == 1 else f"{config.support} photos"
+        features[f"{_name(model)}, shown {shown} of each class"] = [adapted]
     if not config.prompts or not prompts.written(model):
-        return features, {}
+        return features, told
     for change in prompts.CHANGES:
         features[f"{_name(model)}, prompts {change}"] = [test.embed_model(model, device, True, change)]
-    return features, {"slot_attention": prompts.attention(test, model, device)}
+    return features, {**told, "slot_attention": prompts.attention(test, model, device)}
 
 
 def _test_data(config: EvalConfig, trained: DataConfig) -> DataConfig:

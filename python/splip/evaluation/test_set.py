@@ -57,7 +57,8 @@ class TestSet:
         names: classes of the sketches.
         config: how pictures become square.
         side: pixels.
-        gallery: positions of the photos in ``tree.photos``; None: those of the classes.
+        gallery: rising positions of the photos in ``tree.photos``; None: those of the classes. One that stands there several
+            times is decoded once, and :meth:`measure` counts it so often.
         queries: positions of the sketches in ``tree.sketches``; None: those of the classes.
     """
 
@@ -77,6 +78,7 @@ class TestSet:
             queries = np.flatnonzero(np.isin(tree.sketches.labels, labels))
         if gallery is None:
             gallery = np.flatnonzero(np.isin(tree.photos.labels, labels))
+        given, gallery = gallery, np.unique(gallery)
         sketches, photos = tree.sketches.take(queries.tolist()), tree.photos.take(gallery.tolist())
         self.tree, self.names = tree, names
         drawing = Pictures if tree.drawn else Drawn
@@ -90,6 +92,7 @@ class TestSet:
         self.photos = photos.take(self.photo_pictures.kept)
         # Where they stand in the tree's lists.
         self.queries, self.gallery = queries[self.sketch_pictures.kept], gallery[self.photo_pictures.kept]
+        self.counted = np.searchsorted(self.gallery, given[np.isin(given, self.gallery)])  # rows of photos
         self.skipped = self.sketch_pictures.skipped + self.photo_pictures.skipped
         if not len(self.sketches) or not len(self.photos):
             what = "sketches" if not len(self.sketches) else "photos"
@@ -97,7 +100,8 @@ class TestSet:
 
     def measure(self, sketches: Tensor, photos: Tensor) -> metrics.Result:
         """All sketches among all photos, in the columns of a plain tree."""
-        return metrics.measure(sketches, *_labels(self.sketches), photos, *_labels(self.photos))
+        counted = self.photos.take(self.counted.tolist())
+        return metrics.measure(sketches, *_labels(self.sketches), photos[self.counted], *_labels(counted))
 
     def measure_model(self, model: Retriever, device: torch.device, change: Change | None = None) -> metrics.Result:
         features = self.embed_model(model, device, change=change)

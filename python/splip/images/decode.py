@@ -24,7 +24,7 @@ from PIL import Image, ImageChops, ImageCms, JpegImagePlugin, features
 from splip.errors import Skipped, UnreadablePicture, shown
 from splip.images import archive
 
-Fit = Literal["pad", "stretch", "crop"]
+Fit = Literal["pad", "stretch", "crop", "pad-black"]
 
 # Pillow's name of each format that is read, and its media type: what is read can be shown. Pillow knows forty more,
 # among them EPS, for which it runs Ghostscript.
@@ -379,13 +379,13 @@ def square(image: Image.Image, side: int, fit: Fit = "pad", crop_ink: bool = Fal
         kept = min(width, height)
         left, top = left + (width - kept) * 0.5, top + (height - kept) * 0.5
         right, bottom = left + kept, top + kept
-    elif fit == "pad":
+    elif fit in ("pad", "pad-black"):
         longer = max(width, height)
         shape = (max(1, round(width / longer * side)), max(1, round(height / longer * side)))
     small = image.resize(shape, Image.Resampling.BICUBIC, (left, top, right, bottom))
     if shape == (side, side):
         return np.asarray(small)
-    canvas = Image.new("RGB", (side, side), (255, 255, 255))
+    canvas = Image.new("RGB", (side, side), (0, 0, 0) if fit == "pad-black" else (255, 255, 255))
     canvas.paste(small, (round((side - small.width) * 0.5), round((side - small.height) * 0.5)))
     return np.asarray(canvas)
 

@@ -23,6 +23,8 @@ class ZeroShot(Retriever):
     def check(cls, config: TrainConfig) -> None:
         if config.train_backbone:
             raise UserError("method zero-shot trains nothing: leave out --train-backbone")
+        if config.train_also:
+            raise UserError("method zero-shot trains nothing: leave out --train-also")
         if config.loss.matryoshka:
             raise UserError("method zero-shot trains nothing: leave out --loss.matryoshka")
 
@@ -41,8 +43,9 @@ class ClipAT(Retriever):
 
     def make_prompts(self) -> None:
         self.backbone.need_prompts()
+        p = self.config.prompts
         self.modality_tokens = ModalityTokens(
-            len(MODALITIES), self.backbone.visual_width, self.config.prompts.visual_tokens
+            len(MODALITIES), self.backbone.visual_width, p.visual_tokens, p.visual_std
         )
 
     def write_visual(self, modality: Tensor, summary: object) -> list[Tensor]:

@@ -32,6 +32,7 @@ from splip.models.towers.text import TextTower
 
 open_clip.add_model_config(CONFIGS / "models")
 WEIGHTS = Path(__file__).parents[1] / "weights"
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its pixels
 
 
 class PromptedCLIP(nn.Module):
@@ -57,6 +58,8 @@ class PromptedCLIP(nn.Module):
         self.config = config
         self.revision = hub.commit_of(config)  # of weights from the hub
         self.visual_tower = tower = families.visual_of(config.name, self.clip)
+        if config.normalisation == "imagenet":
+            tower.mean, tower.std = IMAGENET
         self.text_tower = families.text_of(config.name, self.clip, activation.folder_of(config))
         self.image_size, self.patch_size, self.patches = tower.image_size, tower.patch_size, tower.patches
         self.visual_width, self.visual_layers, self.embed_dim = tower.width, tower.layers, tower.embed_dim

@@ -8,7 +8,7 @@ from splip.data.config import DataConfig
 from splip.errors import UserError
 
 SMALLEST = 8  # components of a vector that is cut
-LEAST = {"text_tokens": 0, "layer_tokens": 0, "visual_tokens": 1}
+LEAST = {"text_tokens": 0, "layer_tokens": 0, "visual_tokens": 1, "support": 1}
 MOST_TOKENS, MOST_WIDTH = 1000, 8192  # beyond any use: sizes that a damaged file could ask for fill the memory
 
 
@@ -27,6 +27,8 @@ class BackboneConfig:
     quick_gelu: Literal["auto", "true", "false"] = "auto"
     """Whether the weights were trained with QuickGELU, as OpenAI's were; auto: as open_clip knows of its tags, and a file
     or a configuration beside it says."""
+    normalisation: Literal["own", "imagenet"] = "own"
+    """Mean and deviation of the pixels: those that the weights were trained with, or ImageNet's (CLIP-AT's released code)."""
     revision: str | None = None
     """Commit of the hub's repository that a tag's weights come from; none: the newest, which checkpoints note."""
 
@@ -43,6 +45,12 @@ class PromptConfig:
     """n: tokens that B_vt makes of each text layer's states; 0 turns B_vt off."""
     visual_tokens: int = 3
     """CLIP-AT: learned tokens of each modality at the visual input."""
+    visual_std: float = 0.02
+    """CLIP-AT: standard deviation of these tokens at the start."""
+    support: int = 3
+    """DP-CLIP: photos of a category that its prompts are made of in training."""
+    channel_scales: bool = False
+    """DP-CLIP: scale the components of features by the category's name, where it is known."""
     depth: int | None = None
     """Layers that get prompts, counted from the input; none: all."""
     template: str = "{modality} of a"
@@ -67,7 +75,7 @@ class PromptConfig:
 
 @dataclass
 class LossConfig:
-    """L = triplet * L_triplet + classification * L_class + jigsaw * L_cjs (+ divergence * L_delta)."""
+    """L = triplet * L_triplet + classification * L_class + jigsaw * L_cjs (+ other terms by their weights)."""
 
     triplet: float = 1.0
     """Weight of the triplet loss."""
@@ -77,6 +85,21 @@ class LossConfig:
     """Weight of the jigsaw loss (beta)."""
     divergence: float = 0.0
     """Weight of CLIP-AT's f-divergence between the classes' relative distances; needs per_class of 2 or more."""
+    elastic: float = 0.0
+    """DisAmb's elastic matching, 0 to 1: how much of the triplet loss the most ambiguous pairs lose; needs a second copy of
+    the backbone, which says before training what is ambiguous."""
+    elastic_scales: Literal["margin", "weight"] = "margin"
+    """What of the triplet loss elastic scales."""
+    icon: float = 0.0
+    """Weight of SketchScape's ICon: similarities to the batch's photos match a target distribution."""
+    icon_temperature: float = 0.07
+    """ICon: of the similarities."""
+    icon_spread: float = 0.2
+    """ICon: the share of the target that all photos get alike, because sketches are ambiguous."""
+    consistency: float = 0.0
+    """Weight of the divergence between how sketches and how their photos relate to the rest of the batch, our reading of MCC's."""
+    consistency_temperature: float = 0.1
+    """Consistency: of the similarities."""
     matryoshka: tuple[int, ...] = ()
     """Sizes, e.g. 64 128 256: what the losses say of features and texts is the mean over their first so many components,
     normalised again, and over all of them. Vectors may be cut to these sizes afterwards (--dimensions); none: they may not."""
@@ -115,8 +138,8 @@ class TrainConfig:
     resume: bool = False
     """Continue the run in --out from where it stopped."""
     method: str = "splip"
-    """splip, zero-shot (trains nothing), clip-ln (LayerNorms only), clip-at, maple, or one of a plugin; `--config clip-at`
-    and `--config maple` set their recipes."""
+    """splip, zero-shot (trains nothing), clip-ln (LayerNorms only), clip-at, maple, dp-clip (fine-grained), or one of a plugin;
+    `--config clip-at`, `--config maple` and `--config dp-clip` set their recipes."""
     setting: Literal["category", "fine-grained"] = "category"
     """What a sketch is to find: photos of its class, or the photo it was drawn from."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -131,6 +154,8 @@ class TrainConfig:
     """Train the LayerNorms of the text tower."""
     train_stem: bool | None = None
     """Train the scales and shifts of a convolutional stem; none: as train_layernorm."""
+    train_also: tuple[Literal["attention-inputs", "class-token", "positions", "projection"], ...] = ()
+    """Parts of a CLIP ViT's visual tower that are trained besides, at layernorm_lr: what CLIP-AT's released code leaves unfrozen."""
     train_backbone: bool = False
     """Train all weights but the word embeddings, and a BatchNorm after each tower: for random weights."""
     positives: Literal["class", "instance"] = "class"
@@ -158,9 +183,13 @@ class TrainConfig:
     clip_gradient: float | None = None
     """Largest norm of the gradient of all trained numbers together; none: any."""
     warmup: int = 50
-    """Steps of linear warm-up, then the rate follows a cosine down to a hundredth."""
+    """Steps of linear warm-up, then the rate follows the schedule."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """The learning rate after the warm-up: a cosine down to a hundredth, or as it is."""
     eval_every: int = 100
     """Steps between measurements on the validation classes; the best checkpoint is kept."""
+    eval_gallery: Literal["all", "paired-photo"] = "all"
+    """What they search there: all photos of these classes, or one for each sketch, drawn from its class (CLIP-AT's code)."""
     eval_prompts: bool = True
     """Measure there also without the visual prompts, and with the other modality's."""
     tensorboard: bool = False
@@ -226,6 +255,8 @@ def check_numbers(config: TrainConfig, layers: int, any_depth: bool) -> None:
         raise UserError(f"prompts.depth must be between 0 and {layers} for {config.backbone.name}, got {p.depth}")
     if not 0 <= p.ema <= 1:
         raise UserError(f"prompts.ema must be between 0 and 1, got {p.ema}")
+    if not 0 <= p.visual_std < float("inf"):
+        raise UserError(f"prompts.visual_std must not be negative, got {p.visual_std}")
     for name, least in LEAST.items():
         if getattr(p, name) < least:
             raise UserError(f"prompts.{name} must be at least {least}, got {getattr(p, name)}")

@@ -97,10 +97,10 @@ class LayersToVision(nn.Module):
 class ModalityTokens(nn.Module):
     """CLIP-AT's prompts (Sain et al., CVPR 2023): learned tokens at the visual input, a set for each modality."""
 
-    def __init__(self, modalities: int, visual_width: int, tokens: int) -> None:
+    def __init__(self, modalities: int, visual_width: int, tokens: int, std: float = 0.02) -> None:
         super().__init__()
         self.tokens = nn.Parameter(torch.empty(modalities, tokens, visual_width))
-        nn.init.normal_(self.tokens, std=0.02)
+        nn.init.normal_(self.tokens, std=std)
 
 
 class CoupledPrompts(nn.Module):

@@ -18,7 +18,9 @@ from splip.models.names import Model, resolve
 from splip.models.retriever import Retriever
 from splip.plugins import Registry
 
-METHODS: Registry[type[Retriever]] = Registry("method", "splip.models.splip", "splip.models.baselines")
+METHODS: Registry[type[Retriever]] = Registry(
+    "method", "splip.models.splip", "splip.models.baselines", "splip.models.support"
+)
 UNTRAINED = "zero-shot"
 M = TypeVar("M", bound=type[Retriever])
 

@@ -314,6 +314,10 @@ class Retriever(nn.Module):
         texts, summary = self._constant_texts
         return Conditions(texts, self._visual_prompts(modality, summary))
 
+    def condition(self, patches: Tensor, modality: Tensor, mean: Tensor, labels: Tensor) -> Conditions:
+        """Of a training batch; ``labels [3 * B]``: classes of its first images. Else see the two below."""
+        return self.condition_images(patches, modality) if self.per_image else self.condition_modalities(mean)
+
     def condition_images(self, patches: Tensor, modality: Tensor) -> Conditions:
         """Texts and visual prompts of each image, from itself.
 

@@ -4,13 +4,21 @@ from typing import Any
 
 from torch import nn
 
+from splip.errors import UserError
+
 
 def trained(model: Any) -> list[nn.Parameter]:
-    """All outside a retriever's backbone; its normalisations and the scales and shifts of its stem as the settings say.
+    """All outside a retriever's backbone; its normalisations, the scales and shifts of its stem and other parts as the
+    settings say.
 
     With ``train_backbone`` everything but logit scale and word embeddings.
+
+    Raises:
+        UserError: the backbone has no part that ``train_also`` names, or all is trained already.
     """
     c, clip = model.config, model.backbone
+    if c.train_backbone and c.train_also:
+        raise UserError("train_backbone trains all weights: leave out train_also")
     if c.train_backbone:
         # Three quarters of a tiny model: random vectors tell words apart as well as trained ones.
         frozen = (clip.clip.logit_scale, clip.text.token_embedding.weight)
@@ -20,6 +28,11 @@ def trained(model: Any) -> list[nn.Parameter]:
         wanted += clip.visual_tower.normalisations()
     if c.train_layernorm if c.train_stem is None else c.train_stem:
         wanted += clip.visual_tower.stem_affine()
+    for name in c.train_also:
+        parts = clip.visual_tower.part(name)
+        if not parts:
+            raise UserError(f"train_also: the visual tower of backbone {c.backbone.name} has no part {name}")
+        wanted += parts
     if c.train_text_layernorm and clip.text_tower is not None:
         text = (*clip.text.transformer.modules(), clip.text.ln_final)
         wanted += [p for m in text if isinstance(m, nn.LayerNorm) for p in m.parameters()]

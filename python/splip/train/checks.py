@@ -13,6 +13,7 @@ from splip import distributed
 from splip.config import differences, from_dict
 from splip.data.trees import Items, Tree, load_tree, unpaired
 from splip.errors import UserError
+from splip.evaluation import protocols
 from splip.evaluation.test_set import TestSet
 from splip.models.activation import as_recorded
 from splip.models.checkpoint import read_checkpoint
@@ -21,6 +22,7 @@ from splip.models.names import LAST, in_folder
 from splip.models.registry import METHODS
 from splip.train import log, terms
 from splip.train.batches import Feed
+from splip.train.rivals import elastic
 
 # Settings that change nothing about a model: resumed runs, and the machines of one run, may have others.
 FREE = ("out:", "resume:", "device:", "data.root:", "data.memory_gb:", "data.cache:", "tensorboard:", "eval_prompts:")
@@ -48,15 +50,22 @@ def check_settings(config: TrainConfig) -> None:
     method = METHODS[config.method]
     method.check(config)
     terms.check(config.loss)
+    elastic.check(config)
     if method.trains and not any(terms.weights(config.loss).values()):
         raise UserError("all weights of the loss are 0: nothing to train for")
     if config.loss.divergence and config.per_class < 2:
         raise UserError("loss.divergence compares the triplets of a class: set per_class to 2 or more")
+    if config.eval_gallery == "paired-photo" and config.setting == "fine-grained":
+        raise UserError(
+            "eval_gallery: paired-photo is a gallery of classes, and the setting fine-grained asks for things"
+        )
     parts = config.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
     if config.batch_size % parts:
         raise UserError(f"batch_size {config.batch_size} is not a multiple of {parts} (processes x accumulate)")
     if config.loss.divergence and parts > 1:
         raise UserError("loss.divergence compares classes over the whole batch: one process, and accumulate 1")
+    if config.loss.consistency and config.batch_size // parts < 3:
+        raise UserError(f"loss.consistency compares the pairs of a batch: 3 at least, got {config.batch_size // parts}")
     if config.tensorboard:
         log.need_tensorboard()
 
@@ -150,7 +159,10 @@ def validation(config: TrainConfig, tree: Tree, side: int) -> TestSet | None:
     """The pictures of the validation classes; None: there are no such classes."""
     if not tree.validation:
         return None
-    made = TestSet(tree, tree.validation, config.data, side)
+    gallery = None
+    if config.eval_gallery == "paired-photo":
+        gallery = protocols.build("zs", ("paired-photo",), tree, tree.validation, config.seed)[0].gallery
+    made = TestSet(tree, tree.validation, config.data, side, gallery)
     if config.setting == "fine-grained":
         lacking = unpaired(made.sketches, made.photos)
         if len(lacking) == len(made.sketches):

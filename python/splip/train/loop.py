@@ -350,14 +350,15 @@ def _forward_backward(parallel: Any, objective: Objective, part: Part, accumulat
 
 
 def _parameter_groups(trainable: dict[str, torch.nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:
-    """Matrices decay, vectors do not; the backbone's LayerNorms may have a rate of their own."""
+    """Matrices decay, vectors do not; what is trained of a backbone may have a rate of its own."""
     peak = config.lr if config.layernorm_lr is None else config.layernorm_lr
     norms = {n for n in trainable if n.startswith("backbone.")}
     if config.train_backbone:
         norms = {n for n in norms if ".ln_" in n or n.endswith((".scale", ".shift"))}
+    others = set() if config.train_backbone else {n for n in norms if trainable[n].dim() > 1}  # of train_also
     groups = [
         {
-            "params": [p for n, p in trainable.items() if p.dim() > 1],
+            "params": [p for n, p in trainable.items() if p.dim() > 1 and n not in others],
             "weight_decay": config.weight_decay,
             "peak": config.lr,
         },
@@ -366,15 +367,18 @@ def _parameter_groups(trainable: dict[str, torch.nn.Parameter], config: TrainCon
             "weight_decay": 0.0,
             "peak": config.lr,
         },
-        {"params": [p for n, p in trainable.items() if n in norms], "weight_decay": 0.0, "peak": peak},
+        {"params": [p for n, p in trainable.items() if n in norms - others], "weight_decay": 0.0, "peak": peak},
+        {"params": [trainable[n] for n in sorted(others)], "weight_decay": config.weight_decay, "peak": peak},
     ]
     return [group for group in groups if group["params"]]
 
 
 def _learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to a hundredth; as a share of the peak rate."""
+    """Linear warm-up, then a cosine down to a hundredth, or the rate itself; as a share of the peak rate."""
     warmup = min(config.warmup, steps // 2)
     if step < warmup:
         return (step + 1) / warmup
+    if config.schedule == "constant":
+        return 1.0
     done = (step - warmup) / max(1, steps - warmup)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from splip.errors import UserError
 from splip.models.retriever import Retriever
 from splip.train.losses import NEGATIVES
+from splip.train.rivals import elastic
 from splip.train.terms import FORMS, TERMS, Encoded, check, weights
 
 
@@ -26,6 +27,7 @@ class Objective(nn.Module):
         super().__init__()
         loss = model.config.loss
         check(loss)
+        elastic.check(model.config)
         self.model, self.negatives = model, NEGATIVES[loss.negatives]
         self.weights = {name: weight for name, weight in weights(loss).items() if weight}
         self.terms = {name: TERMS[name] for name in self.weights}
@@ -35,6 +37,7 @@ class Objective(nn.Module):
             if model.no_words and name in self.weights and (name != "triplet" or loss.margin == "adaptive"):
                 raise UserError(f"{instead}, because {model.no_words}")
         self.sizes = model.dimensions if loss.matryoshka else ()
+        self.untrained = elastic.Untrained(model.config, model.backbone_identity) if loss.elastic else None
 
     def pieces(self, B: int, generator: torch.Generator) -> Tensor:
         """Which permutations of the bank shuffle the pictures of a batch: ``[B, 2]``, two different ones each."""
@@ -72,10 +75,14 @@ class Objective(nn.Module):
             if mean is None:
                 mean = model.average(patches, modality)
                 model.remember(mean)
-            conditions = model.condition_images(every, kinds) if model.per_image else model.condition_modalities(mean)
+            conditions = model.condition(every, kinds, mean, labels)
             features, tokens = model.encode(every, kinds, conditions)
-        negative, pick = self._negatives(features, labels, instances)
-        batch = Encoded(model, features, tokens, conditions.texts, labels, modality, pieces, negative, pick)
+        allowed = self._allowed(labels, instances)
+        negative, pick = self._negatives(features, allowed)
+        batch = Encoded(
+            model, features, tokens, conditions.texts, labels, instances, modality, pieces, negative, pick,
+            self._ambiguity(images, allowed),
+        )  # fmt: skip
         terms = self._terms(batch)
         for name, value in terms.items():
             if value.dim():
@@ -106,13 +113,24 @@ class Objective(nn.Module):
         shuffled = model.backbone.embed_patches(pictures, permutations, model.config.loss.tiles)
         return torch.cat([patches, shuffled]), torch.cat([modality, kinds])
 
-    def _negatives(self, features: Tensor, labels: Tensor, instances: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features ``[B, D]`` of the negatives, and their positions ``[B]`` among the photos if they were mined."""
+    def _allowed(self, labels: Tensor, instances: Tensor) -> Tensor:
+        """Which photos count as negatives of a sketch: ``[B, 2 * B]`` bool."""
         B = len(labels) // 3
-        photos = features[B : 3 * B]
         same_class = labels[:B, None] == labels[None, B:]
         same_thing = instances[:B, None] == instances[None, B:]
-        allowed = same_class & ~same_thing if self.model.config.setting == "fine-grained" else ~same_class
+        return same_class & ~same_thing if self.model.config.setting == "fine-grained" else ~same_class
+
+    def _ambiguity(self, images: Tensor, allowed: Tensor) -> Tensor | None:
+        """How ambiguous the pairs are, ``[B]``; None: nobody asks."""
+        if self.untrained is None:
+            return None
+        sketch, positive, drawn = self.untrained.features(images).chunk(3)
+        return elastic.ambiguity(sketch, positive, torch.cat([positive, drawn]), allowed)
+
+    def _negatives(self, features: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features ``[B, D]`` of the negatives, and their positions ``[B]`` among the photos if they were mined."""
+        B = len(allowed)
+        photos = features[B : 3 * B]
         with torch.no_grad():
             pick = self.negatives(features[:B], features[B : 2 * B], photos, allowed)
         if pick is None:

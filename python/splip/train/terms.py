@@ -19,6 +19,9 @@ from splip.models.jigsaw import WITH_HEAD
 from splip.models.retriever import Retriever
 from splip.plugins import Registry
 from splip.train import losses
+from splip.train.rivals import consistency as mcc
+from splip.train.rivals import elastic
+from splip.train.rivals import icon as sketchscape
 
 
 @dataclass
@@ -30,10 +33,12 @@ class Encoded:
     tokens: Tensor  # [3 * B + N, 1 + P, d_v] of the last visual layer
     texts: Tensor  # [G, C, D] class texts, unit length; G is 2, or every image its own
     labels: Tensor  # [3 * B] int64
+    instances: Tensor  # [3 * B] int64, equal for the same thing
     modality: Tensor  # [3 * B] int64, 0 sketch, 1 photo
     pieces: Tensor  # [B, 2] int64, permutations of the bank
     negative: Tensor  # [B, D] of the photos that are the negatives
     pick: Tensor | None  # [B] int64, their places among the photos if they were mined; None: as drawn
+    ambiguity: Tensor | None = None  # [B] of the pairs, with loss.elastic
 
     @property
     def config(self) -> TrainConfig:
@@ -69,6 +74,17 @@ class Encoded:
         return self._thirds[1]
 
     @property
+    def photos(self) -> Tensor:
+        """Features of the positive and the drawn negative photos, ``[2 * B, D]``."""
+        return self.features[self.size : 3 * self.size]
+
+    @property
+    def own(self) -> Tensor:
+        """Which of the photos a sketch is to find, ``[B, 2 * B]`` bool: its class's, fine-grained those of its thing."""
+        kind = self.instances if self.config.setting == "fine-grained" else self.labels
+        return kind[: self.size, None] == kind[None, self.size :]
+
+    @property
     def other(self) -> Tensor:
         """Classes of the negatives, ``[B]`` int64."""
         B = self.size
@@ -78,7 +94,14 @@ class Encoded:
 Term = Callable[[Encoded], Tensor]  # a scalar
 TERMS: Registry[Term] = Registry("loss.terms")
 register_term = TERMS.register
-WEIGHTED = ("triplet", "classification", "jigsaw", "divergence")  # weights are settings of these names
+WEIGHTED = (
+    "triplet",
+    "classification",
+    "jigsaw",
+    "divergence",
+    "icon",
+    "consistency",
+)  # weights are settings of these names
 
 COLUMNS = ("step", "loss", "lr", "seconds", "stop")  # of log.csv; no term may be called so, nor begin with val_
 
@@ -103,6 +126,11 @@ def check(loss: LossConfig) -> None:
         where = f"loss.{name}" if name in WEIGHTED else f"loss.terms.{name}"
         if not 0 <= weight < math.inf:
             raise UserError(f"{where} must not be negative, got {weight}")
+    for name in ("icon_temperature", "consistency_temperature"):
+        if not 0 < getattr(loss, name) < math.inf:
+            raise UserError(f"loss.{name} must be greater than 0, got {getattr(loss, name)}")
+    if not 0 <= loss.icon_spread <= 1:
+        raise UserError(f"loss.icon_spread must be between 0 and 1, got {loss.icon_spread}")
     for registry, names in ((TERMS, loss.terms), (losses.MARGINS, [loss.margin]), (losses.NEGATIVES, [loss.negatives]),
                             (FORMS, [loss.jigsaw_form])):  # fmt: skip
         for name in names:
@@ -111,10 +139,14 @@ def check(loss: LossConfig) -> None:
 
 @register_term("triplet")
 def triplet(batch: Encoded) -> Tensor:
-    """L_triplet, with the margin that ``loss.margin`` names."""
+    """L_triplet, with the margin that ``loss.margin`` names; with ``loss.elastic`` as strong as a pair is plain."""
     own, similarity = batch.labels[: batch.size], batch.model.class_similarity
     margin = losses.MARGINS[batch.config.loss.margin](own, batch.other, similarity, batch.config)
-    return losses.triplet(batch.sketch, batch.positive, batch.negative, margin)
+    if batch.ambiguity is None:
+        return losses.triplet(batch.sketch, batch.positive, batch.negative, margin)
+    loss = batch.config.loss
+    strength = 1 - loss.elastic * batch.ambiguity
+    return elastic.triplet(batch.sketch, batch.positive, batch.negative, margin, strength, loss.elastic_scales)
 
 
 @register_term("classification")
@@ -137,6 +169,19 @@ def jigsaw(batch: Encoded) -> Tensor:
 def divergence(batch: Encoded) -> Tensor:
     """L_delta, over the triplets as they are after mining."""
     return losses.relative_distance_divergence(batch.sketch, batch.positive, batch.negative, batch.labels[: batch.size])
+
+
+@register_term("icon")
+def icon(batch: Encoded) -> Tensor:
+    """SketchScape's loss, over all photos of the batch."""
+    loss = batch.config.loss
+    return sketchscape.icon(batch.sketch, batch.photos, batch.own, loss.icon_temperature, loss.icon_spread)
+
+
+@register_term("consistency")
+def consistency(batch: Encoded) -> Tensor:
+    """Sketches relate to each other as their photos do, in our reading of MCC."""
+    return mcc.consistency(batch.sketch, batch.positive, batch.config.loss.consistency_temperature)
 
 
 # ---- forms of the jigsaw ----

@@ -150,6 +150,10 @@ class VisualTower:
         """The scales and shifts of a stem of this package, which its BatchNorms left."""
         return []
 
+    def part(self, name: str) -> list[nn.Parameter]:
+        """The parameters that ``train_also`` calls so; empty: this family has no such part."""
+        return []
+
     def turn(self, x: Tensor, slots: int, state: Any) -> Tensor:
         """Queries or keys ``[B, H, L, d_h]`` with their rotary positions; ``slots`` of the tokens are prompts."""
         return x

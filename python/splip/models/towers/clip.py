@@ -87,6 +87,18 @@ class ClipViT(VisualTower):
     def normalisations(self) -> list[nn.Parameter]:
         return [p for m in self.module.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()]
 
+    def part(self, name: str) -> list[nn.Parameter]:
+        visual = self.module
+        if name == "attention-inputs":
+            blocks = [block.attn for block in visual.transformer.resblocks]
+            return [p for attn in blocks for p in (attn.in_proj_weight, attn.in_proj_bias) if p is not None]
+        whole = {
+            "class-token": visual.class_embedding,
+            "positions": visual.positional_embedding,
+            "projection": visual.proj,
+        }
+        return [p for p in (whole[name],) if isinstance(p, nn.Parameter)]
+
     def stem_affine(self) -> list[nn.Parameter]:
         embedding = self.module.conv1
         return embedding.affine() if isinstance(embedding, ConvStem) else []
