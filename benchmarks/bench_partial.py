@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,26 +48,29 @@ def run(task: tuple[str, int, Path, Path]) -> None:
     (out / "done").touch()
 
 
-def measure(model: str, sample: Path, strokes: Path | None, frame: Any) -> dict[str, Any]:
+def measure(name: str, sample: Path, strokes: Path | None, frame: Any) -> dict[str, Any]:
     """Both targets: a photo of the class among those of all validation classes, and the very photo among them."""
-    from splip.evaluation.evaluate import evaluate
+    import torch
 
-    found: dict[str, Any] = {}
-    for name, options in {"class": {"protocol": "zs"}, "photo": {"protocol": "fg", "gallery": ("all",)}}.items():
-        config = EvalConfig(
-            model,
-            root=sample,
-            classes="validation",
-            partial=True,
-            strokes=strokes,
-            frame=frame,
-            device="cpu",
-            **options,
-        )
-        report = evaluate(config)["partial"]
-        found[name] = report["results"][0]
-        found["without_strokes"] = report["without_strokes"]
-    return found
+    from splip.data import load_tree
+    from splip.evaluation import TestSet, partial, protocols
+    from splip.evaluation.test_set import View
+    from splip.models import load_model
+    from splip.models.names import resolve
+
+    device = torch.device("cpu")
+    config = EvalConfig(name, partial=True, strokes=strokes, frame=frame)
+    model = load_model(resolve(name), device)
+    data = replace(model.config.data, root=sample, dataset="tree", split=None)
+    tree = load_tree(sample, data)
+    chosen = [
+        *protocols.build("zs", (), tree, tree.validation, 0),
+        *protocols.build("fg", ("all",), tree, tree.validation, 0),
+    ]
+    test = TestSet(tree, tree.validation, data, model.backbone.image_size)
+    views = [View(test, protocol, device) for protocol in chosen]
+    found = partial.measure(config, model, data, test, views, device)["partial"]
+    return {"without_strokes": found["without_strokes"], **dict(zip(("class", "photo"), found["results"], strict=True))}
 
 
 def main() -> None:

@@ -205,3 +205,13 @@ def test_settings_out_of_range(settings, name, value):
     setattr(settings.data, name, value)
     with pytest.raises(UserError, match=f"data.{name} must be"):
         loop.train(settings)
+
+
+def test_crumbs_of_a_line_come_with_it():
+    """Else a finished circle would have gaps until the very end; a dot of its own comes when it is drawn."""
+    grey = np.full((30, 30), 255, dtype=np.uint8)
+    grey[10, 2:28] = 0
+    grey[9, 15] = 0  # a crumb
+    grey[20, 5] = 0
+    when = tracing.order(grey)
+    assert abs(when[9, 15] - when[10, 15]) < 2 / 26 and when[20, 5] == 1 > when[10].max()

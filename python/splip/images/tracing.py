@@ -8,6 +8,7 @@ import numpy as np
 
 INK = 96  # grey levels below white of a line
 FAINT = 8  # and of anything that is not paper
+LEAST = 4  # pixels of a stroke that branches off another
 # The eight neighbours, clockwise from above, as (row, column).
 AROUND = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
 
@@ -58,6 +59,12 @@ def walk(lines: np.ndarray) -> list[list[Pixel]]:
     return sorted(strokes, key=len, reverse=True)
 
 
+def _touches(stroke: list[Pixel], lines: np.ndarray) -> bool:
+    """Whether it is a crumb of another line: thick lines leave some when they are thinned."""
+    around = {(at[0] + r, at[1] + c) for at in stroke for r, c in AROUND} - set(stroke)
+    return any(0 <= r < lines.shape[0] and 0 <= c < lines.shape[1] and lines[r, c] for r, c in around)
+
+
 def order(grey: np.ndarray) -> np.ndarray:
     """When each pixel of a drawing was drawn, as a share of the length of its lines.
 
@@ -70,7 +77,9 @@ def order(grey: np.ndarray) -> np.ndarray:
     darkness = 255 - grey.astype(np.int16)
     lines = thin(darkness > min(INK, int(darkness.max(initial=0)) // 2))
     when = np.zeros(grey.shape, dtype=np.float32)
-    path = [at for stroke in walk(lines) for at in stroke] if darkness.max(initial=0) > FAINT else []
+    strokes = walk(lines) if darkness.max(initial=0) > FAINT else []
+    path = [at for stroke in strokes if len(stroke) >= LEAST or not _touches(stroke, lines) for at in stroke]
+    path = path or [at for stroke in strokes for at in stroke]
     if not path:
         return when
     points = np.array(path, dtype=np.float32)
