@@ -27,8 +27,10 @@ def checkpoint(settings, tmp_path):
 @pytest.fixture
 def run(checkpoint):
     def go(**options):
-        options = {"shares": (0.25, 1.0), **options}
-        return evaluate.evaluate(EvalConfig(checkpoint, device="cpu", partial=options.pop("partial", True), **options))
+        options = {"partial": True, **options}
+        if options["partial"]:
+            options = {"shares": (0.25, 1.0), **options}
+        return evaluate.evaluate(EvalConfig(checkpoint, device="cpu", **options))
 
     return go
 
@@ -46,6 +48,7 @@ def test_first_ranks_by_hand():
 
 
 def test_summary_by_hand():
+    assert partial.summary(np.array([1]), np.array([1]), ())["percentile"] == 1  # nothing else to be found
     found = partial.summary(np.array([1, 2, 5]), np.array([5, 5, 5]), (1, 2))
     assert found == pytest.approx(
         {
@@ -55,8 +58,7 @@ def test_summary_by_hand():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("frame", ["page", "whole"])
-@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize(("frame", "crop"), [("page", False), ("page", True), ("whole", True)])
 def test_whole_sketches_are_found_as_ever(run, tree, settings, checkpoint, frame, crop):
     pair(tree)
     if crop:
@@ -129,4 +131,6 @@ def test_refusals(refused, checkpoint, tree):
     assert "--shares must be above 0 and at most 1, got 10" in refused(*command, "--shares", "10")
     assert "--baselines does not go with --partial" in refused(*command, "--baselines")
     assert "--metrics zse does not go with --partial" in refused(*command, "--metrics", "zse")
+    assert "--strokes goes with --partial" in refused(*command[:-1], "--strokes", tree)
+    assert "--frame goes with --partial" in refused(*command[:-1], "--frame", "whole")
     assert "--per-query does not go with --partial" in refused(*command, "--per-query", "x.csv")

@@ -44,8 +44,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         raise UserError(f"--k must be at least 1, got {min(config.k)}")
     if config.protocol == "fg" and config.metrics in PRESETS:
         raise UserError(f"--metrics {config.metrics} is about classes; the protocol fg asks for the very photo")
-    if config.partial:
-        partial.check(config)
+    (partial.check if config.partial else partial.check_absent)(config)
     device = pick_device(config.device)
     if config.features or config.labels or config.instances:
         return _given(config, device)

@@ -38,6 +38,14 @@ MEANING = {
 }
 
 
+def check_absent(config: EvalConfig) -> None:
+    """Refuse settings of unfinished drawings where none are measured."""
+    plain = EvalConfig()
+    for name in ("shares", "strokes", "frame"):
+        if getattr(config, name) != getattr(plain, name):
+            raise UserError(f"--{name} goes with --partial")
+
+
 def check(config: EvalConfig) -> list[float]:
     """The shares.
 
@@ -183,7 +191,7 @@ def summary(ranks: np.ndarray, sizes: np.ndarray, ks: Sequence[int]) -> dict[str
         **accuracy,
         "median rank": float(np.median(ranks)),
         "mean rank": float(ranks.mean()),
-        "percentile": float(((sizes - ranks) / np.maximum(sizes - 1, 1)).mean()),
+        "percentile": float(np.where(sizes > 1, (sizes - ranks) / np.maximum(sizes - 1, 1), 1.0).mean()),
         "reciprocal": float((1 / ranks).mean()),
     }
 
@@ -216,7 +224,8 @@ def _measure_view(view: View, parts: Parts, photos: Tensor, shares: list[float],
         name: float(np.mean([row[of] for row in rows])) for name, of in (("m@A", "percentile"), ("m@B", "reciprocal"))
     }
     target = "the very photo" if protocol.instances else "a photo of the class"
-    facts = {"protocol": protocol.name, "target": target, "queries": len(kept), "gallery": len(gallery), **areas}
+    counts = {"queries": len(kept), "gallery": len(gallery), "unpaired": view.unpaired}
+    facts = {"protocol": protocol.name, "target": target, **counts, **areas}
     _print(facts, rows)
     return {**facts, "rows": rows}
 

@@ -81,6 +81,8 @@ class Run:
         if state is not None:
             checks.same_config(state, config, source)
         self.scaler = Scaler(config.precision, device)
+        if self.scaler.on and device.type == "cpu":
+            _say("note: float16 is slow on a processor; bf16 and fp32 are not")
         self.model = build(config, [tree.texts[tree.classes.index(name)] for name in tree.seen]).to(device)
         self.feed = Feed(tree, config, self.model.backbone.image_size, device)
         self.model.data = checks.data_facts(tree, self.feed)
