@@ -73,6 +73,17 @@ def measure(name: str, sample: Path, strokes: Path | None, frame: Any) -> dict[s
     return {"without_strokes": found["without_strokes"], **dict(zip(("class", "photo"), found["results"], strict=True))}
 
 
+def kept(out: Path, name: str, kind: str, sample: Path, strokes: Path | None, frame: Any) -> dict[str, Any]:
+    """:func:`measure`, unless it is there."""
+    file = out / "measured" / f"{'-'.join(Path(name).parts[-2:])}-{kind.replace(', ', '-').replace(' ', '-')}.json"
+    if not file.is_file():
+        found = measure(name, sample, strokes, frame)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found) + "\n")
+    found = json.loads(file.read_text())
+    return dict(found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=Path, default=Path("sample"), help="folder of `splip data sample`")
@@ -96,7 +107,7 @@ def main() -> None:
     rows = []
     for name, (label, each) in models.items():
         for kind, (strokes, frame) in sets.items():
-            runs = [measure(model, args.sample, strokes, frame) for model in each]
+            runs = [kept(args.out, model, kind, args.sample, strokes, frame) for model in each]
             rows.append({"name": name, "label": label, "strokes": kind, "runs": runs})
     report = {"machine": harness.machine("cpu"), "seeds": args.seeds, "classes": "validation", "rows": rows}
     path = harness.RESULTS / f"{args.save}.json"
