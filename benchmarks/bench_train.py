@@ -29,6 +29,7 @@ from splip.models.config import BackboneConfig, TrainConfig
 from splip.ops import reference
 from splip.train import losses
 from splip.train.objective import Objective
+from splip.train.precision import Scaler
 
 
 class Straightforward:
@@ -95,15 +96,21 @@ def build(classes: list[str], name: str) -> SpLIP:
     return SpLIP(TrainConfig(backbone=BackboneConfig(name)), classes).train()
 
 
-def stepper(model: SpLIP, objective: Callable[..., dict[str, Tensor]], batch: tuple[Tensor, ...]) -> Callable[[], Any]:
-    """Forward, backward and Adam on the parameters that SpLIP trains."""
+def stepper(
+    model: SpLIP,
+    objective: Callable[..., dict[str, Tensor]],
+    batch: tuple[Tensor, ...],
+    scaler: Scaler | None = None,
+) -> Callable[[], Any]:
+    """Forward, backward and Adam on the parameters that SpLIP trains; ``scaler``: of fp16."""
+    scaler = scaler or Scaler("fp32", torch.device("cpu"))
     optimiser = torch.optim.AdamW(model.trainable().values(), lr=0.0, fused=True)
 
     def step() -> dict[str, Tensor]:
         model.zero_grad(set_to_none=True)
         terms = objective(*batch)
-        terms["loss"].backward()
-        optimiser.step()
+        scaler.scale(terms["loss"]).backward()
+        scaler.step(optimiser)
         return terms
 
     return step

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import report_models
+import report_training
 from tables import RESULTS, load, machine, percent, table
 
 README = Path(__file__).parent.parent / "README.md"
@@ -339,6 +340,9 @@ TABLES = {
     "results": results,
     "exact": exact,
     "train": train,
+    "memory": report_training.memory,
+    "partial": report_training.partial,
+    "pseudo": report_training.pseudo,
     "evaluation": evaluation,
     "search": search,
     "kernels": kernels,

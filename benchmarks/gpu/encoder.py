@@ -11,6 +11,7 @@ from .worker import Job
 
 NEEDED = ("open_clip", "tyro", "yaml", "rich", "PIL")
 DEVICE, BACKBONE, BATCH, ENCODED, REPEATS = "cuda", "ViT-B-32", 64, (1, 32, 256), 10
+WHOLE, PRECISIONS = 192, ("fp32", "bf16", "fp16")  # of a step as it is trained
 
 
 def need(job: Job, *modules: str) -> None:
@@ -55,6 +56,8 @@ def training(job: Job) -> None:
     batch = tuple(t.to(DEVICE) for t in (images, both, torch.arange(3 * B), pieces))
     step = bench_train.stepper(model, objective, batch)
     compare(job, f"training step, {BACKBONE}, batch {B}", step)
+    for precision in PRECISIONS:
+        whole_step(job, model, precision)
     model.eval()
     for count in ENCODED:
         pictures = torch.randint(0, 256, (count, 3, S, S), dtype=torch.uint8, device=DEVICE)
@@ -65,6 +68,37 @@ def training(job: Job) -> None:
             error = float((model.encode_sketch(pictures) - want).abs().max())
         if not error <= 1e-3:
             job.wrong(f"encode_sketch, batch {count}: off by {error:.3g}")
+
+
+def whole_step(job: Job, model: Any, precision: str) -> None:
+    """The paper's batch as `splip train` computes it: its time, and the most memory that the card holds during it."""
+    import bench_train
+    import torch
+
+    from splip.train.objective import Objective
+    from splip.train.precision import Scaler
+
+    B, S, before = WHOLE, model.backbone.image_size, model.config.precision
+    model.config.precision = precision
+    objective, classes = Objective(model), len(model.classes)
+    labels = torch.randint(0, classes, (B,))
+    images = torch.randint(0, 256, (3 * B, 3, S, S), dtype=torch.uint8)
+    both = torch.cat([labels, labels, (labels + 1) % classes])
+    pieces = objective.pieces(B, torch.Generator().manual_seed(0))
+    batch = tuple(t.to(DEVICE) for t in (images, both, torch.arange(3 * B), pieces))
+    name = f"whole step, {BACKBONE}, batch {B}, {precision}"
+    try:
+        torch.cuda.reset_peak_memory_stats()
+        took = milliseconds(bench_train.stepper(model, objective, batch, Scaler(precision, torch.device(DEVICE))))
+        most = torch.cuda.max_memory_allocated()
+    except torch.cuda.OutOfMemoryError:
+        job.found(**{name: {"out_of_memory": True}})
+        return
+    finally:
+        model.config.precision = before
+        model.zero_grad(set_to_none=True)
+    job.found(**{name: {"ms": took, "peak_bytes": most}})
+    print(f"   {name}: {took:.2f} ms, at most {most / 1e9:.2f} GB", flush=True)
 
 
 def compare(job: Job, name: str, run: Callable[[], Any]) -> None:

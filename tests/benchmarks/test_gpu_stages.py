@@ -276,11 +276,23 @@ def test_compiled(card, job, monkeypatch):
 
 def test_training_and_encoder(card, job, monkeypatch):
     pytest.importorskip("open_clip")
-    for name, value in {"BACKBONE": "splip-tiny", "BATCH": 2, "ENCODED": (1,), "REPEATS": 1}.items():
+    for name, value in {
+        "BACKBONE": "splip-tiny",
+        "BATCH": 2,
+        "ENCODED": (1,),
+        "REPEATS": 1,
+        "WHOLE": 3,
+        "PRECISIONS": ("fp32", "bf16"),
+    }.items():
         monkeypatch.setattr(encoder, name, value)
+    for name, value in {"reset_peak_memory_stats": None, "max_memory_allocated": 12}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     encoder.training(job)
     _, facts, wrong = results(job)
-    assert not wrong and set(facts) == {"training step, splip-tiny, batch 2", "encode_sketch, splip-tiny, batch 1"}
+    whole = [f"whole step, splip-tiny, batch 3, {precision}" for precision in ("fp32", "bf16")]
+    assert not wrong
+    assert set(facts) == {"training step, splip-tiny, batch 2", "encode_sketch, splip-tiny, batch 1", *whole}
+    assert all(facts[name]["peak_bytes"] == 12 and facts[name]["ms"] > 0 for name in whole)
     monkeypatch.setattr(encoder, "NEEDED", ("no_such_module",))
     for stage in (encoder.training, encoder.tensorrt):
         with pytest.raises(Skipped, match="no module no_such_module"):

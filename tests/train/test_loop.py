@@ -23,6 +23,7 @@ from splip.models.checkpoint import read_checkpoint
 from splip.models.config import BEFORE, BackboneConfig, LossConfig, PromptConfig, TrainConfig
 from splip.train import batches, log, loop, losses
 from splip.train.objective import Objective
+from splip.train.precision import Scaler
 
 
 def same(a, b):
@@ -358,7 +359,7 @@ def test_gradients_of_parts_are_those_of_the_whole():
         objective = Objective(copy.deepcopy(model))
         pieces = objective.pieces(4, torch.Generator().manual_seed(0))
         part = batches.Part(images, labels, torch.arange(12), pieces, None)
-        terms = loop._forward_backward(objective, objective, part, accumulate)
+        terms = loop._forward_backward(objective, objective, part, accumulate, Scaler("fp32", torch.device("cpu")))
         made.append((terms, {n: p.grad for n, p in objective.model.trainable().items() if ".conv1." not in n}))
     for name, value in made[0][0].items():
         torch.testing.assert_close(made[1][0][name], value, rtol=1e-4, atol=1e-5, msg=name)

@@ -42,6 +42,10 @@ class DataConfig:
     """Crop every sketch to its ink plus a small border before it becomes square."""
     augment: Literal["none", "light", "strong"] = "light"
     """Random flips, affine maps, colours, stroke widths and cut-outs in training."""
+    partial: float = 0.0
+    """Share of sketches that training shows unfinished, as the page sees them: the first of their lines."""
+    partial_least: float = 0.2
+    """Share of a sketch's lines that stays at least."""
     sample_fraction: float = 1.0
     """Share of each seen class's sketches and photos to train on, chosen by split_seed."""
     class_fraction: float = 1.0

@@ -48,6 +48,16 @@ class EvalConfig:
     """Seed of the seen photos of gzs, and of ties in the choice of queries for pictures."""
     prompts: bool = True
     """Also measure without the visual prompts, and with the other modality's: what they are worth."""
+    partial: bool = False
+    """Instead: measure unfinished sketches, their first strokes by length, as the page searches while somebody draws."""
+    shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    """With --partial: shares of the length of all strokes."""
+    strokes: Path | None = None
+    """With --partial: folder of the sketches' strokes, QuickDraw's CLASS.ndjson or CLASS/NAME.svg; none: lines of the pictures
+    are traced, in an order that is a guess."""
+    frame: Literal["page", "whole"] = "page"
+    """With --partial, of models whose sketches are cropped: page: to what is drawn so far, as when somebody draws; whole: to
+    what it will be."""
     baselines: bool = False
     """Also measure chance, raw pixels, HOG (needs scikit-image) and the plain backbone."""
     out: Path | None = None

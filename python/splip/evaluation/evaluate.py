@@ -19,7 +19,7 @@ from splip import disk
 from splip.data.config import DataConfig
 from splip.data.trees import Tree, load_tree
 from splip.errors import UserError
-from splip.evaluation import given, metrics, plots, prompts, protocols, queries, support
+from splip.evaluation import given, metrics, partial, plots, prompts, protocols, queries, support
 from splip.evaluation.baselines import backbone_words, chance, hog, mean, need_hog, plain_backbone, raw_pixels
 from splip.evaluation.config import EvalConfig
 from splip.evaluation.presets import PRESETS
@@ -44,6 +44,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         raise UserError(f"--k must be at least 1, got {min(config.k)}")
     if config.protocol == "fg" and config.metrics in PRESETS:
         raise UserError(f"--metrics {config.metrics} is about classes; the protocol fg asks for the very photo")
+    (partial.check if config.partial else partial.check_absent)(config)
     device = pick_device(config.device)
     if config.features or config.labels or config.instances:
         return _given(config, device)
@@ -61,13 +62,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     names = list(getattr(tree, config.classes))
     if not names:
         raise UserError(f"{tree.root}: no {config.classes} classes")
-    chosen = protocols.build(config.protocol, config.gallery, tree, names, config.seed)
-    if config.duplicates:
-        chosen = [one for p in chosen for one in protocols.both_counts(p, tree)]
-    leaked = _leaked(config, model, data, tree, names)
-    if leaked:
-        chosen += [protocols.without(p, tree, leaked) for p in chosen]
-
+    chosen, leaked = _protocols(config, model, data, tree, names)
     photos, sketches = (
         np.unique(np.concatenate(parts)) for parts in zip(*((p.gallery, p.queries) for p in chosen), strict=True)
     )
@@ -77,6 +72,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     if not tree.drawn:
         print("note: there are no sketches: lines of the photos stand for them, which says little about real drawings")
     views = [View(test, p, device) for p in chosen]
+    if config.partial:
+        return _partial(config, found, model, data, views, leaked)
     features, looked = _embed(config, test, model, sizes, device)
     ours = _name(model)
     own = features[ours][0]
@@ -127,6 +124,45 @@ def _given(config: EvalConfig, device: torch.device) -> dict[str, Any]:
     if config.per_query is not None:
         queries.write(config.per_query, [measured])
     return report
+
+
+def _partial(
+    config: EvalConfig, found: Model, model: Retriever, data: DataConfig, views: list[View], leaked: list[str]
+) -> dict[str, Any]:
+    """``--partial``: unfinished sketches."""
+    test = views[0].test
+    report = {
+        "dataset": test.tree.dataset,
+        "split": test.tree.split,
+        "classes": config.classes,
+        "skipped": [str(s.path) for s in test.skipped],
+        "leaked": leaked,
+        "method": model.config.method,
+        "checkpoint": {"file": found.name, "sha256": identity(model, found.path)},
+        "backbone": model.backbone_identity,
+        "splip": splip.__version__,
+        **partial.measure(config, model, data, test, views, views[0].device),
+    }
+    if config.json is not None:
+        write_json(config.json, report)
+    if config.out is not None:
+        write_json(config.out / "results.json", report)
+        partial.write(config, report)
+        print(f"{config.out}: results.json, partial.csv and partial.png")
+    return report
+
+
+def _protocols(
+    config: EvalConfig, model: Retriever, data: DataConfig, tree: Tree, names: list[str]
+) -> tuple[list[Protocol], list[str]]:
+    """What is measured, and the classes that the checkpoint knows."""
+    chosen = protocols.build(config.protocol, config.gallery, tree, names, config.seed)
+    if config.duplicates:
+        chosen = [one for p in chosen for one in protocols.both_counts(p, tree)]
+    leaked = _leaked(config, model, data, tree, names)
+    if leaked:
+        chosen += [protocols.without(p, tree, leaked) for p in chosen]
+    return chosen, leaked
 
 
 def _by_query(view: View, rows: dict[str, metrics.Result], ours: str) -> queries.Measured:

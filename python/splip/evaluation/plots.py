@@ -1,6 +1,6 @@
 """Pictures of results that need matplotlib (``pip install "splip[plot]"``)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +101,38 @@ def sweep(path: Path, rows: Sequence[tuple[str, Sequence[float]]], metric: str, 
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except OSError as error:
+        raise UserError(f"cannot write picture {path}: {error}") from None
+
+
+def curves(path: Path, x: Sequence[float], lines: Mapping[str, Sequence[float]], axis: str, title: str) -> None:
+    """Lines over shares.
+
+    Args:
+        path: of the picture.
+        x: 0 to 1, rising.
+        lines: values, 0 to 1, as many as ``x``, by name.
+        axis: what ``x`` is.
+        title: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    for name, values in lines.items():
+        axes.plot(100 * np.asarray(x), 100 * np.asarray(values), marker="o", markersize=4, label=name)
+    axes.set_xlabel(axis, fontsize=10)
+    axes.set_ylabel("percent of the sketches", fontsize=10)
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.set_xlim(0, 102)
+    axes.set_ylim(bottom=0)
+    axes.grid(color="#e6e8eb", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)

@@ -172,8 +172,9 @@ class TrainConfig:
     """Sketches per step, over all processes; each brings one positive and one negative photo."""
     accumulate: int = 1
     """Parts that a batch is computed in, one after the other, to save memory; BatchNorms see parts."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: matrix products in bfloat16 (autocast), weights and losses in float32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16: matrix products in bfloat16 (autocast), weights and losses in float32. fp16: the same in float16, with a scaled
+    loss, for GPUs that are slow in bfloat16 (before Ampere)."""
     lr: float = 1e-3
     """Peak learning rate of Adam."""
     layernorm_lr: float | None = None

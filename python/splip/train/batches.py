@@ -17,6 +17,7 @@ from splip import distributed
 from splip.data import pseudo
 from splip.data.augment import augment
 from splip.data.cache import Pictures
+from splip.data.strokes import Partial
 from splip.data.trees import Items, Tree, paired, unpaired
 from splip.errors import UserError
 from splip.models.config import TrainConfig
@@ -58,6 +59,7 @@ class Feed:
         if not self.pseudo:
             first = Pictures(sketches.paths, side, data.fit, data.crop_sketches, label="Decoding sketches", **options)
         self.pictures = (first, second)
+        self.partial = Partial(data.partial, data.partial_least, data.crop_sketches, data.fit, data.memory_gb * 1e9)
         self.sketches, self.photos = (
             items.take(source.kept) for items, source in zip((sketches, photos), self.pictures, strict=True)
         )
@@ -153,6 +155,12 @@ class Feed:
         if self.pseudo:
             drawn = pseudo.draw(images[:B], generator, torch.from_numpy(mine), config.batch_size)
             images = torch.cat([drawn, images[B:]])
+        if config.data.partial:
+            # Numbers of their own: the rest of a batch is the same with finished sketches.
+            own = torch.Generator().manual_seed(config.seed * 1_000_003 + step + 250_000)
+            names = None if self.pseudo else self.rows[batch.sketches]
+            parts = self.partial(images[:B], own, torch.from_numpy(mine), config.batch_size, names)
+            images = torch.cat([parts, images[B:]])
         images = augment(
             images, torch.arange(3 * B) < B, config.data.augment, generator, places, 3 * config.batch_size,
             pairs=config.setting == "fine-grained",

@@ -47,6 +47,10 @@ def check_settings(config: TrainConfig) -> None:
     for name in ("sample_fraction", "class_fraction"):
         if not 0 < getattr(config.data, name) <= 1:
             raise UserError(f"data.{name} must be between 0 and 1, got {getattr(config.data, name)}")
+    if not 0 <= config.data.partial <= 1:
+        raise UserError(f"data.partial must be between 0 and 1, got {config.data.partial}")
+    if not 0 < config.data.partial_least <= 1:
+        raise UserError(f"data.partial_least must be above 0 and at most 1, got {config.data.partial_least}")
     method = METHODS[config.method]
     method.check(config)
     terms.check(config.loss)

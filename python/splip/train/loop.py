@@ -35,6 +35,7 @@ from splip.progress import is_terminal, stop_signals
 from splip.train import checks, log
 from splip.train.batches import Feed, Part
 from splip.train.objective import Objective
+from splip.train.precision import Scaler
 
 AXES = 1024  # sketches, and photos, whose principal axes are those of a backbone's vectors
 
@@ -79,6 +80,9 @@ class Run:
         self.tree = tree = checks.tree_of(config)
         if state is not None:
             checks.same_config(state, config, source)
+        self.scaler = Scaler(config.precision, device)
+        if self.scaler.on and device.type == "cpu":
+            _say("note: float16 is slow on a processor; bf16 and fp32 are not")
         self.model = build(config, [tree.texts[tree.classes.index(name)] for name in tree.seen]).to(device)
         self.feed = Feed(tree, config, self.model.backbone.image_size, device)
         self.model.data = checks.data_facts(tree, self.feed)
@@ -146,6 +150,7 @@ class Run:
         try:
             if self.optimiser is not None:
                 restore_optimiser(self.optimiser, state["optimiser"])
+                self.scaler.restore(state)
             self.step, self.best, self.seconds = int(state["step"]), float(state["best"]), float(state["seconds"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {str(error)[:120]}"
@@ -218,17 +223,20 @@ class Run:
         rate = _learning_rate(config, self.step, self.steps)
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * rate
-        terms = _forward_backward(self.parallel, self.objective, part, config.accumulate)
+        terms = _forward_backward(self.parallel, self.objective, part, config.accumulate, self.scaler)
         stop = torch.tensor(float(len(caught) > 0), device=self.device)
         values = distributed.mean(torch.stack([*terms.values(), stop]))
         numbers = dict(zip([*terms, "stop"], values.tolist(), strict=True))
         if not math.isfinite(numbers["loss"]):
             self._refuse(part, numbers["loss"])
         if config.clip_gradient is not None:
+            self.scaler.unscale(optimiser)
             torch.nn.utils.clip_grad_norm_(self.trainable.values(), config.clip_gradient)
-        optimiser.step()
+        skipped = self.scaler.step(optimiser)
         optimiser.zero_grad(set_to_none=True)
         self.step += 1
+        if skipped:
+            _say(f"step {self.step}: {skipped}")
         row = {"step": self.step, **{name: f"{numbers[name]:.5f}" for name in terms}}
         return {**row, "lr": f"{config.lr * rate:.3g}", "seconds": f"{self._took():.1f}"}, numbers["stop"] > 0
 
@@ -276,7 +284,7 @@ class Run:
         if better:
             write_checkpoint({**weights, "step": self.step, "validation": self.best}, self.best_file)
         optimiser = self.optimiser.state_dict() if self.optimiser else {}
-        reached = {"step": self.step, "best": self.best, "seconds": self._took()}
+        reached = {"step": self.step, "best": self.best, "seconds": self._took(), **self.scaler.state()}
         write_checkpoint({**weights, "optimiser": optimiser, **reached}, self.last)
 
     def _took(self) -> float:
@@ -327,7 +335,9 @@ def _announce(
         print(f"left out {skipped} unreadable pictures, listed in {config.out / 'skipped.txt'}")
 
 
-def _forward_backward(parallel: Any, objective: Objective, part: Part, accumulate: int) -> dict[str, Tensor]:
+def _forward_backward(
+    parallel: Any, objective: Objective, part: Part, accumulate: int, scaler: Scaler
+) -> dict[str, Tensor]:
     """Gradients of one step, computed in ``accumulate`` parts; returns the mean of the terms, detached."""
     B = len(part.pieces)
     mean = objective.average(part.images) if accumulate > 1 else None
@@ -343,7 +353,7 @@ def _forward_backward(parallel: Any, objective: Objective, part: Part, accumulat
                 part.images[triplets], part.labels[triplets], part.instances[triplets],
                 part.pieces[rows] if accumulate > 1 else part.pieces, mean,
             )  # fmt: skip
-            (terms["loss"] / accumulate).backward()
+            scaler.scale(terms["loss"] / accumulate).backward()
         for name, value in terms.items():
             total[name] = total.get(name, 0) + value.detach() / accumulate
     return total

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from splip.errors import UserError
 from splip.models.retriever import Retriever
 from splip.train.losses import NEGATIVES
+from splip.train.precision import autocast
 from splip.train.rivals import elastic
 from splip.train.terms import FORMS, TERMS, Encoded, check, weights
 
@@ -69,7 +70,7 @@ class Objective(nn.Module):
             mean: ``[2, P, d_v]`` average patch embeddings, when this is a part of a larger batch.
         """
         model, modality = self.model, _modality(images)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=model.config.precision == "bf16"):
+        with autocast(images.device, model.config.precision):
             patches = model.backbone.embed_patches(images)
             every, kinds = self._with_shuffled(patches, modality, images, pieces)
             if mean is None:

@@ -19,6 +19,7 @@ from splip.models.jigsaw import WITH_HEAD
 from splip.models.retriever import Retriever
 from splip.plugins import Registry
 from splip.train import losses
+from splip.train.precision import autocast
 from splip.train.rivals import consistency as mcc
 from splip.train.rivals import elastic
 from splip.train.rivals import icon as sketchscape
@@ -245,7 +246,7 @@ class Conditional(JigsawForm):
         if batch.pick is not None:
             choice = F.one_hot(batch.pick, 2 * B).to(tokens.dtype)
             negative = torch.einsum("bn,ntd->btd", choice, tokens[B : 3 * B])
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=batch.config.precision == "bf16"):
+        with autocast(tokens.device, batch.config.precision):
             logits = head(torch.cat([sketch, positive, negative]), pieces.repeat(3, 1, 1))
         whole, near, far = logits.float().chunk(3)
         return losses.conditional_jigsaw(whole, near, far, batch.pieces[:, 0])
