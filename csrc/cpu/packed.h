@@ -54,9 +54,15 @@ struct Scan {
 struct Scanner {
   void (*run)(const Scan&);
   int group, chunk;  // G, c
+  // Steps whose products are added in 16 bits, two neighbours of each, or 0: a query's numbers that
+  // meet there must sum to at most kMostTogether, those above zero and those below on their own.
+  int together = 0;
 };
+constexpr int kMostTogether = 128;  // times 255, the greatest byte of a row: less than 2^15
 void scan_scalar(const Scan& a);
 void scan_avx2(const Scan& a);
+void scan_avxvnni(const Scan& a);
+void scan_avxvnni_emulated(const Scan& a);
 void scan_avx512(const Scan& a);
 void scan_amx(const Scan& a);
 void scan_amx_emulated(const Scan& a);
@@ -66,6 +72,7 @@ void scan_amx_emulated(const Scan& a);
 // loads of this row.
 using DotKernel = double (*)(const float* a, const float* b, int64_t D, const float* ahead);
 double dot_scalar(const float* a, const float* b, int64_t D, const float* ahead);
+double dot_avx2(const float* a, const float* b, int64_t D, const float* ahead);
 double dot_avx512(const float* a, const float* b, int64_t D, const float* ahead);
 
 // A vector as 8-bit numbers times a scale, with the lengths of what was lost and of the result.
@@ -75,6 +82,7 @@ struct Quantised {
 };
 using QuantiseKernel = Quantised (*)(const float* v, int64_t D, int8_t* out);
 Quantised quantise_scalar(const float* v, int64_t D, int8_t* out);
+Quantised quantise_avx2(const float* v, int64_t D, int8_t* out);
 Quantised quantise_avx512(const float* v, int64_t D, int8_t* out);
 
 }  // namespace splip::cpu
