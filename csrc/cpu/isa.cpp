@@ -20,7 +20,7 @@ namespace {
 
 constexpr Scanner kScalar = {scan_scalar, kGroup, kStepDims};
 #ifdef SPLIP_X86_KERNELS
-constexpr Scanner kAvx2 = {scan_avx2, kGroup, kStepDims, 2};
+constexpr Scanner kAvx2 = {scan_avx2, kGroup, kStepDims, kTogether};
 #ifdef SPLIP_AVXVNNI_KERNELS
 constexpr Scanner kAvxVnni = {scan_avxvnni, kGroup, kStepDims};
 constexpr Scanner kAvxVnniEmulated = {scan_avxvnni_emulated, kGroup, kStepDims};

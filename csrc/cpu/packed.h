@@ -16,6 +16,7 @@ constexpr int64_t kDimAlign = 64;  // D is padded to this
 constexpr int kGroup = 8;          // queries that a vector kernel scans with at once
 constexpr int kTileQueries = 32;   // queries that the AMX kernel scans with at once
 constexpr int kMaxGroup = 32;
+constexpr int kTogether = 2;  // steps that the AVX2 kernel adds in 16 bits
 
 // Every file has functions of its own (static), as in convert.h.
 static inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }

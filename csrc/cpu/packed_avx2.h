@@ -10,9 +10,10 @@
 namespace splip::cpu {
 namespace {
 
-constexpr int kLanes = 8;         // rows in a register of scores
-constexpr int kTogether = 2;      // steps that are multiplied together
-constexpr int kBlockQueries = 4;  // queries x registers of rows whose sums fit the 16 registers
+constexpr int kLanes = 8;                       // rows in a register of scores
+constexpr int kRegisters = kPairRows / kLanes;  // of a pair
+constexpr int kBlockQueries = 2;                // whose sums with a pair fit the 16 registers
+constexpr int kTogether = 2;                    // steps that are multiplied together
 
 // For each mask of eight rows, the lanes that are set, first to last, a byte each.
 struct Lanes {
@@ -38,17 +39,15 @@ inline void keep(Shortlist& list, __m256 upper, unsigned mask, int64_t row) {
   list.count += __builtin_popcount(mask);
 }
 
-// Compare the sums of one query and NR x 8 rows of a pair, from its row `first` on, with the
-// query's threshold.
-template <int NR>
-inline void filter(const Scan& a, int64_t pair, int first, int q, const __m256i (&sums)[NR]) {
+// Compare the sums of one query and all rows of a pair with the query's threshold.
+inline void filter(const Scan& a, int64_t pair, int q, const __m256i (&sums)[kRegisters]) {
   Shortlist& list = a.lists[q];
   const __m256 scale = _mm256_set1_ps(a.query_scale[q]), t = _mm256_set1_ps(list.threshold);
   const __m256i start = _mm256_set1_epi32(a.start[q]);
-  const int64_t at = pair * kPairRows + first;
-  __m256 upper[NR], good[NR], any = _mm256_setzero_ps();
+  const int64_t at = pair * kPairRows;
+  __m256 upper[kRegisters], good[kRegisters], any = _mm256_setzero_ps();
 #pragma GCC unroll 4
-  for (int r = 0; r < NR; ++r) {
+  for (int r = 0; r < kRegisters; ++r) {
     const __m256 sum = _mm256_cvtepi32_ps(_mm256_add_epi32(sums[r], start));
     const __m256 scaled = _mm256_mul_ps(sum, _mm256_loadu_ps(a.scale + at + r * kLanes));
     upper[r] = _mm256_fmadd_ps(scaled, scale, _mm256_loadu_ps(a.error + at + r * kLanes));
@@ -56,87 +55,82 @@ inline void filter(const Scan& a, int64_t pair, int first, int q, const __m256i 
     any = _mm256_or_ps(any, good[r]);
   }
   if (__builtin_expect(_mm256_testz_ps(any, any), 1)) return;
-  const uint32_t allowed = (a.allowed == nullptr ? ~0u : a.allowed[pair]) >> first;
+  const uint32_t allowed = a.allowed == nullptr ? ~0u : a.allowed[pair];
 #pragma GCC unroll 4
-  for (int r = 0; r < NR; ++r) {
+  for (int r = 0; r < kRegisters; ++r) {
     const auto mask = static_cast<unsigned>(_mm256_movemask_ps(good[r]));
     keep(list, upper[r], mask & (allowed >> r * kLanes & 0xffu), a.first_row + at + r * kLanes);
   }
   if (list.count >= list.next) a.compact(a.context, q);
 }
 
-// NQ queries from `q` on against NR x 8 rows of a pair, from its row `first` on. `ahead`: of what
-// is scanned next, this block's share, `ahead_step` bytes for each step.
-template <typename Multiply, int NQ, int NR>
-inline void score(const Scan& a, int64_t pair, int first, int q, const uint8_t* ahead,
-                  int64_t ahead_step) {
-  constexpr int kLines = kTogether * NR;  // of 32 rows, when there is one group of queries
-  const uint8_t* panel = a.panels + pair * a.steps * kStepBytes + first * kStepDims;
+// NQ queries from `q` on against a pair. `ahead`: of what is scanned next, kLines lines of 64 bytes
+// every `ahead_step` bytes, for each time around.
+template <typename Multiply, int NQ, int kLines>
+inline void score(const Scan& a, int64_t pair, int q, const uint8_t* ahead, int64_t ahead_step) {
+  const uint8_t* panel = a.panels + pair * a.steps * kStepBytes;
   const int8_t* query = a.queries + q * kStepDims;
   const Multiply multiply;
-  __m256i sums[NQ][NR];
-#pragma GCC unroll 4
+  __m256i sums[NQ][kRegisters];
+#pragma GCC unroll 2
   for (int i = 0; i < NQ; ++i) {
 #pragma GCC unroll 4
-    for (int r = 0; r < NR; ++r) sums[i][r] = _mm256_setzero_si256();
+    for (int r = 0; r < kRegisters; ++r) sums[i][r] = _mm256_setzero_si256();
   }
   for (int64_t s = 0; s < a.steps; s += kTogether) {
-#pragma GCC unroll 8
-    for (int line = 0; line < kLines / 2; ++line) {
+#pragma GCC unroll 4
+    for (int line = 0; line < kLines; ++line) {
       _mm_prefetch(reinterpret_cast<const char*>(ahead) + 64 * line, _MM_HINT_T1);
     }
-    ahead += kTogether * ahead_step;
+    ahead += ahead_step;
+    __m256i v[NQ], w[NQ];
+#pragma GCC unroll 2
+    for (int i = 0; i < NQ; ++i) {
+      int word, other;
+      __builtin_memcpy(&word, query + i * kStepDims, sizeof(word));
+      __builtin_memcpy(&other, query + (kGroup + i) * kStepDims, sizeof(other));
+      v[i] = _mm256_set1_epi32(word);
+      w[i] = _mm256_set1_epi32(other);
+    }
 #pragma GCC unroll 4
-    for (int r = 0; r < NR; ++r) {
-      const auto* rows = reinterpret_cast<const __m256i*>(panel + r * kLanes * kStepDims);
-      const __m256i one = _mm256_load_si256(rows);
-      const __m256i two = _mm256_load_si256(rows + kStepBytes / 32);
-#pragma GCC unroll 4
+    for (int r = 0; r < kRegisters; ++r) {
+      const auto* rows = reinterpret_cast<const __m256i*>(panel) + r;
+      // The empty statements keep the order: the compiler's own has more values than registers.
+      __m256i one = _mm256_load_si256(rows), two = _mm256_load_si256(rows + kRegisters);
+      asm volatile("" : "+x"(one), "+x"(two));
+#pragma GCC unroll 2
       for (int i = 0; i < NQ; ++i) {
-        int v, w;
-        __builtin_memcpy(&v, query + i * kStepDims, sizeof(v));
-        __builtin_memcpy(&w, query + (kGroup + i) * kStepDims, sizeof(w));
-        multiply(sums[i][r], one, _mm256_set1_epi32(v), two, _mm256_set1_epi32(w));
+        multiply(sums[i][r], one, v[i], two, w[i]);
+        asm volatile("" : "+x"(sums[i][r]));
       }
     }
     panel += kTogether * kStepBytes;
     query += kTogether * kGroup * kStepDims;
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < NQ; ++i) filter<NR>(a, pair, first, q + i, sums[i]);
+#pragma GCC unroll 2
+  for (int i = 0; i < NQ; ++i) filter(a, pair, q + i, sums[i]);
 }
 
-// All rows of every pair, for at most two queries: one stream.
-template <typename Multiply, int NQ>
-inline void scan_few(const Scan& a) {
+// kBlocks blocks of NQ queries.
+template <typename Multiply, int NQ, int kBlocks>
+inline void scan_in_blocks(const Scan& a) {
+  constexpr int kLines = 4 / kBlocks;  // of kTogether steps, when this is the only group
+  const int64_t share = kTogether * a.ahead_step / kBlocks;
   for (int64_t pair = 0; pair < a.pairs; ++pair) {
     const uint8_t* ahead = a.ahead + pair * a.steps * a.ahead_step;
-    score<Multiply, NQ, 4>(a, pair, 0, 0, ahead, a.ahead_step);
-  }
-}
-
-// kBlocks x kBlockQueries queries, a panel at a time.
-template <typename Multiply, int kBlocks>
-inline void scan_many(const Scan& a) {
-  const int64_t share = a.ahead_step / (2 * kBlocks);
-  for (int64_t pair = 0; pair < a.pairs; ++pair) {
-    const uint8_t* ahead = a.ahead + pair * a.steps * a.ahead_step;
-    for (int panel = 0; panel < 2; ++panel) {
-      for (int block = 0; block < kBlocks; ++block) {
-        score<Multiply, kBlockQueries, 2>(a, pair, panel * kPanelRows, block * kBlockQueries, ahead,
-                                          share);
-        ahead += share * a.steps;
-      }
+    for (int block = 0; block < kBlocks; ++block) {
+      score<Multiply, NQ, kLines>(a, pair, block * NQ, ahead, share);
+      ahead += share * (a.steps / kTogether);
     }
   }
 }
 
 template <typename Multiply>
 inline void scan(const Scan& a) {
-  if (a.count == 1) return scan_few<Multiply, 1>(a);
-  if (a.count == 2) return scan_few<Multiply, 2>(a);
-  if (a.count <= kBlockQueries) return scan_many<Multiply, 1>(a);
-  scan_many<Multiply, kGroup / kBlockQueries>(a);
+  if (a.count == 1) return scan_in_blocks<Multiply, 1, 1>(a);
+  if (a.count == 2) return scan_in_blocks<Multiply, 2, 1>(a);
+  if (a.count <= 4) return scan_in_blocks<Multiply, 2, 2>(a);
+  scan_in_blocks<Multiply, kBlockQueries, kGroup / kBlockQueries>(a);
 }
 
 }  // namespace
