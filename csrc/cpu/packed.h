@@ -76,6 +76,14 @@ double dot_scalar(const float* a, const float* b, int64_t D, const float* ahead)
 double dot_avx2(const float* a, const float* b, int64_t D, const float* ahead);
 double dot_avx512(const float* a, const float* b, int64_t D, const float* ahead);
 
+// Dot products of a float row and `count` queries, [count, D] in double: the bits of DotKernel, but
+// the row is read and widened once for some of them, and the queries never.
+using DotsKernel = void (*)(const float* row, const double* queries, int64_t count, int64_t D,
+                            double* out);
+void dots_scalar(const float* row, const double* queries, int64_t count, int64_t D, double* out);
+void dots_avx2(const float* row, const double* queries, int64_t count, int64_t D, double* out);
+void dots_avx512(const float* row, const double* queries, int64_t count, int64_t D, double* out);
+
 // A vector as 8-bit numbers times a scale, with the lengths of what was lost and of the result.
 struct Quantised {
   float scale;
