@@ -1,6 +1,6 @@
-"""Queries per second of exact cosine top-k on the CPU: splip against FAISS, torch and usearch, in one run.
+"""Queries per second of exact cosine top-k on the CPU: splip against FAISS, torch, NumKong and usearch, in one run.
 
-    pip install faiss-cpu usearch
+    pip install faiss-cpu numkong usearch
     OMP_WAIT_POLICY=passive python benchmarks/bench_cosine_topk.py --save my-machine
 
 All candidates search the same unit-length rows with the same threads and take turns. `recall` is the share of the
@@ -10,6 +10,10 @@ score of the first query, so that every row beats all before it. `read_share` an
 of this machine's ceilings, which a small C++ program measures first (needs a C++ compiler): reading the packed
 gallery once, and multiplying bytes in registers.
 
+`--level avx2` and `--level avxvnni` show what a processor without AVX-512 would do: everybody is held to AVX2, by
+FAISS_OPT_LEVEL, torch's ATEN_CPU_CAPABILITY, MKL_ENABLE_INSTRUCTIONS and ONEDNN_MAX_CPU_ISA, and NumKong's own switches.
+`avxvnni-emulated` is AVX-VNNI's kernel in the encoding of AVX-512, where a processor has only that.
+
     OMP_WAIT_POLICY=passive python benchmarks/bench_cosine_topk.py --suite --save my-machine   # the README's, 30 min
 """
 
@@ -18,12 +22,15 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from harness import RESULTS, machine
@@ -31,6 +38,8 @@ from torch import Tensor
 
 from splip import _C, ops
 
+HELD = {"FAISS_OPT_LEVEL": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2"}  # fmt: skip
 CHUNK = 50_000  # rows that the chunked products take at a time
 # gallery, N, D, K, Q, all candidates or the quick ones
 SUITE = [
@@ -61,8 +70,8 @@ def make(kind: str, N: int, D: int) -> tuple[Tensor, Tensor]:
 
 
 def ceilings() -> dict[str, float]:
-    """GB/s of reading memory and G multiply-adds/s of bytes, all threads; empty without a compiler or AVX-512."""
-    if "avx512" not in _C.levels():
+    """GB/s of reading memory and G multiply-adds/s of bytes, all threads; empty without a compiler or below AVX-512."""
+    if _C.isa() not in ("avx512", "amx"):
         return {}
     source, compiler = Path(__file__).with_name("ceilings.cpp"), os.environ.get("CXX", "c++")
     with tempfile.TemporaryDirectory() as folder:
@@ -78,6 +87,11 @@ def ceilings() -> dict[str, float]:
         out = subprocess.run([program, *mode], check=True, capture_output=True, text=True, env=os.environ | threads)
     read, multiply = map(float, out.stdout.split())
     return {"read_GB_per_s": read, "multiply_G_per_s": multiply}
+
+
+def in_bytes(rows: Tensor) -> Tensor:
+    """One scale for all."""
+    return (rows * (127 / rows.abs().max())).round().to(torch.int8)
 
 
 def candidates(gallery: Tensor, quick: bool) -> tuple[dict[str, Candidate], dict[str, float]]:
@@ -144,6 +158,31 @@ def candidates(gallery: Tensor, quick: bool) -> tuple[dict[str, Candidate], dict
         if not quick:
             build("FAISS bf16", quantised(faiss.ScalarQuantizer.QT_bf16))
     try:
+        import numkong
+    except ImportError:
+        print("no numkong: pip install numkong")
+    else:
+        threads = torch.get_num_threads()
+        if os.environ.get("FAISS_OPT_LEVEL") == "avx2":
+            for name in ("skylake", "icelake", "genoa", "turin", "sapphire", "sapphireamx", "graniteamx", "diamond"):
+                numkong.disable_capability(name)
+
+        def products(rows: Tensor, like: Callable[[Tensor], Tensor]) -> Candidate:
+            """NumKong's packed products, a part of the gallery for each thread, and torch's topk."""
+            parts = [numkong.dots_pack(part.numpy()) for part in rows.chunk(threads)]
+            pool = ThreadPoolExecutor(threads)
+
+            def search(q: Tensor, k: int) -> Tensor:
+                wide = like(q).numpy()
+                found = pool.map(lambda part: torch.from_numpy(np.asarray(numkong.dots_packed(wide, part))), parts)
+                return torch.cat(list(found), dim=1).topk(k).indices
+
+            return search
+
+        build("NumKong 8-bit + topk", lambda: products(in_bytes(gallery), in_bytes))
+        if not quick:
+            build("NumKong fp32 + topk", lambda: products(gallery, lambda q: q))
+    try:
         from usearch.index import search as exact_search
     except ImportError:
         print("no usearch: pip install usearch")
@@ -164,6 +203,7 @@ def main() -> None:
     parser.add_argument("--K", type=int, nargs="+", default=[10])
     parser.add_argument("--gallery", nargs="+", default=["random"], choices=["random", "clustered", "ascending"])
     parser.add_argument("--suite", action="store_true", help="the README's settings in place of the five above")
+    parser.add_argument("--level", choices=_C.levels(), help="splip's kernels (default: the fastest there are)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--slow-ms", type=float, default=4000, help="candidates slower than this run once (default: 4000)"
@@ -172,6 +212,10 @@ def main() -> None:
     parser.add_argument("--save", metavar="TAG", help="write results/cosine_topk-TAG.json")
     args = parser.parse_args()
     torch.manual_seed(0)
+    if args.level:
+        if args.level not in ("avx512", "amx") and not HELD.items() <= os.environ.items():
+            os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | HELD)  # they choose when imported
+        _C.set_isa(args.level)
     limits = ceilings()
     print("  ".join(f"{name} {value:.0f}" for name, value in limits.items()))
     settings = [(kind, args.N, D, args.K, args.Q, not args.quick) for D in args.D for kind in args.gallery]
@@ -194,7 +238,8 @@ def main() -> None:
                 show(row)
         del gallery, found
     if args.save:
-        report = {"benchmark": "cosine_topk", "machine": machine("cpu") | limits, "rows": rows}
+        held = {name: os.environ[name] for name in HELD if name in os.environ}
+        report = {"benchmark": "cosine_topk", "machine": machine("cpu") | limits, "held": held, "rows": rows}
         path = RESULTS / f"cosine_topk-{args.save}.json"
         path.write_text(json.dumps(report, indent=1) + "\n")
         print(path)

@@ -29,7 +29,7 @@ def seed_and_poison():
 
 
 # From the slowest kernels to the fastest; a machine runs those that its processor has, whatever its best is.
-LEVELS = ["scalar", "avx2", "avx512", "amx"]
+LEVELS = ["scalar", "avx2", "avxvnni", "avx512", "amx"]
 
 if platform.machine() in ("aarch64", "arm64"):
     LEVELS = ["scalar", "neon", "dotprod", "i8mm"]
@@ -58,9 +58,9 @@ def device(request, two_threads):
         yield torch.device("cpu")
 
 
-@pytest.fixture(params=[*LEVELS, "amx-emulated"])
+@pytest.fixture(params=[*LEVELS, "avxvnni-emulated", "amx-emulated"])
 def level(request, two_threads):
-    """Each level of CPU kernels that this machine can run, and the AMX kernel with tiles in plain C++."""
+    """Each level of CPU kernels that this machine can run, AVX-VNNI in AVX-512's encoding, AMX in plain C++."""
     with kernels(request.param):
         yield request.param
 

@@ -15,7 +15,7 @@
 namespace splip::cpu {
 namespace {
 
-constexpr int64_t kQueryBlock = 32;  // 64 KB of queries at D = 512: stays in L2
+constexpr int64_t kQueryBlock = 32;  // 128 KB of queries at D = 512: stays in L2
 constexpr int64_t kMinChunk = 4096;  // rows worth a thread of their own
 
 using Result = Entry<int64_t>;
@@ -58,8 +58,10 @@ bool answer_trivial(const CosineTopk& a, int64_t q, DotKernel dot) {
 
 }  // namespace
 
-int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t /*D*/, int64_t K, int threads) {
-  return Q * chunk_count(Q, N, threads) * K * static_cast<int64_t>(sizeof(Result));
+// Heaps, [Q, chunks, K], and the queries in double, [Q, D].
+int64_t cosine_topk_scratch(int64_t Q, int64_t N, int64_t D, int64_t K, int threads) {
+  const int64_t heaps = Q * chunk_count(Q, N, threads) * K * static_cast<int64_t>(sizeof(Result));
+  return heaps + Q * D * static_cast<int64_t>(sizeof(double));
 }
 
 void cosine_topk(const CosineTopk& a, int threads) {
@@ -70,7 +72,8 @@ void cosine_topk(const CosineTopk& a, int threads) {
   const auto* queries = static_cast<const float*>(a.queries);
   const auto* gallery = static_cast<const float*>(a.gallery);
   auto* heaps = static_cast<Result*>(a.scratch);
-  const DotKernel dot = current().dot;
+  const Kernels& kernels = current();
+  const DotKernel dot = kernels.dot;
   std::vector<char> trivial(a.Q);
   std::atomic<int64_t> turn{0}, next{0};
   parallel(threads, [&](const Member&) {
@@ -83,6 +86,10 @@ void cosine_topk(const CosineTopk& a, int threads) {
   const auto count = static_cast<int64_t>(asked.size());
   const int64_t chunks = chunk_count(a.Q, a.N, threads);
   const int64_t blocks = (count + kQueryBlock - 1) / kQueryBlock;
+  auto* wide = reinterpret_cast<double*>(heaps + a.Q * chunks * a.K);
+  for (int64_t i = 0; i < count; ++i) {
+    std::copy_n(queries + asked[i] * a.D, a.D, wide + i * a.D);
+  }
 
   const auto scan = [&](int64_t task) {
     const int64_t chunk = task % chunks;
@@ -99,16 +106,15 @@ void cosine_topk(const CosineTopk& a, int threads) {
     for (int64_t n = n_begin; n < n_end; ++n) {
       const float* row = gallery + n * a.D;
       const double row_scale = inverse_length(dot(row, row, a.D, row + (n + 1 < n_end) * a.D));
+      double products[kQueryBlock];
+      kernels.dots(row, wide + first * a.D, last - first, a.D, products);
       for (int64_t i = first; i < last; ++i) {
-        float score = kNever;
-        if (row_scale != 0) {
-          const float* query = queries + asked[i] * a.D;
-          score = static_cast<float>(dot(query, row, a.D, row) * scale[i - first] * row_scale);
-        }
+        const double product = products[i - first] * scale[i - first] * row_scale;
+        const Result found{row_scale != 0 ? static_cast<float>(product) : kNever, n};
         Result* heap = heaps + (i * chunks + chunk) * a.K;
-        if (!better(Result{score, n}, heap[0])) continue;
+        if (!better(found, heap[0])) continue;
         std::pop_heap(heap, heap + a.K, better);
-        heap[a.K - 1] = {score, n};
+        heap[a.K - 1] = found;
         std::push_heap(heap, heap + a.K, better);
       }
     }

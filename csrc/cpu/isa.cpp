@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <atomic>
 
-#if defined(__linux__) && defined(__x86_64__)
+#ifdef __x86_64__
 #include <cpuid.h>
+#endif
+#if defined(__linux__) && defined(__x86_64__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -27,7 +29,11 @@ namespace {
 
 constexpr Scanner kScalar = {scan_scalar, kGroup, kStepDims};
 #ifdef SPLIP_X86_KERNELS
-constexpr Scanner kAvx2 = {scan_avx2, kGroup, kStepDims};
+constexpr Scanner kAvx2 = {scan_avx2, kGroup, kStepDims, kTogether};
+#ifdef SPLIP_AVXVNNI_KERNELS
+constexpr Scanner kAvxVnni = {scan_avxvnni, kGroup, kStepDims};
+constexpr Scanner kAvxVnniEmulated = {scan_avxvnni_emulated, kGroup, kStepDims};
+#endif
 constexpr Scanner kAvx512 = {scan_avx512, kGroup, kStepDims};
 #ifdef SPLIP_AMX_KERNELS
 constexpr Scanner kAmx = {scan_amx, kTileQueries, kDimAlign};
@@ -42,17 +48,25 @@ constexpr Scanner kI8mm = {scan_i8mm, kGroup, 2 * kStepDims};
 #endif
 #endif
 
-// From the slowest to the fastest, but for the emulation, which is never chosen by itself.
+// From the slowest to the fastest, but for the emulations, which are never chosen by itself.
 constexpr Kernels kLevels[] = {
 #ifdef SPLIP_X86_KERNELS
-    {"amx-emulated", kEmulated, kEmulated, dot_avx512, quantise_avx512, &kLayerNormAvx512},
+    {"amx-emulated", kEmulated, kEmulated, dot_avx512, quantise_avx512, &kLayerNormAvx512,
+     dots_avx512},
+#ifdef SPLIP_AVXVNNI_KERNELS
+    {"avxvnni-emulated", kAvxVnniEmulated, kAvxVnniEmulated, dot_avx2, quantise_avx2,
+     &kLayerNormAvx2, dots_avx2},
+#endif
 #endif
     {"scalar", kScalar, kScalar, dot_scalar, quantise_scalar, &kLayerNormScalar},
 #ifdef SPLIP_X86_KERNELS
-    {"avx2", kAvx2, kAvx2, dot_scalar, quantise_scalar, &kLayerNormAvx2},
-    {"avx512", kAvx512, kAvx512, dot_avx512, quantise_avx512, &kLayerNormAvx512},
+    {"avx2", kAvx2, kAvx2, dot_avx2, quantise_avx2, &kLayerNormAvx2, dots_avx2},
+#ifdef SPLIP_AVXVNNI_KERNELS
+    {"avxvnni", kAvxVnni, kAvxVnni, dot_avx2, quantise_avx2, &kLayerNormAvx2, dots_avx2},
+#endif
+    {"avx512", kAvx512, kAvx512, dot_avx512, quantise_avx512, &kLayerNormAvx512, dots_avx512},
 #ifdef SPLIP_AMX_KERNELS
-    {"amx", kAmx, kAvx512, dot_avx512, quantise_avx512, &kLayerNormAvx512},
+    {"amx", kAmx, kAvx512, dot_avx512, quantise_avx512, &kLayerNormAvx512, dots_avx512},
 #endif
 #endif
 #ifdef SPLIP_ARM_KERNELS
@@ -133,13 +147,27 @@ bool amx_is_granted() {
 #endif
 }
 
+// GCC 12 cannot be asked for it by name.
+bool has_avxvnni() {
+#ifdef SPLIP_AVXVNNI_KERNELS
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kAvxVnni = 1u << 4;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvxVnni) != 0;
+#else
+  return false;
+#endif
+}
+
 bool can_run(const std::string& level) {
   const auto has = [sets = instruction_sets()](const char* name) {
     return std::find(sets.begin(), sets.end(), name) != sets.end();
   };
-  if (level == "avx2") return has("avx2") && has("fma");
+  const bool avx2 = has("avx2") && has("fma");
+  if (level == "avx2") return avx2;
+  if (level == "avxvnni") return avx2 && has_avxvnni();
   const bool avx512 = has("avx512f") && has("avx512bw") && has("avx512vl") && has("avx512vnni");
   if (level == "avx512" || level == "amx-emulated") return avx512;
+  if (level == "avxvnni-emulated") return avx2 && avx512;
   if (level == "amx") return avx512 && amx_is_granted();
   if (level == "neon") return has("neon");
   if (level == "dotprod") return has("neon") && has("dotprod");

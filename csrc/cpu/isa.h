@@ -15,6 +15,7 @@ struct Kernels {
   DotKernel dot;
   QuantiseKernel quantise;
   const LayerNormKernels* layernorm;
+  DotsKernel dots = dots_scalar;
 };
 
 const Kernels& current();

@@ -1,5 +1,5 @@
 // CPU pack_gallery: rows in 8 bits in the order of the scan (packed.cpp), with what bounds their
-// scores. Bound by memory: 2 reads of N * D * 4 bytes and a write of N * D.
+// scores. Bound by memory: a read of N * D * 4 bytes and a write of N * D.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -18,7 +18,8 @@
 namespace splip::cpu {
 namespace {
 
-constexpr int64_t kMeanChunks = 64;  // fixed, so that the mean does not depend on the threads
+constexpr int64_t kMeanChunks = 64;     // fixed, so that the mean does not depend on the threads
+constexpr int64_t kMeanRows = 1 << 15;  // of more, the mean is that of a part: any centre is right
 
 // A scan through small pages spends its time in the page tables.
 void use_huge_pages(void* memory, int64_t bytes) {
@@ -32,15 +33,17 @@ void use_huge_pages(void* memory, int64_t bytes) {
 #endif
 }
 
-// The rows' norms, and the mean of the unit rows. sums: [kMeanChunks, D].
-void measure(const PackGallery& a, float* sums, DotKernel dot, int threads) {
+// The mean of the unit rows, or of every so-manieth. sums: [kMeanChunks, D].
+void find_centre(const PackGallery& a, float* sums, DotKernel dot, int threads) {
   std::fill(sums, sums + kMeanChunks * a.D, 0.0f);
+  // An odd step: galleries come in runs of the same length, and runs of two to the something.
+  const int64_t step = a.N / kMeanRows * 2 + 1, rows = (a.N + step - 1) / step;
   parallel_for(threads, kMeanChunks, [&](int64_t chunk) {
     float* sum = sums + chunk * a.D;
-    for (int64_t n = a.N * chunk / kMeanChunks; n < a.N * (chunk + 1) / kMeanChunks; ++n) {
-      const float* g = a.gallery + n * a.D;
-      a.inverse[n] = inverse_length(dot(g, g, a.D, g + (n + 1 < a.N) * a.D));
-      const auto inverse = static_cast<float>(a.inverse[n]);
+    for (int64_t i = rows * chunk / kMeanChunks; i < rows * (chunk + 1) / kMeanChunks; ++i) {
+      const float* g = a.gallery + i * step * a.D;
+      const auto inverse =
+          static_cast<float>(inverse_length(dot(g, g, a.D, g + (i + 1 < rows) * step * a.D)));
       if (inverse == 0) continue;
       for (int64_t d = 0; d < a.D; ++d) sum[d] += g[d] * inverse;
     }
@@ -48,23 +51,24 @@ void measure(const PackGallery& a, float* sums, DotKernel dot, int threads) {
   for (int64_t d = 0; d < a.D; ++d) {
     double total = 0;
     for (int64_t chunk = 0; chunk < kMeanChunks; ++chunk) total += sums[chunk * a.D + d];
-    a.centre[d] = static_cast<float>(total / std::max<int64_t>(1, a.N));
+    a.centre[d] = static_cast<float>(total / std::max<int64_t>(1, rows));
   }
 }
 
 // Row n in 8 bits, its scale and its error; returns its length. residual: [D].
-double quantise_row(const PackGallery& a, int64_t n, QuantiseKernel quantise, float* residual,
+double quantise_row(const PackGallery& a, int64_t n, const Kernels& kernels, float* residual,
                     int8_t* bytes) {
+  const float* g = a.gallery + n * a.D;
+  if (n < a.N) a.inverse[n] = inverse_length(kernels.dot(g, g, a.D, g + (n + 1 < a.N) * a.D));
   if (n >= a.N || a.inverse[n] == 0) {
     a.scale[n] = 0;
     a.error[n] = kNever;
     std::fill(bytes, bytes + a.D, int8_t{0});
     return 0;
   }
-  const float* g = a.gallery + n * a.D;
   const auto inverse = static_cast<float>(a.inverse[n]);
   for (int64_t d = 0; d < a.D; ++d) residual[d] = g[d] * inverse - a.centre[d];
-  const Quantised row = quantise(residual, a.D, bytes);
+  const Quantised row = kernels.quantise(residual, a.D, bytes);
   a.scale[n] = row.scale;
   a.error[n] = static_cast<float>(row.error * 1.0001 + 1e-6);
   return row.length;
@@ -95,7 +99,7 @@ void pack_gallery(const PackGallery& a, int threads) {
   auto* sums = static_cast<float*>(a.scratch);
   float* rows = sums + kMeanChunks * a.D;
   const Kernels& kernels = current();
-  measure(a, sums, kernels.dot, threads);
+  find_centre(a, sums, kernels.dot, threads);
   use_huge_pages(a.panels, pairs * steps * kStepBytes);
   std::vector<double> longest(threads);  // row of each thread
   parallel(threads, [&](const Member& member) {
@@ -105,8 +109,7 @@ void pack_gallery(const PackGallery& a, int threads) {
     double top = 0;
     share(member, pairs, [&](int64_t pair) {
       for (int64_t r = 0; r < kPairRows; ++r) {
-        const double length =
-            quantise_row(a, pair * kPairRows + r, kernels.quantise, residual, bytes);
+        const double length = quantise_row(a, pair * kPairRows + r, kernels, residual, bytes);
         top = std::max(top, length);
         place_row(bytes, r, steps, a.panels + pair * steps * kStepBytes);
       }

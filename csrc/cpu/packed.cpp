@@ -58,8 +58,8 @@ struct Query {
 // Scratch memory of a call, cut up in one place.
 struct Workspace {
   int8_t* packed;               // [batch / G, Dp / c, G, c]
-  float* unit;                  // [threads, Dp]
-  int8_t* bytes;                // [threads, Dp]
+  float* unit;                  // [threads, Dp + kDimAlign]
+  int8_t* bytes;                // same
   Query* queries;               // [batch]
   std::atomic<float>* shared;   // [batch] thresholds of all threads
   std::atomic<int32_t>* spilt;  // [batch] 1: the lists could not hold what has to be scored again
@@ -79,8 +79,8 @@ struct Workspace {
       at += round_up(count * static_cast<int64_t>(sizeof(*field)), 64);
     };
     take(packed, batch * Dp);
-    take(unit, threads * Dp);
-    take(bytes, threads * Dp);
+    take(unit, threads * (Dp + kDimAlign));
+    take(bytes, threads * (Dp + kDimAlign));
     take(queries, batch);
     take(shared, batch);
     take(spilt, batch);
@@ -211,6 +211,27 @@ struct Batch {
   int threads;
 };
 
+// How great the greatest component of a query has to be taken for its 8-bit numbers to sum to at
+// most kMostTogether wherever a scanner adds products of `together` steps in 16 bits. 0: any is
+// good. Rounding may raise each of the numbers by a half.
+float least_top(const float* unit, int64_t D, int together) {
+  float most = 0;
+  const int64_t dims = together * kStepDims;
+  for (int64_t first = 0; dims > 0 && first < D; first += dims) {
+    for (int64_t half = 0; half < kStepDims; half += 2) {
+      float above = 0, below = 0;
+      for (int64_t d = first + half; d < std::min(D, first + dims); d += kStepDims) {
+        for (int64_t i = d; i < std::min(D, d + 2); ++i) {
+          above += std::max(0.0f, unit[i]);
+          below += std::max(0.0f, -unit[i]);
+        }
+      }
+      most = std::max({most, above, below});
+    }
+  }
+  return most * 127.0f / static_cast<float>(kMostTogether - together);
+}
+
 // Quantises a query and puts it among its group's; an empty place takes part with zeros.
 void prepare_query(const Batch& batch, int64_t place, int thread) {
   const PackedTopk& a = batch.call;
@@ -219,8 +240,8 @@ void prepare_query(const Batch& batch, int64_t place, int thread) {
   const int64_t G = batch.scanner.group, chunk = batch.scanner.chunk;
   Query& facts = w.queries[place];
   int8_t* group = w.packed + place / G * G * Dp + place % G * chunk;
-  float* unit = w.unit + thread * Dp;
-  int8_t* bytes = w.bytes + thread * Dp;
+  float* unit = w.unit + thread * (Dp + kDimAlign);
+  int8_t* bytes = w.bytes + thread * (Dp + kDimAlign);
   std::fill(bytes, bytes + Dp, int8_t{0});
   facts = Query{0, 0, 0, 0, 0};
   if (place < batch.count) {
@@ -231,7 +252,11 @@ void prepare_query(const Batch& batch, int64_t place, int thread) {
       unit[d] = static_cast<float>(v[d] * facts.inverse);
       offset += static_cast<double>(unit[d]) * a.centre[d];
     }
-    const Quantised quantised = batch.kernels.quantise(unit, D, bytes);
+    // The greatest component sets the scale: one more, as great as the scanner needs it, lost
+    // again.
+    unit[D] = least_top(unit, D, batch.scanner.together);
+    const Quantised quantised = batch.kernels.quantise(unit, D + 1, bytes);
+    bytes[D] = 0;
     facts.scale = quantised.scale;
     facts.slack = static_cast<float>(quantised.error * a.centre[D]) * 1.0001f;
     facts.offset = static_cast<float>(offset);

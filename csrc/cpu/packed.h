@@ -16,6 +16,7 @@ constexpr int64_t kDimAlign = 64;  // D is padded to this
 constexpr int kGroup = 8;          // queries that a vector kernel scans with at once
 constexpr int kTileQueries = 32;   // queries that the AMX kernel scans with at once
 constexpr int kMaxGroup = 32;
+constexpr int kTogether = 2;  // steps that the AVX2 kernel adds in 16 bits
 
 // Every file has functions of its own (static), as in convert.h.
 static inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
@@ -54,9 +55,15 @@ struct Scan {
 struct Scanner {
   void (*run)(const Scan&);
   int group, chunk;  // G, c
+  // Steps whose products are added in 16 bits, two neighbours of each, or 0: a query's numbers that
+  // meet there must sum to at most kMostTogether, those above zero and those below on their own.
+  int together = 0;
 };
+constexpr int kMostTogether = 128;  // times 255, the greatest byte of a row: less than 2^15
 void scan_scalar(const Scan& a);
 void scan_avx2(const Scan& a);
+void scan_avxvnni(const Scan& a);
+void scan_avxvnni_emulated(const Scan& a);
 void scan_avx512(const Scan& a);
 void scan_amx(const Scan& a);
 void scan_amx_emulated(const Scan& a);
@@ -69,8 +76,17 @@ void scan_i8mm(const Scan& a);
 // loads of this row.
 using DotKernel = double (*)(const float* a, const float* b, int64_t D, const float* ahead);
 double dot_scalar(const float* a, const float* b, int64_t D, const float* ahead);
+double dot_avx2(const float* a, const float* b, int64_t D, const float* ahead);
 double dot_avx512(const float* a, const float* b, int64_t D, const float* ahead);
 double dot_neon(const float* a, const float* b, int64_t D, const float* ahead);
+
+// Dot products of a float row and `count` queries, [count, D] in double: the bits of DotKernel, but
+// the row is read and widened once for some of them, and the queries never.
+using DotsKernel = void (*)(const float* row, const double* queries, int64_t count, int64_t D,
+                            double* out);
+void dots_scalar(const float* row, const double* queries, int64_t count, int64_t D, double* out);
+void dots_avx2(const float* row, const double* queries, int64_t count, int64_t D, double* out);
+void dots_avx512(const float* row, const double* queries, int64_t count, int64_t D, double* out);
 
 // A vector as 8-bit numbers times a scale, with the lengths of what was lost and of the result.
 struct Quantised {
@@ -79,6 +95,7 @@ struct Quantised {
 };
 using QuantiseKernel = Quantised (*)(const float* v, int64_t D, int8_t* out);
 Quantised quantise_scalar(const float* v, int64_t D, int8_t* out);
+Quantised quantise_avx2(const float* v, int64_t D, int8_t* out);
 Quantised quantise_avx512(const float* v, int64_t D, int8_t* out);
 Quantised quantise_neon(const float* v, int64_t D, int8_t* out);
 

@@ -77,6 +77,45 @@ double dot_avx512(const float* a, const float* b, int64_t D, const float* ahead)
   return sum;
 }
 
+namespace {
+
+template <int NQ>
+inline void dots(const float* row, const double* queries, int64_t D, double* out) {
+  __m512d low[NQ], high[NQ];
+#pragma GCC unroll 4
+  for (int q = 0; q < NQ; ++q) low[q] = high[q] = _mm512_setzero_pd();
+  int64_t d = 0;
+  for (; d + 16 <= D; d += 16) {
+    const __m512d r0 = _mm512_cvtps_pd(_mm256_loadu_ps(row + d));
+    const __m512d r1 = _mm512_cvtps_pd(_mm256_loadu_ps(row + d + 8));
+#pragma GCC unroll 4
+    for (int q = 0; q < NQ; ++q) {
+      low[q] = _mm512_fmadd_pd(r0, _mm512_loadu_pd(queries + q * D + d), low[q]);
+      high[q] = _mm512_fmadd_pd(r1, _mm512_loadu_pd(queries + q * D + d + 8), high[q]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int q = 0; q < NQ; ++q) {
+    double lanes[16];
+    _mm512_storeu_pd(lanes, low[q]);
+    _mm512_storeu_pd(lanes + 8, high[q]);
+    for (int i = 0; d + i < D; ++i) lanes[i] += row[d + i] * queries[q * D + d + i];
+    double sum = 0;
+    for (const double lane : lanes) sum += lane;
+    out[q] = sum;
+  }
+}
+
+}  // namespace
+
+void dots_avx512(const float* row, const double* queries, int64_t count, int64_t D, double* out) {
+  for (; count > 4; count -= 4, queries += 4 * D, out += 4) dots<4>(row, queries, D, out);
+  if (count == 4) return dots<4>(row, queries, D, out);
+  if (count == 3) return dots<3>(row, queries, D, out);
+  if (count == 2) return dots<2>(row, queries, D, out);
+  if (count == 1) return dots<1>(row, queries, D, out);
+}
+
 Quantised quantise_avx512(const float* v, int64_t D, int8_t* out) {
   const auto lanes = [D](int64_t d) {
     return D - d >= 16 ? __mmask16(0xffff) : __mmask16((1u << (D - d)) - 1u);

@@ -46,13 +46,30 @@ double dot_scalar(const float* a, const float* b, int64_t D, const float* /*ahea
   return sum;
 }
 
+void dots_scalar(const float* row, const double* queries, int64_t count, int64_t D, double* out) {
+  for (int64_t q = 0; q < count; ++q) {
+    double lanes[16] = {};
+    int64_t d = 0;
+    for (; d + 16 <= D; d += 16) {
+      for (int i = 0; i < 16; ++i) lanes[i] += row[d + i] * queries[q * D + d + i];
+    }
+    for (int i = 0; d + i < D; ++i) lanes[i] += row[d + i] * queries[q * D + d + i];
+    out[q] = 0;
+    for (const double lane : lanes) out[q] += lane;
+  }
+}
+
+// Added to a small number and taken away again, it rounds as nearbyintf does, but is no call.
+constexpr float kRounder = 1.5f * (1 << 23);
+
 Quantised quantise_scalar(const float* v, int64_t D, int8_t* out) {
   float top = 0;
   for (int64_t d = 0; d < D; ++d) top = std::max(top, std::fabs(v[d]));
   const float scale = top > 0 ? top / 127.0f : 1.0f, inverse = 1.0f / scale;
   double error = 0, length = 0;
   for (int64_t d = 0; d < D; ++d) {
-    const float rounded = std::nearbyintf(std::min(127.0f, std::max(-127.0f, v[d] * inverse)));
+    const float scaled = std::min(127.0f, std::max(-127.0f, v[d] * inverse));
+    const float rounded = scaled + kRounder - kRounder;
     out[d] = static_cast<int8_t>(rounded);
     const double back = static_cast<double>(rounded) * scale, off = v[d] - back;
     error += off * off;

@@ -19,7 +19,8 @@ from splip.ops import reference
 from splip.ops.dispatch import DTYPES, address, call, float_dtype, native, place, register, same_device
 from splip.ops.quantized import EightBitGallery, PackedGallery, PreparedGallery, aligned, pack_for_cpu
 
-PACK_QUERIES, PACK_ROWS = 8, 4096  # from here on packing a gallery for one search costs less than it saves
+PACK_QUERIES, PACK_ROWS = 10, 4096  # from here on packing a gallery for one search costs less than it saves
+PACK_QUERIES_SCALAR = 96  # with the portable kernels, whose scan saves less
 
 
 def _packed_topk(queries: Tensor, gallery: PackedGallery, k: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -211,7 +212,8 @@ def _cosine_topk_native(
         return _cuda_topk(queries, gallery, k, allowed)
     queries, gallery = queries.contiguous(), gallery.contiguous()
     (Q, D), N = queries.shape, gallery.shape[0]
-    if Q >= PACK_QUERIES and PACK_ROWS <= N < 2**31 and D <= 65536:
+    worth = Q >= (PACK_QUERIES_SCALAR if _C.isa() == "scalar" else PACK_QUERIES)
+    if worth and PACK_ROWS <= N < 2**31 and D <= 65536:
         return _packed_topk(queries, pack_for_cpu(gallery), k, None)
     scores, indices = queries.new_empty(Q, k), queries.new_empty(Q, k, dtype=torch.int64)
     if Q and k:
