@@ -212,8 +212,8 @@ def _cosine_topk_native(
         return _cuda_topk(queries, gallery, k, allowed)
     queries, gallery = queries.contiguous(), gallery.contiguous()
     (Q, D), N = queries.shape, gallery.shape[0]
-    worth = Q >= (PACK_QUERIES_SCALAR if _C.isa() == "scalar" else PACK_QUERIES)
-    if worth and PACK_ROWS <= N < 2**31 and D <= 65536:
+    fewest = PACK_QUERIES_SCALAR if _C.isa() == "scalar" else PACK_QUERIES
+    if fewest <= Q and PACK_ROWS <= N < 2**31 and D <= 65536:
         return _packed_topk(queries, pack_for_cpu(gallery), k, None)
     scores, indices = queries.new_empty(Q, k), queries.new_empty(Q, k, dtype=torch.int64)
     if Q and k:
