@@ -94,6 +94,25 @@ def in_bytes(rows: Tensor) -> Tensor:
     return (rows * (127 / rows.abs().max())).round().to(torch.int8)
 
 
+def numkong_products(gallery: Tensor) -> Candidate:
+    """NumKong's packed products of bytes, a part of the gallery for each thread, and torch's topk."""
+    import numkong
+
+    if HELD.items() <= os.environ.items():
+        for name in ("skylake", "icelake", "genoa", "turin", "sapphire", "sapphireamx", "graniteamx", "diamond"):
+            numkong.disable_capability(name)
+    threads = torch.get_num_threads()
+    parts = [numkong.dots_pack(part.numpy()) for part in in_bytes(gallery).chunk(threads)]
+    pool = ThreadPoolExecutor(threads)
+
+    def search(q: Tensor, k: int) -> Tensor:
+        wide = in_bytes(q).numpy()
+        found = pool.map(lambda part: torch.from_numpy(np.asarray(numkong.dots_packed(wide, part))), parts)
+        return torch.cat(list(found), dim=1).topk(k).indices
+
+    return search
+
+
 def candidates(gallery: Tensor, quick: bool) -> tuple[dict[str, Candidate], dict[str, float]]:
     """What searches, and the seconds it took to build."""
     N, D = gallery.shape
@@ -158,30 +177,11 @@ def candidates(gallery: Tensor, quick: bool) -> tuple[dict[str, Candidate], dict
         if not quick:
             build("FAISS bf16", quantised(faiss.ScalarQuantizer.QT_bf16))
     try:
-        import numkong
+        import numkong  # noqa: F401
     except ImportError:
         print("no numkong: pip install numkong")
     else:
-        threads = torch.get_num_threads()
-        if os.environ.get("FAISS_OPT_LEVEL") == "avx2":
-            for name in ("skylake", "icelake", "genoa", "turin", "sapphire", "sapphireamx", "graniteamx", "diamond"):
-                numkong.disable_capability(name)
-
-        def products(rows: Tensor, like: Callable[[Tensor], Tensor]) -> Candidate:
-            """NumKong's packed products, a part of the gallery for each thread, and torch's topk."""
-            parts = [numkong.dots_pack(part.numpy()) for part in rows.chunk(threads)]
-            pool = ThreadPoolExecutor(threads)
-
-            def search(q: Tensor, k: int) -> Tensor:
-                wide = like(q).numpy()
-                found = pool.map(lambda part: torch.from_numpy(np.asarray(numkong.dots_packed(wide, part))), parts)
-                return torch.cat(list(found), dim=1).topk(k).indices
-
-            return search
-
-        build("NumKong 8-bit + topk", lambda: products(in_bytes(gallery), in_bytes))
-        if not quick:
-            build("NumKong fp32 + topk", lambda: products(gallery, lambda q: q))
+        build("NumKong 8-bit + topk", lambda: numkong_products(gallery))
     try:
         from usearch.index import search as exact_search
     except ImportError:
