@@ -195,7 +195,7 @@ struct CosineTopkKeys {
 //   scale    [ceil(N / 32) * 32] f32   out
 //   error    [ceil(N / 32) * 32] f32   out  length of what quantisation changed
 //   inverse  [N] f64      out  1 / norm, 0 for such a row
-//   centre   [D + 1] f32  out  mean of the unit rows; last: the greatest length of a quantised row
+//   centre   [D + 1] f32  out  mean of unit rows; last: the greatest length of a quantised row
 //   scratch  pack_gallery_scratch() bytes, 8-byte aligned
 struct PackGallery {
   const float* gallery;

@@ -60,3 +60,19 @@ def test_what_a_query_lost_in_8_bits(peak, sign, level):
     gallery = torch.cat([others, -others, one, -one])[torch.randperm(2002)]
     assert_finds(query[None], gallery, 20)
     assert_finds(query.repeat(9, 1), gallery, 20)
+
+
+def test_a_centre_far_from_the_mean(level):
+    """The mean of a large gallery is that of every so-manieth row; here they are all on the other side."""
+    gallery = F.normalize(torch.ones(8) + 0.3 * torch.randn(33_000, 8), dim=1)
+    gallery[::3] *= -1
+    assert_finds(torch.cat([gallery[:2], torch.eye(8)[:1]]), gallery, 10)
+
+
+@pytest.mark.parametrize("Q", [1, 2, 3, 4, 7, 9])
+def test_several_queries_at_once_have_the_bits_of_one(Q, level):
+    """Galleries that are not packed, in every number of queries that a row is widened for, with numbers left over."""
+    gallery, queries = torch.randn(60, 37), torch.randn(Q, 37)
+    packed = ops.cosine_topk(queries, ops.pack_gallery(gallery), 60)
+    for a, b in zip(packed, ops.cosine_topk(queries, gallery, 60), strict=True):
+        assert torch.equal(a, b)

@@ -18,7 +18,7 @@ class PackedGallery(NamedTuple):
     scale: Tensor  # [ceil(N / 32) * 32] float32
     error: Tensor  # [ceil(N / 32) * 32] float32: length of what 8 bits lost
     inverse: Tensor  # [N] float64: 1 / norm
-    centre: Tensor  # [D + 1] float32: mean of the unit rows, and the greatest length less it
+    centre: Tensor  # [D + 1] float32: mean of the unit rows (of many: of a part), and the greatest length less it
 
     @property
     def shape(self) -> torch.Size:
