@@ -49,7 +49,9 @@ def rivals() -> str:
         cells = [percent([run[c] for run in row["runs"]]) for c in ("val_mAP", "val_Acc1")]
         rows.append([row["label"], setting, *cells, ", ".join(gains) if row["loss"] else ""])
     head = ["", "setting", "mAP@all", "Acc@1", "mAP@all, seed by seed"]
-    return table(head, rows) + f"\n\nValidation classes, {len(report['seeds'])} seeds. {machine(report['machine'])}"
+    one = "; where no spread is said, the first alone" if any(len(row["runs"]) == 1 for row in report["rows"]) else ""
+    seeds = f"{len(report['seeds'])} seeds{one}"
+    return table(head, rows) + f"\n\nValidation classes, {seeds}. {machine(report['machine'])}"
 
 
 def rivals_fine() -> str:
