@@ -50,20 +50,23 @@ def pseudo() -> str:
                 [row["label"], chosen, *(percent([run[name] for run in runs]) for name in ("mAP@all", "Acc@1"))]
             )
     head = ["", "checkpoint", "mAP@all", "Acc@1"]
-    return table(head, rows) + f"\n\nValidation classes, {len(report['seeds'])} seeds. {machine(report['machine'])}"
+    return (
+        table(head, rows)
+        + f"\n\nValidation classes, seeds {', '.join(map(str, report['seeds']))}. {machine(report['machine'])}"
+    )
 
 
 def memory() -> str:
-    """What a step holds: counted at small batches, computed for the paper's."""
+    """What a step holds and takes: run at small batches, computed for the paper's."""
     report, lines = load("memory-cpu"), []
     for precision, found in report["precisions"].items():
         for row in found["run"]:
             total = sum(row[name] for name in ("step", "weights", "optimiser", "pictures"))
-            lines.append(
-                [f"{precision}, {row['batch']} sketches", f"{total / 1e9:.2f}", f"{row['seconds']:.1f}", "counted"]
-            )
-        end = found["computed"]
-        off = f"computed, {100 * end['off']:.1f}% off at {found['run'][-1]['batch']}"
-        lines.append([f"{precision}, {end['batch']} sketches", f"**{end['bytes'] / 1e9:.1f}**", "", off])
-    head = [f"one step of SpLIP, {report['backbone']}, 104 classes", "GB", "seconds", ""]
+            said = [f"{total / 1e9:.2f}", f"{row['seconds']:.1f}", "run"]
+            lines.append([f"{precision}, {row['batch']} sketches", *said])
+        end, last = found["computed"], found["run"][-1]["batch"]
+        off = " and ".join(f"{100 * end[name]:.1f}%" for name in ("step_off", "seconds_off"))
+        said = [f"**{end['bytes'] / 1e9:.1f}**", f"{end['seconds']:.0f}", f"computed; at {last} sketches off by {off}"]
+        lines.append([f"{precision}, {end['batch']} sketches", *said])
+    head = [f"one step of SpLIP, {report['backbone']}, 104 classes", "GB", "seconds of one core", ""]
     return table(head, lines) + f"\n\n{machine(report['machine'])}"
