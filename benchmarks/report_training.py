@@ -1,6 +1,7 @@
 """Tables about training and its sketches: parts of them, lines of photos, memory; benchmarks/report.py writes them."""
 
 import statistics
+from typing import Any
 
 from tables import load, machine, percent, table
 
@@ -62,11 +63,17 @@ def memory() -> str:
     for precision, found in report["precisions"].items():
         for row in found["run"]:
             total = sum(row[name] for name in ("step", "weights", "optimiser", "pictures"))
-            said = [f"{total / 1e9:.2f}", f"{row['seconds']:.1f}", "run"]
+            said = [f"{total / 1e9:.2f}", _seconds(row, 1), "run"]
             lines.append([f"{precision}, {row['batch']} sketches", *said])
         end, last = found["computed"], found["run"][-1]["batch"]
-        off = " and ".join(f"{100 * end[name]:.1f}%" for name in ("step_off", "seconds_off"))
-        said = [f"**{end['bytes'] / 1e9:.1f}**", f"{end['seconds']:.0f}", f"computed; at {last} sketches off by {off}"]
+        known = [name for name in ("step_off", "seconds_off") if end[name] is not None]
+        off = " and ".join(f"{100 * end[name]:.1f}%" for name in known)
+        said = [f"**{end['bytes'] / 1e9:.1f}**", _seconds(end, 0), f"computed; at {last} sketches off by {off}"]
         lines.append([f"{precision}, {end['batch']} sketches", *said])
     head = [f"one step of SpLIP, {report['backbone']}, 104 classes", "GB", "seconds of one core", ""]
     return table(head, lines) + f"\n\n{machine(report['machine'])}"
+
+
+def _seconds(row: dict[str, Any], digits: int) -> str:
+    """Empty where the time was not taken."""
+    return "" if row["seconds"] is None else f"{row['seconds']:.{digits}f}"
