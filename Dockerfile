@@ -26,7 +26,7 @@ RUN python3 -m venv /opt/splip \
 RUN python3 tools/requirements.py --extras serve text --without torch open_clip_torch timm > /tmp/needs.txt \
     && /opt/splip/bin/pip install --no-cache-dir -r /tmp/needs.txt "openvino>=2025.0" \
     && /opt/splip/bin/pip install --no-cache-dir --no-deps /wheels/splip-*.whl \
-    && /opt/splip/bin/pip uninstall --yes pip setuptools
+    && /opt/splip/bin/pip uninstall --yes openvino-telemetry pip setuptools
 
 # ---- The package's model, exported: with open_clip, which stays here ----
 FROM build AS model

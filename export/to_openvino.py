@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from splip.encoders.base import no_telemetry
 from splip.errors import UserError
 
 
 def need(int8: bool) -> None:
     """Raises UserError if a package is missing."""
     try:
+        no_telemetry()
         import openvino  # noqa: F401
     except ImportError:
         raise UserError("--openvino needs openvino: pip install 'splip[openvino]'") from None

@@ -689,3 +689,14 @@ def test_an_engine_that_the_library_refuses(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="photo.engine: tensorrt-rtx 1.7.1 refuses it: it gives no reason"):
         tensorrt_runtime.Engine(path)
     assert gpu.closed
+
+
+@pytest.mark.parametrize("how", ["base.import_engine('openvino')", "to_openvino.need(int8=False)"])
+def test_openvino_tells_nobody_that_it_is_used(how, tmp_path):
+    """Left alone, its import writes an identity into the user's home and sends an event with it."""
+    pytest.importorskip("openvino")
+    code = f"import os, sys; from splip.encoders import base; from splip.export import to_openvino; {how}; print(sys.modules['openvino_telemetry'], os.listdir())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={"HOME": str(tmp_path)}
+    )
+    assert done.stdout == "None []\n", done.stderr

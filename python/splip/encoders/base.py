@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.util
 import resource
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -42,7 +43,13 @@ def flag(kind: str) -> str:
     return {"tensorrt": "trt"}.get(kind, kind)
 
 
+def no_telemetry() -> None:
+    """OpenVINO reports its imports to its makers if this module is there. Called before any import of it or of nncf."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
 def import_engine(package: str) -> Any:
+    no_telemetry()
     try:
         return importlib.import_module(package)
     except ImportError as error:
