@@ -113,6 +113,47 @@ def numkong_products(gallery: Tensor) -> Candidate:
     return search
 
 
+def torch_matmul(rows: Tensor, chunk: int) -> Candidate:
+    """Products in parts of the gallery, and the best of each part merged."""
+    N = len(rows)
+
+    def search(q: Tensor, k: int) -> Tensor:
+        best: tuple[Tensor, Tensor] | None = None
+        q = q.to(rows.dtype)
+        for first in range(0, N, chunk):
+            s, i = (q @ rows[first : first + chunk].T).topk(min(k, N - first))
+            i = i + first
+            if best is not None:
+                s, i = torch.cat([best[0], s], 1), torch.cat([best[1], i], 1)
+                s, order = s.topk(k)
+                i = i.gather(1, order)
+            best = s, i
+        assert best is not None
+        return best[1]
+
+    return search
+
+
+def others(gallery: Tensor, quick: bool, build: Callable[[str, Callable[[], Candidate]], None]) -> None:
+    """NumKong and usearch, where they are installed."""
+    try:
+        import numkong  # noqa: F401
+    except ImportError:
+        print("no numkong: pip install numkong")
+    else:
+        build("NumKong 8-bit + topk", lambda: numkong_products(gallery))
+    try:
+        from usearch.index import search as exact_search
+    except ImportError:
+        print("no usearch: pip install usearch")
+    else:
+        rows, threads = gallery.numpy(), torch.get_num_threads()
+        if not quick:
+            build("usearch exact", lambda: lambda q, k: torch.from_numpy(
+                exact_search(rows, q.numpy(), k, metric="ip", exact=True, threads=threads).keys.reshape(len(q), k)
+                .astype("int64")))  # fmt: skip
+
+
 def candidates(gallery: Tensor, quick: bool) -> tuple[dict[str, Candidate], dict[str, float]]:
     """What searches, and the seconds it took to build."""
     N, D = gallery.shape
@@ -127,23 +168,6 @@ def candidates(gallery: Tensor, quick: bool) -> tuple[dict[str, Candidate], dict
     def splip() -> Candidate:
         packed = ops.pack_gallery(gallery)
         return lambda q, k: ops.cosine_topk(q, packed, k)[1]
-
-    def torch_matmul(rows: Tensor, chunk: int) -> Candidate:
-        def search(q: Tensor, k: int) -> Tensor:
-            best: tuple[Tensor, Tensor] | None = None
-            q = q.to(rows.dtype)
-            for first in range(0, N, chunk):
-                s, i = (q @ rows[first : first + chunk].T).topk(min(k, N - first))
-                i = i + first
-                if best is not None:
-                    s, i = torch.cat([best[0], s], 1), torch.cat([best[1], i], 1)
-                    s, order = s.topk(k)
-                    i = i.gather(1, order)
-                best = s, i
-            assert best is not None
-            return best[1]
-
-        return search
 
     build("splip", splip)
     build("torch fp32, chunks", lambda: torch_matmul(gallery, CHUNK))
@@ -176,22 +200,7 @@ def candidates(gallery: Tensor, quick: bool) -> tuple[dict[str, Candidate], dict
         build("FAISS 8-bit", quantised(faiss.ScalarQuantizer.QT_8bit))
         if not quick:
             build("FAISS bf16", quantised(faiss.ScalarQuantizer.QT_bf16))
-    try:
-        import numkong  # noqa: F401
-    except ImportError:
-        print("no numkong: pip install numkong")
-    else:
-        build("NumKong 8-bit + topk", lambda: numkong_products(gallery))
-    try:
-        from usearch.index import search as exact_search
-    except ImportError:
-        print("no usearch: pip install usearch")
-    else:
-        rows, threads = gallery.numpy(), torch.get_num_threads()
-        if not quick:
-            build("usearch exact", lambda: lambda q, k: torch.from_numpy(
-                exact_search(rows, q.numpy(), k, metric="ip", exact=True, threads=threads).keys.reshape(len(q), k)
-                .astype("int64")))  # fmt: skip
+    others(gallery, quick, build)
     return found, seconds
 
 
