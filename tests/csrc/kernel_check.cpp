@@ -111,8 +111,11 @@ void check_scan(const cpu::Scanner& scanner, int count, int64_t pairs, int64_t s
   Compactions compactions;
   for (int q = 0; q < G; ++q) {
     int32_t sum = 0;
-    for (int64_t d = 0; d < Dp; ++d) {  // many of the largest: sums that are too narrow overflow
-      const int64_t value = q >= count ? 0 : below(2) ? below(255) - 127 : below(2) ? 127 : -127;
+    // What may meet in 16 bits, spread evenly; else many of the largest: too narrow sums overflow.
+    const int64_t most = scanner.together > 0 ? cpu::kMostTogether / (2 * scanner.together) : 127;
+    for (int64_t d = 0; d < Dp; ++d) {
+      const int64_t any = below(2 * most + 1) - most, end = below(2) ? most : -most;
+      const int64_t value = q >= count ? 0 : below(2) ? any : end;
       plain[q * Dp + d] = static_cast<int8_t>(value);
       queries[(d / scanner.chunk * G + q) * scanner.chunk + d % scanner.chunk] =
           static_cast<int8_t>(value);
