@@ -1,8 +1,8 @@
 # splip in a container:  docker build --target cpu -t splip:cpu .     docker build --target cuda -t splip:cuda .
 # What to do with it: docs/how-to/containers.md. Nothing here needs BuildKit.
 #
-# The image cpu encodes with OpenVINO, from an export of the package's model that is made while it is built. PyTorch is in it
-# for the search alone, and without CUDA; open_clip and timm, which read checkpoints, are not.
+# The image cpu encodes with OpenVINO, from an export of the package's model that is made while it is built. PyTorch, which reads
+# checkpoints, is not in it.
 ARG CPU_BASE=debian:bookworm-slim
 ARG CUDA_BASE=nvidia/cuda:12.8.1-base-ubuntu24.04
 ARG CUDA_BUILD=nvidia/cuda:12.8.1-devel-ubuntu24.04
@@ -17,13 +17,8 @@ COPY . .
 RUN python3 -m venv /opt/tools && SPLIP_CUDA=off /opt/tools/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM build AS environment
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# What only compiling against PyTorch, or testing it, needs is a quarter of it.
-RUN python3 -m venv /opt/splip \
-    && /opt/splip/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" torch \
-    && rm -rf /opt/splip/lib/python3*/site-packages/torch/test /opt/splip/lib/python3*/site-packages/torch/include \
-        /opt/splip/lib/python3*/site-packages/torch/bin/protoc* /opt/splip/lib/python3*/site-packages/torch/lib/*.a
-RUN python3 tools/requirements.py --extras serve text --without torch open_clip_torch timm > /tmp/needs.txt \
+RUN python3 tools/requirements.py --extras serve text --without torch open_clip_torch timm safetensors > /tmp/needs.txt \
+    && python3 -m venv /opt/splip \
     && /opt/splip/bin/pip install --no-cache-dir -r /tmp/needs.txt "openvino>=2025.0" \
     && /opt/splip/bin/pip install --no-cache-dir --no-deps /wheels/splip-*.whl \
     && /opt/splip/bin/pip uninstall --yes openvino-telemetry pip setuptools

@@ -1,9 +1,9 @@
 """Print what an installation needs, of splip's own list, without the packages that are named: for small images.
 
     pip install --no-deps splip-*.whl
-    pip install $(python tools/requirements.py --extras serve text --without torch open_clip_torch timm)
+    pip install $(python tools/requirements.py --extras serve text --without torch open_clip_torch timm safetensors)
 
-Serving and indexing with an export works without open_clip and timm; they are for checkpoints.
+Serving and indexing with an export works without these four; they are for checkpoints.
 """
 
 import argparse
