@@ -11,7 +11,7 @@ of this machine's ceilings, which a small C++ program measures first (needs a C+
 gallery once, and multiplying bytes in registers.
 
 `--level avx2` and `--level avxvnni` show what a processor without AVX-512 would do: everybody is held to AVX2, by
-FAISS_OPT_LEVEL, torch's ATEN_CPU_CAPABILITY, MKL_ENABLE_INSTRUCTIONS and ONEDNN_MAX_CPU_ISA, and NumKong's own switches.
+FAISS_OPT_LEVEL, torch's ATEN_CPU_CAPABILITY, MKL_ENABLE_INSTRUCTIONS and ONEDNN_MAX_CPU_ISA, and NumKong's own switches (but usearch, which has none; --quick leaves it out).
 `avxvnni-emulated` is AVX-VNNI's kernel in the encoding of AVX-512, where a processor has only that.
 
     OMP_WAIT_POLICY=passive python benchmarks/bench_cosine_topk.py --suite --save my-machine   # the README's, 30 min

@@ -327,6 +327,17 @@ def gpu() -> str:
     )
 
 
+def commands() -> str:
+    """Seconds of short commands, beside what an import of torch alone takes."""
+    report = load("commands-cpu")
+    rows = [[f"`{r['command']}`", f"{r['cpu_s']:.2f}", f"{r['wall_s']:.2f}"] for r in report["rows"]]
+    return (
+        table(["", "processor, s", "wall, s"], rows)
+        + "\n\nMedians of processes that take turns; a gallery of an export, which needs no torch. "
+        + machine(report["machine"])
+    )
+
+
 GPU_QUERIES = (1, 8, 32, 256, 1024, 4096)
 GPU_GALLERIES = ("N=10,000,000 D=512 K=10 float16", "N=10,000,000 D=512 K=10 int8", "N=4,000,000 D=768 K=10 float16",
                  "N=4,000,000 D=768 K=10 int8", "N=1,000,000 D=512 K=10 bfloat16")  # fmt: skip
@@ -356,6 +367,7 @@ TABLES = {
     "answers": answers,
     "galleries": galleries,
     "service": service,
+    "commands": commands,
     "cluster": cluster,
 }
 

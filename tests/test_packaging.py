@@ -36,7 +36,7 @@ def test_wheels_are_built_for_the_pythons_that_splip_says(project):
 
 def test_wheels_hold_no_cuda_code_and_are_tried(project):
     settings = project["tool"]["cibuildwheel"]
-    for table in (settings, *(settings[system] for system in ("linux", "macos", "windows"))):
+    for table in (settings, *(settings[system] for system in ("linux", "macos"))):
         assert table.get("environment", settings["environment"])["SPLIP_CUDA"] == "off"
     assert "tools/check_wheel.py" in settings["test-command"] and (ROOT / "tools/check_wheel.py").is_file()
 
@@ -47,11 +47,11 @@ def test_the_release_builds_what_is_configured(project):
     jobs = release["jobs"]
     rows = jobs["wheels"]["strategy"]["matrix"]["include"]
     settings = project["tool"]["cibuildwheel"]
-    wanted = [arch for system in ("linux", "macos", "windows") for arch in settings[system]["archs"]]
+    wanted = [arch for system in ("linux", "macos") for arch in settings[system]["archs"]]
     assert sorted(row["archs"] for row in rows) == sorted(wanted)
     assert release["permissions"] == {"contents": "read"}
     assert [name for name, job in jobs.items() if "permissions" in job] == ["publish"]
-    assert jobs["publish"]["if"] == "startsWith(github.ref, 'refs/tags/')"
+    assert jobs["publish"]["if"] == "github.event_name == 'push' && startsWith(github.ref, 'refs/tags/v')"
     assert set(jobs["publish"]["needs"]) == set(jobs) - {"publish"}
     uses = [step["uses"] for job in jobs.values() for step in job["steps"] if "uses" in step]
     assert all(re.search(r"@(v\d+|release/v\d+|[0-9a-f]{40})$", name) for name in uses), uses

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <atomic>
 
-#ifdef __x86_64__
+#if defined(__x86_64__) && !defined(_MSC_VER)  // whose intrin.h has another __cpuid
 #include <cpuid.h>
 #endif
 #if defined(__linux__) && defined(__x86_64__)
@@ -150,9 +150,15 @@ bool amx_is_granted() {
 // GCC 12 cannot be asked for it by name.
 bool has_avxvnni() {
 #ifdef SPLIP_AVXVNNI_KERNELS
+  constexpr unsigned kAvxVnniBit = 1u << 4;
+#ifdef _MSC_VER
+  int registers[4] = {};
+  __cpuidex(registers, 7, 1);
+  return (static_cast<unsigned>(registers[0]) & kAvxVnniBit) != 0;
+#else
   unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned kAvxVnni = 1u << 4;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvxVnni) != 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvxVnniBit) != 0;
+#endif
 #else
   return false;
 #endif

@@ -13,7 +13,6 @@ namespace {
 constexpr int kLanes = 8;                       // rows in a register of scores
 constexpr int kRegisters = kPairRows / kLanes;  // of a pair
 constexpr int kBlockQueries = 2;                // whose sums with a pair fit the 16 registers
-constexpr int kTogether = 2;                    // steps that are multiplied together
 
 // For each mask of eight rows, the lanes that are set, first to last, a byte each.
 struct Lanes {

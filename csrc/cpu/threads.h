@@ -21,7 +21,8 @@ struct Member {
   }
 };
 
-// Runs body(member), which does not throw, on up to `threads` threads, the caller among them.
+// Runs body(member) on up to `threads` threads, the caller among them. It throws nothing but for
+// want of memory, which ends the process.
 template <typename Body>
 void parallel(int threads, const Body& body) {
 #pragma omp parallel num_threads(threads)

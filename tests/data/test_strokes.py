@@ -215,3 +215,11 @@ def test_crumbs_of_a_line_come_with_it():
     grey[20, 5] = 0
     when = tracing.order(grey)
     assert abs(when[9, 15] - when[10, 15]) < 2 / 26 and when[20, 5] == 1 > when[10].max()
+
+
+@pytest.mark.parametrize("drawing", ["[[[1" + "0" * 400 + ",1],[2,3]]]", "[[[[1,2]],[[3,4]]]]", "[[[1e308,1],[2,3]]]"])
+def test_numbers_that_are_no_drawing(tmp_path, drawing):
+    path = tmp_path / "cat.ndjson"
+    path.write_text('{"key_id": 1, "drawing": ' + drawing + "}")
+    with pytest.raises(UserError, match=r"cat.ndjson, line 1: "):
+        strokes.read_ndjson(path)

@@ -134,3 +134,13 @@ def test_refusals(refused, checkpoint, tree):
     assert "--strokes goes with --partial" in refused(*command[:-1], "--strokes", tree)
     assert "--frame goes with --partial" in refused(*command[:-1], "--frame", "whole")
     assert "--per-query does not go with --partial" in refused(*command, "--per-query", "x.csv")
+
+
+def test_a_sketch_without_a_photo_is_never_found():
+    """Behind all photos: no accuracy counts it, and its percentile is 0."""
+    sketches, photos = torch.eye(3)[:2], torch.eye(3)
+    right = np.array([[True, False, False], [False, False, False]])
+    ranks, sizes = partial.first_ranks(sketches, photos, right)
+    found = partial.summary(ranks, sizes, [1, 5])
+    assert found["Acc@1"] == found["Acc@5"] == 0.5 and found["percentile"] == 0.5
+    assert found["mean rank"] == 2.5 and found["reciprocal"] == (1 + 1 / 4) / 2

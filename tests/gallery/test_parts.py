@@ -70,6 +70,8 @@ def test_refusals(gallery, photos):
         ([Part("text", photos[0])], "a text of a query must be words"),
         ([Part("item", 99)], "item '99': there is no such item"),
         ([Part("photo", "none.png")], "none.png: no such file"),
+        ([Part("text", "red", "2")], "weight of a text: a number, not str"),
+        ([Part("item", "4")], "an item of a query is a number, not str"),
     ):
         with pytest.raises(UserError, match=message):
             gallery.compose(parts)
@@ -84,7 +86,14 @@ def test_weights_behind_names(tmp_path, monkeypatch):
     assert weighted("a.png:0.25", False) == ("a.png", 0.25) and weighted("red:2", True) == ("red", -2)
     assert weighted("a:2", False) == ("a:2", 1) and weighted("a:2:3", False) == ("a:2", 3)  # a file that is called so
     assert weighted("C:picture.png", False) == ("C:picture.png", 1) and weighted(":3", False) == (":3", 1)
-    for wrong in ("a.png:0", "a.png:-1", "a.png:nan", "a.png:1e9"):
+    for plain in ("16:9", "clock at 12:30", "a:nan", "x:-1", "x" * 300 + ": y", "café:²"):
+        assert weighted(plain, False, words=True) == (plain, 1)
+    assert weighted("at 12:30:2", False, words=True) == ("at 12:30:2", 1) and weighted("red:.5", True, words=True) == (
+        "red",
+        -0.5,
+    )
+    assert weighted("x" * 300 + ":2", False)[1] == 2  # a name that no file can have
+    for wrong in ("a.png:0", "a.png:1001"):
         with pytest.raises(UserError, match="a weight is above 0"):
             weighted(wrong, False)
     assert name(Part("photo", "c.jpg", -0.3)) == "not photo 'c.jpg':0.3" and name(Part("text", "red")) == "text 'red'"

@@ -21,6 +21,9 @@ class Asked(QueryEncoder):
         self.asked = vectors, k, filter
         return []
 
+    def vector(self, id):
+        raise KeyError(id)
+
     def close(self):
         self.close_encoder()
 

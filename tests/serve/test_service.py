@@ -126,6 +126,7 @@ def test_more_and_less_like_others(client):
     assert found(ask(**BOX, like=[{"text": "cone", "weight": 5}], k=4)) == ["cone"] * 4
     assert found(ask(text="cone", like=[{"text": "cone", "weight": -0.9}, {"text": "ball"}], k=4)) == ["ball"] * 4
     refused(ask(**BOX, like=[{"id": 999}]), 404, "not_found")
+    assert "more than 4 texts" in refused(ask(**BOX, like=[{"text": f"{n}"} for n in range(5)]), 422, "invalid")
     assert "cancel out" in refused(ask(text="cone", like=[{"text": "cone", "weight": -1}]), 422, "invalid")
     assert "not looked for" in refused(ask(like=[{"text": "cone", "weight": -1}]), 422, "invalid")
     for wrong, words in (

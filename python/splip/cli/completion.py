@@ -68,8 +68,9 @@ def bash() -> str:
 
 
 def zsh() -> str:
-    """The same functions, which zsh runs."""
-    return "#compdef splip\nautoload -U +X bashcompinit && bashcompinit\n" + bash()
+    """The same functions, which zsh runs; the first time it has loaded the file as ``_splip`` itself."""
+    first = "[[ $funcstack[1] = _splip ]] && _bash_complete -F _splip\n"
+    return "#compdef splip\nautoload -U +X bashcompinit && bashcompinit\n" + bash() + first
 
 
 def fish() -> str:

@@ -403,6 +403,14 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"splip: error: {one_line(str(error))}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:  # an installation for exports alone
+        if (error.name or "").split(".")[0] not in ("torch", "open_clip", "timm", "safetensors"):
+            raise
+        print(
+            f"splip: error: this needs {error.name}, which is not installed: exports do without, see the docs",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("splip: interrupted", file=sys.stderr)
         return 130

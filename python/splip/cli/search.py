@@ -28,6 +28,8 @@ def search(config: SearchConfig) -> int:
     one = config.one or any(part.weight != 1 for part in parts)
     if one:
         check(parts)
+        if config.text_weight != SearchConfig.text_weight:
+            raise UserError("--text-weight: of a query of several parts each has its own weight, as in --text red:0.3")
         queries = [{"parts": [_told(part) for part in parts]}]
     else:
         queries = _separate(parts)
@@ -74,7 +76,7 @@ def asked(config: SearchConfig) -> list[Part]:
     for against in (False, True):
         for kind in ("sketch", "photo", "text"):
             for given in getattr(config, f"not_{kind}" if against else kind):
-                value, weight = weighted(given, against)
+                value, weight = weighted(given, against, kind == "text")
                 found.append(Part(kind, value, weight))
     return found
 

@@ -24,6 +24,7 @@ from splip.images.paths import strokes as svg_strokes
 # As the page draws and sends (serve/page/page.js): side of the picture, width of the pen, its colour.
 SIDE, PEN, COLOUR = 384, 13 / 512, 0x11
 FINE = 2  # pixels that are drawn for one
+FAR = 1e9  # coordinates further out are nobody's drawing
 TRACED = 256  # longer side at which pictures are traced
 
 
@@ -158,7 +159,7 @@ def read_ndjson(path: Path, wanted: Iterable[str] | None = None) -> dict[str, St
                     raise UserError(f"{path}, line {number}: {error}") from None
                 except json.JSONDecodeError as error:
                     raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
-                except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
+                except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError):
                     raise UserError(f"{path}, line {number}: no key_id and drawing as QuickDraw writes them") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -174,8 +175,10 @@ def _stroke(number: int, given: Sequence[Sequence[float]]) -> np.ndarray:
     if len(given) not in (2, 3) or len(given[0]) != len(given[1]):
         raise UserError(f"stroke {number} is not [xs, ys] or [xs, ys, times] of the same length")
     points = np.array([given[0], given[1]], dtype=np.float64).T
-    if not np.isfinite(points).all():
-        raise UserError(f"stroke {number} has a coordinate that is not finite")
+    if points.ndim != 2:
+        raise UserError(f"stroke {number} is not [xs, ys] or [xs, ys, times] of numbers")
+    if not (np.abs(points) < FAR).all():
+        raise UserError(f"stroke {number} has a coordinate that is not finite, or beyond {FAR:g}")
     return points
 
 

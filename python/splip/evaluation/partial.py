@@ -29,6 +29,7 @@ from splip.models.retriever import Retriever
 from splip.progress import track
 
 SCORES = 1 << 23  # in one matrix product
+NEVER = 1 << 40  # the rank of what is not there
 MEANING = {
     "rank": "rank of the first right photo, from 1",
     "percentile": "(N - rank) / (N - 1), N photos that are searched",
@@ -52,7 +53,7 @@ def check(config: EvalConfig) -> list[float]:
     Raises:
         UserError: settings that say nothing about unfinished drawings.
     """
-    for name in ("baselines", "dimensions", "duplicates", "grid", "per_query"):
+    for name in ("baselines", "dimensions", "duplicates", "grid", "per_query", "support"):
         if getattr(config, name):
             raise UserError(f"--{name.replace('_', '-')} does not go with --partial")
     if config.metrics != "standard":
@@ -157,7 +158,7 @@ def first_ranks(
     Args:
         sketches: ``[Q, D]`` float32.
         photos: ``[N, D]`` float32.
-        right: ``[Q, N]`` bool, at least one a row.
+        right: ``[Q, N]`` bool. A row without any, or with none that is searched, comes behind all photos.
         pool: ``[Q, N]`` bool, the photos that are searched; None: all.
 
     Returns:
@@ -173,7 +174,8 @@ def first_ranks(
         place = own.argmax(axis=1)[:, None]  # of equal ones the first
         best = np.take_along_axis(own, place, axis=1)
         before = (scores > best) | ((scores == best) & (np.arange(scores.shape[1]) < place))
-        ranks.append(1 + (before & searched).sum(axis=1))
+        found = np.isfinite(best[:, 0])
+        ranks.append(np.where(found, 1 + (before & searched).sum(axis=1), NEVER))
     sizes = np.full(len(sketches), len(photos)) if pool is None else pool.sum(axis=1)
     return np.concatenate(ranks), sizes
 
@@ -187,11 +189,12 @@ def summary(ranks: np.ndarray, sizes: np.ndarray, ks: Sequence[int]) -> dict[str
         ks: of Acc@k.
     """
     accuracy = {f"Acc@{k}": float((ranks <= k).mean()) for k in ks}
+    ranks = np.minimum(ranks, sizes + 1)  # of what is not there: behind all photos
     return {
         **accuracy,
         "median rank": float(np.median(ranks)),
         "mean rank": float(ranks.mean()),
-        "percentile": float(np.where(sizes > 1, (sizes - ranks) / np.maximum(sizes - 1, 1), 1.0).mean()),
+        "percentile": float(np.where(sizes > 1, np.maximum(sizes - ranks, 0) / np.maximum(sizes - 1, 1), 1.0).mean()),
         "reciprocal": float((1 / ranks).mean()),
     }
 

@@ -72,7 +72,7 @@ def embed(
     )
     files = [os.path.relpath(test.photos.paths[i], test.tree.root) for rows in shown.values() for i in rows]
     meaning = (
-        f"the row with photos was shown {size} of the gallery's photos of each measured class, with their labels: it compares "
+        f"the row with photos was shown up to {size} of the gallery's photos of each measured class, with their labels: it compares "
         "with no method that sees none"
     )
     return features, {"support": {"photos": size, "seed": seed, "meaning": meaning, "files": files}}

@@ -1,6 +1,7 @@
 """What a query is made of: drawings, pictures, words and items, each with a weight, also against something."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,10 @@ def check(parts: Sequence[Part]) -> None:
     for part in parts:
         if part.kind not in ("sketch", "photo", "text", "item"):
             raise UserError(f"a part of a query is a sketch, photo, text or item, not {part.kind!r}")
+        if isinstance(part.weight, bool) or not isinstance(part.weight, (int, float)):
+            raise UserError(f"weight of a {part.kind}: a number, not {type(part.weight).__name__}")
+        if part.kind == "item" and not isinstance(part.value, int):
+            raise UserError(f"an item of a query is a number, not {type(part.value).__name__}")
         if not math.isfinite(part.weight) or not part.weight or abs(part.weight) > 1000:
             raise UserError(f"weight of {name(part)}: a number other than 0, from -1000 to 1000, got {part.weight:g}")
     if all(part.weight < 0 for part in parts):
@@ -82,23 +87,29 @@ def name(part: Part) -> str:
     return f"{'not ' if part.weight < 0 else ''}{part.kind} {short(str(value))}{weight}"
 
 
-def weighted(text: str, against: bool) -> tuple[str, float]:
+def weighted(text: str, against: bool, words: bool = False) -> tuple[str, float]:
     """``b.jpg:0.5`` as a name and its weight, which is below 0 of what is not looked for.
 
-    A file that is called so goes before: then the whole text is its name. The weight is written without a sign.
+    A file that is called so goes before: then the whole text is its name. Of words ``16:9`` and ``at 12:30`` are words: a weight
+    stands behind a letter. It is written without a sign.
 
     Raises:
-        UserError: the weight is 0 or no number that can be meant.
+        UserError: the weight is 0 or too large.
     """
-    before, colon, number = text.rpartition(":")
     weight = AGAINST if against else 1.0
-    if colon and before and not Path(text).exists():
-        try:
-            weight, text = float(number), before
-        except ValueError:  # a colon of the name
-            return text, -weight if against else weight
+    found = re.fullmatch(r"(.*\D):(\d*\.?\d+)" if words else r"(.+):(\d*\.?\d+)", text, re.ASCII | re.DOTALL)
+    if found and (words or not _exists(text)):
+        text, number = found.groups()
+        weight = float(number)
         if not 0 < weight <= 1000:
             raise UserError(
                 f"{short(text)}:{number}: a weight is above 0 and at most 1000; --not-... says what to avoid"
             )
     return text, -weight if against else weight
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False

@@ -250,13 +250,16 @@ def place(asked: str, needed: int) -> str:
     """
     if asked == "cpu" or (asked == "auto" and not may_have_gpu()):
         return "cpu"
-    import torch
-
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise UserError(f"no device {asked}: PyTorch is not installed") from None
     if asked != "auto":
         try:
-            return str(torch.device(asked))
+            device = torch.device(asked)
         except RuntimeError as error:
             raise UserError(f"no device {asked}: {str(error).splitlines()[0]}") from None
+        return "cpu" if device.type == "cpu" else str(device)
     return "cuda" if torch.cuda.is_available() and 3 * needed < torch.cuda.mem_get_info()[0] else "cpu"
 
 

@@ -20,12 +20,14 @@ Line = list[complex]
 def strokes(data: bytes) -> list[np.ndarray]:
     """Lines of a drawing, ``[points, 2]`` float64 each: its paths and shapes, and of what is filled the outline.
 
-    Every subpath is a stroke: the pen is lifted in between. Whatever is not a shape is left aside, as when it is drawn.
+    Every subpath is a stroke: the pen is lifted in between. Whatever is not a shape is left aside, and what has ``display="none"``;
+    styles are not read, so that a shape in white is a line like any other.
 
     Raises:
         UserError: not an SVG, or its numbers are no path.
     """
     found: list[np.ndarray] = []
+    total = 0
     try:
         for matrix, lines in _shapes(ET.fromstring(clean(data)), np.eye(3)):
             for line in lines:
@@ -34,7 +36,8 @@ def strokes(data: bytes) -> list[np.ndarray]:
                     raise UserError("SVG: a coordinate is not finite")
                 points = points @ matrix.T
                 found.append(points[:, :2])
-                if sum(map(len, found)) > MOST:
+                total += len(points)
+                if total > MOST:
                     raise UserError(f"the SVG has more than {MOST:,} points")
     except (ValueError, OverflowError, ZeroDivisionError, ET.ParseError) as error:
         raise UserError(f"SVG: {' '.join(str(error).split())[:120]}") from None

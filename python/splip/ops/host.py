@@ -52,7 +52,7 @@ def threads() -> int:
     if hasattr(torch, "get_num_threads"):  # it may be half imported, by another thread
         return int(torch.get_num_threads())  # type: ignore[union-attr]
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(first) if first.isdigit() and int(first) else cores()
+    return int(first) if first.isdecimal() and int(first) else cores()
 
 
 @functools.cache
@@ -78,7 +78,7 @@ def aligned(count: int, alignment: int = 64) -> np.ndarray:
 
 def sizes(N: int, D: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
     """Type and shape of a packed gallery's arrays."""
-    from splip import _C  # not before torch, where both are used: then they share one OpenMP runtime
+    from splip import _C  # not before torch, where both are used: a build from source then shares its OpenMP runtime
 
     padded = (N + 31) // 32 * 32
     return {

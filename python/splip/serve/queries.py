@@ -37,6 +37,7 @@ STROKES_SIDE = 512
 STROKE_WIDTH = 0.025  # of the longer side of the canvas, when none is given
 MAX_TEXT = 400
 MAX_PARTS = 16
+MAX_PART_TEXTS = 4  # each is work of the text tower, for which a search waits in line but once
 
 
 class TooLarge(UserError):
@@ -159,6 +160,13 @@ class Query(BaseModel):
     @classmethod
     def _tags(cls, tags: dict[str, str]) -> dict[str, str]:
         return {_valid_text(key): _valid_text(value) for key, value in tags.items()}
+
+    @field_validator("like")
+    @classmethod
+    def _like(cls, like: list[Like]) -> list[Like]:
+        if sum(part.text is not None for part in like) > MAX_PART_TEXTS:
+            raise ValueError(f"more than {MAX_PART_TEXTS} texts")
+        return like
 
     @field_validator("strokes")
     @classmethod

@@ -49,6 +49,8 @@ def check_settings(config: TrainConfig) -> None:
             raise UserError(f"data.{name} must be between 0 and 1, got {getattr(config.data, name)}")
     if not 0 <= config.data.partial <= 1:
         raise UserError(f"data.partial must be between 0 and 1, got {config.data.partial}")
+    if config.data.partial and config.data.fit == "pad-black":
+        raise UserError("data.partial with data.fit pad-black: black borders would be taken for lines")
     if not 0 < config.data.partial_least <= 1:
         raise UserError(f"data.partial_least must be above 0 and at most 1, got {config.data.partial_least}")
     method = METHODS[config.method]
