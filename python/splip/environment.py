@@ -105,7 +105,7 @@ def layered(cls: type[T], files: Sequence[str], prefix: str, environ: Mapping[st
         except OSError:  # a name that no file can have
             there = False
         if not there:
-            raise UserError(f"{said} {short(file)}: no such file")
+            raise UserError(f"{said} {file}: no such file")
         config.from_dict(cls, (settings := config.read(file)), file)  # an error names its own file
         values = config.merge(values, settings)
     return config.from_dict(cls, config.merge(values, read(cls, prefix, environ)), prefix)
