@@ -154,6 +154,7 @@ def collect(out: Path, rows: list[str], backbones: list[str]) -> dict[str, Any]:
         found["tuning"][row] = {"trials": trials, "chosen": tuned(out, row)}
     for backbone in backbones:
         given = json.loads((out / backbone / "plain.json").read_text(encoding="utf-8"))["query_mean"]
+        given = {name.split(" (")[0]: values for name, values in given.items() if name != "zero-shot"}  # the plain one
         part: dict[str, Any] = {"untrained": given, "rows": {}, "differences": {}}
         for row in rows:
             reports = [
@@ -186,7 +187,7 @@ def decide(found: dict[str, Any]) -> dict[str, Any]:
     part = found["backbones"][backbone]
     gain = part["differences"][f"{ours} - {other}"]
     cost = 100 * statistics.mean(
-        r["SpLIP"]["mAP@all"] - r["prompts removed"]["mAP@all"] for r in part["rows"][ours]["seeds"]
+        r["SpLIP"]["mAP@all"] - r["SpLIP, prompts removed"]["mAP@all"] for r in part["rows"][ours]["seeds"]
     )
     helps = gain["over_classes"][0] > 0 and cost > LEAST_COST
     return {"difference": gain, "removing_costs": cost, "helps": helps}

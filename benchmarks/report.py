@@ -361,6 +361,8 @@ TABLES = {
     "encoder": encoder,
     "texts": texts,
     "towers": report_models.towers,
+    "icon-study": report_models.icon_study,
+    "icon-tuning": report_models.icon_tuning,
     "rivals": report_models.rivals,
     "rivals-fine": report_models.rivals_fine,
     "families": report_models.families,
