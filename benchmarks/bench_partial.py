@@ -9,16 +9,14 @@ are traced; the clean ones are drawn from the strokes that they were made of, to
 """
 
 import argparse
-import contextlib
 import json
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import harness
+import trainings
 
 from splip.config import from_dict, merge, read
 from splip.evaluation.config import EvalConfig
@@ -28,24 +26,10 @@ TRAINED = {"whole": ("SpLIP, trained on whole sketches", 0.0), "parts": ("SpLIP,
 PLAIN = {"splip-tiny-2": "splip-tiny-2, plain"}
 
 
-def run(task: tuple[str, int, Path, Path]) -> None:
-    """Train one row with one seed, unless it is there."""
-    import torch
-
-    from splip.train.loop import train
-
-    row, seed, sample, out = task
-    torch.set_num_threads(1)
+def settings(row: str, seed: int, sample: Path, out: Path) -> TrainConfig:
     values: dict[str, Any] = {"seed": seed, "out": str(out), "eval_prompts": False}
     values |= {"data": {"root": str(sample), "partial": TRAINED[row][1]}}
-    config = from_dict(TrainConfig, merge(read("sample"), values), row)
-    if (out / "done").is_file():
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / "output.txt", "a", encoding="utf-8") as output, contextlib.redirect_stdout(output):
-        config.resume = (out / "last.safetensors").is_file()
-        train(config)
-    (out / "done").touch()
+    return from_dict(TrainConfig, merge(read("sample"), values), row)
 
 
 def measure(name: str, sample: Path, strokes: Path | None, frame: Any) -> dict[str, Any]:
@@ -94,9 +78,7 @@ def main() -> None:
     parser.add_argument("--save", default="partial", help="name of the JSON in benchmarks/results (default: partial)")
     args = parser.parse_args()
     tasks = [(row, seed, args.sample, args.out / row / f"seed-{seed}") for seed in args.seeds for row in TRAINED]
-    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
-        for number, _ in enumerate(pool.map(run, tasks), 1):
-            print(f"{number}/{len(tasks)} {tasks[number - 1][3]}", flush=True)
+    trainings.run_all([settings(*task) for task in tasks], args.jobs)
     models = {name: (label, [name]) for name, label in PLAIN.items()}
     models |= {row: (TRAINED[row][0], [str(out) for r, _, _, out in tasks if r == row]) for row in TRAINED}
     sets = {
@@ -110,9 +92,7 @@ def main() -> None:
             runs = [kept(args.out, model, kind, args.sample, strokes, frame) for model in each]
             rows.append({"name": name, "label": label, "strokes": kind, "runs": runs})
     report = {"machine": harness.machine("cpu"), "seeds": args.seeds, "classes": "validation", "rows": rows}
-    path = harness.RESULTS / f"{args.save}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(path)
+    trainings.write(args.save, report)
 
 
 if __name__ == "__main__":

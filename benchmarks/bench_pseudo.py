@@ -9,16 +9,13 @@ sketches cannot choose a checkpoint by them: so the last one is measured beside 
 """
 
 import argparse
-import contextlib
 import csv
-import json
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import harness
+import trainings
 
 from splip.config import from_dict, merge, read
 from splip.models.config import TrainConfig
@@ -37,24 +34,6 @@ def settings(row: str, seed: int, sample: Path, out: Path) -> TrainConfig:
         values = merge(values, read(name))
     values = merge(values, {"seed": seed, "out": str(out), "eval_prompts": False, "data": {"root": str(sample)}})
     return from_dict(TrainConfig, values, row)
-
-
-def run(task: tuple[str, int, Path, Path]) -> None:
-    """Train one row with one seed, unless it is there."""
-    import torch
-
-    from splip.train.loop import train
-
-    row, seed, sample, out = task
-    torch.set_num_threads(1)
-    config = settings(row, seed, sample, out)
-    if (out / "done").is_file():
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / "output.txt", "a", encoding="utf-8") as output, contextlib.redirect_stdout(output):
-        config.resume = (out / "last.safetensors").is_file()
-        train(config)
-    (out / "done").touch()
 
 
 def plain(sample: Path, out: Path) -> dict[str, float]:
@@ -96,18 +75,14 @@ def main() -> None:
         for row in ROWS
         for seed in (args.seeds if row != "plain" else args.seeds[:1])
     ]
-    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
-        for number, _ in enumerate(pool.map(run, tasks), 1):
-            print(f"{number}/{len(tasks)} {tasks[number - 1][3]}", flush=True)
+    trainings.run_all([settings(*task) for task in tasks], args.jobs)
     rows: list[dict[str, Any]] = []
     for name, (label, _) in ROWS.items():
         folders = [out for row, _, _, out in tasks if row == name]
         runs: list[Any] = [plain(args.sample, folders[0])] if name == "plain" else [trained(out) for out in folders]
         rows.append({"name": name, "label": label, "runs": runs})
     report = {"machine": harness.machine("cpu"), "seeds": args.seeds, "classes": "validation", "rows": rows}
-    path = harness.RESULTS / f"{args.save}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(path)
+    trainings.write(args.save, report)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,11 @@ setting, beside LayerNorms alone.
 """
 
 import argparse
-import contextlib
-import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import harness
+import trainings
 from bench_start import best
 
 from splip.config import find, from_dict, merge, read
@@ -44,29 +41,14 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 SUPPORT = (1, 3)
 
 
-def run(task: tuple[str, int, Path, Path]) -> None:
-    """Train one row with one seed, unless it is there."""
-    import torch
-
-    from splip.train.loop import train
-
-    row, seed, sample, out = task
-    torch.set_num_threads(1)
+def settings(row: str, seed: int, sample: Path, out: Path) -> TrainConfig:
     if row in ROWS:
         overlay, loss = ROWS[row]
         values = merge(merge(read("sample"), read(f"ablations/{overlay}")), {"loss": loss})
     else:
         overlay, change = OTHERS[row]
         values = merge(merge(merge(read("sample"), read(overlay)), FINE), change)
-    values = merge(values, {"seed": seed, "out": str(out), "data": {"root": str(sample)}})
-    config = from_dict(TrainConfig, values, row)
-    if (out / "done").is_file():
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / "output.txt", "a", encoding="utf-8") as output, contextlib.redirect_stdout(output):
-        config.resume = (out / "last.safetensors").is_file()
-        train(config)
-    (out / "done").touch()
+    return from_dict(TrainConfig, merge(values, {"seed": seed, "out": str(out), "data": {"root": str(sample)}}), row)
 
 
 def measured(out: Path, **asked: Any) -> dict[str, dict[str, float]]:
@@ -105,18 +87,14 @@ def main() -> None:
     folders = {row: args.out / row.replace(" ", "-") for row in (*ROWS, *OTHERS)}
     tasks = [(row, seed, args.sample, folders[row] / f"seed-{seed}") for seed in args.seeds for row in folders]
     tasks = [] if args.written else tasks
-    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
-        for number, _ in enumerate(pool.map(run, tasks), 1):
-            print(f"{number}/{len(tasks)} {tasks[number - 1][3]}", flush=True)
+    trainings.run_all([settings(*task) for task in tasks], args.jobs)
     report: dict[str, Any] = {"machine": harness.machine("cpu"), "seeds": args.seeds, "rows": []}
     for row, (overlay, loss) in ROWS.items():
         label = find(f"ablations/{overlay}").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         runs = [{"seed": seed, **best(folders[row] / f"seed-{seed}")} for seed in finished(folders[row], args.seeds)]
         report["rows"].append({"name": row, "label": label, "loss": loss, "runs": runs})
     report |= others(args.seeds, folders)
-    path = harness.RESULTS / f"{args.save}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(path)
+    trainings.write(args.save, report)
 
 
 if __name__ == "__main__":

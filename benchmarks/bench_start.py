@@ -7,16 +7,13 @@ Every row has the sample's settings (``splip train --config sample --config abla
 """
 
 import argparse
-import contextlib
 import csv
-import json
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import harness
+import trainings
 
 from splip.config import find, from_dict, merge, read
 from splip.models.config import TrainConfig
@@ -25,24 +22,9 @@ ROWS = ["full", "no-prompts", "as-before", "margin-no-floor"]
 KEPT = ("val_mAP", "val_Acc1", "val_mAP_removed", "val_mAP_swapped", "val_attention")
 
 
-def run(task: tuple[str, int, Path, Path]) -> None:
-    """Train one row with one seed, unless it is there."""
-    import torch
-
-    from splip.train.loop import train
-
-    row, seed, sample, out = task
-    torch.set_num_threads(1)
+def settings(row: str, seed: int, sample: Path, out: Path) -> TrainConfig:
     values = merge(read("sample"), read(f"ablations/{row}"))
-    values = merge(values, {"seed": seed, "out": str(out), "data": {"root": str(sample)}})
-    config = from_dict(TrainConfig, values, row)
-    if (out / "done").is_file():
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / "output.txt", "a", encoding="utf-8") as output, contextlib.redirect_stdout(output):
-        config.resume = (out / "last.safetensors").is_file()
-        train(config)
-    (out / "done").touch()
+    return from_dict(TrainConfig, merge(values, {"seed": seed, "out": str(out), "data": {"root": str(sample)}}), row)
 
 
 def best(out: Path) -> dict[str, float | None]:
@@ -65,17 +47,13 @@ def main() -> None:
     parser.add_argument("--save", default="start", help="name of the JSON in benchmarks/results (default: start)")
     args = parser.parse_args()
     tasks = [(row, seed, args.sample, args.out / row / f"seed-{seed}") for seed in args.seeds for row in args.rows]
-    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
-        for number, _ in enumerate(pool.map(run, tasks), 1):
-            print(f"{number}/{len(tasks)} {tasks[number - 1][3]}", flush=True)
+    trainings.run_all([settings(*task) for task in tasks], args.jobs)
     report: dict[str, Any] = {"machine": harness.machine("cpu"), "seeds": args.seeds, "rows": []}
     for row in args.rows:
         label = find(f"ablations/{row}").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         runs = [best(args.out / row / f"seed-{seed}") for seed in args.seeds]
         report["rows"].append({"name": row, "label": label, "runs": runs})
-    path = harness.RESULTS / f"{args.save}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(path)
+    trainings.write(args.save, report)
 
 
 if __name__ == "__main__":
