@@ -10,12 +10,11 @@ C channels, H W image, S patch, M patches.
 
 from typing import Any
 
-import numpy as np
 import torch  # before _C: both then share one OpenMP runtime
 from torch import Tensor
 
 from splip import _C
-from splip.ops import reference
+from splip.ops import host, reference
 from splip.ops.dispatch import DTYPES, address, call, float_dtype, native, place, register, same_device
 from splip.ops.quantized import EightBitGallery, PackedGallery, PreparedGallery, aligned, pack_for_cpu
 
@@ -31,9 +30,7 @@ def _packed_topk(queries: Tensor, gallery: PackedGallery, k: int, allowed: Tenso
         return scores, indices
     bits = None
     if allowed is not None:
-        bits = torch.zeros((N + 31) // 32 * 4, dtype=torch.uint8)
-        packed = np.packbits(allowed.contiguous().numpy(), bitorder="little")
-        bits[: len(packed)] = torch.from_numpy(packed)
+        bits = torch.from_numpy(host.bits(allowed.contiguous().numpy()))
     scratch = aligned(_C.packed_topk_scratch(Q=Q, D=D, K=k, threads=where["threads"]))
     # fmt: off
     _C.packed_topk(
@@ -182,15 +179,7 @@ def _check_packed_topk(
 def check_pack(gallery: PackedGallery) -> None:
     """The scan reads what the sizes promise: an array that is too short would end the process."""
     N, D = gallery.shape
-    padded = (N + 31) // 32 * 32
-    sizes = {
-        "rows": (torch.float32, (N, D)),
-        "panels": (torch.uint8, (_C.packed_panel_bytes(N, D),)),
-        "scale": (torch.float32, (padded,)),
-        "error": (torch.float32, (padded,)),
-        "inverse": (torch.float64, (N,)),
-        "centre": (torch.float32, (D + 1,)),
-    }
+    sizes = {name: (getattr(torch, dtype.name), size) for name, (dtype, size) in host.sizes(N, D).items()}
     for (name, (dtype, size)), array in zip(sizes.items(), gallery, strict=True):
         if array.dtype != dtype or tuple(array.shape) != size or array.device.type != "cpu":
             found = f"{array.dtype} {list(array.shape)} on {array.device}"
