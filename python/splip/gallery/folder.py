@@ -57,12 +57,22 @@ class GalleryFolder:
             raise
 
     def _migrate(self) -> None:
-        own = WriterLock(self.path) if self.lock is None else None
-        try:
+        """Bring the database to this version's format; who only reads does without where that cannot be."""
+        if self.lock is not None:
             self.catalog.migrate()
-        finally:
-            if own is not None:
+            return
+        can_stay = self.catalog.format in catalog.OLD
+        if can_stay and not self.catalog.writable:
+            return
+        try:
+            own = WriterLock(self.path)
+            try:
+                self.catalog.migrate()
+            finally:
                 own.release()
+        except (UserError, OSError):  # somebody writes, or there is no room
+            if not can_stay:
+                raise
 
     def close(self) -> None:
         """Release the database and the right to write."""
