@@ -63,9 +63,12 @@ def old(tmp_path):
             photograph(paths[-1], seed=seed)
         gallery.add(paths)
     db = sqlite3.connect(folder / "gallery.db")
-    db.executescript("DROP INDEX items_taken; DROP INDEX items_undated; PRAGMA user_version = 2")
+    db.executescript(
+        "DROP INDEX items_taken; DROP INDEX items_undated; DROP INDEX items_label; PRAGMA user_version = 2"
+    )
     for column in ("taken", "camera", "width", "height", "looked", "missing"):
         db.execute(f"ALTER TABLE items DROP COLUMN {column}")
+    db.execute("CREATE INDEX items_label ON items (label)")
     db.close()
     return folder, paths
 

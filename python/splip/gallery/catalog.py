@@ -62,8 +62,10 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE items ADD COLUMN height INTEGER;
     ALTER TABLE items ADD COLUMN looked INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE items ADD COLUMN missing INTEGER NOT NULL DEFAULT 0;
-    CREATE INDEX items_taken ON items (taken);
+    CREATE INDEX items_taken ON items (taken) WHERE taken IS NOT NULL;
     CREATE INDEX items_undated ON items (mtime_ns) WHERE taken IS NULL;
+    DROP INDEX items_label;
+    CREATE INDEX items_label ON items (label, taken);
     """,
 )
 LOOKED = 1  # the reader of headers of this version
@@ -98,6 +100,7 @@ class Item:
     height: int | None = None
     looked: int = field(default=0, repr=False)  # which reader of headers has seen it
     missing: bool = False  # its file was not there when it was last looked for
+    copies: tuple[int, ...] = ()  # other items with this content, where they are folded into one
 
     @property
     def mtime(self) -> float:
@@ -311,6 +314,26 @@ class Catalog:
                 self._stand_in(db)
                 raise
             self.format = newest()
+
+    def note_missing(self, ids: Sequence[int], missing: bool) -> bool:
+        """Keep whether the files of items are gone; False: it cannot be kept now, which does no harm.
+
+        What is searched does not change, and so neither does the revision: also who only reads may do this, beside a writer.
+        """
+        if not self.writable or self.format in OLD:
+            return False
+        try:
+            with self.connection() as db:
+                db.execute("PRAGMA busy_timeout = 0")  # a writer goes first
+                try:
+                    db.execute("BEGIN IMMEDIATE")
+                    db.executemany("UPDATE items SET missing = ? WHERE id = ?", [(int(missing), id) for id in ids])
+                    db.execute("COMMIT")
+                finally:
+                    db.execute(f"PRAGMA busy_timeout = {int(1000 * WAIT_SECONDS)}")
+        except UserError:
+            return False
+        return True
 
     def close(self) -> None:
         with self._lock:

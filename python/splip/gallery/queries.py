@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from splip import images
 from splip.errors import UserError
+from splip.gallery import stacks
 from splip.gallery.catalog import Filter
 from splip.gallery.matches import Match, Source
 from splip.gallery.parts import Part, check, mix
@@ -214,6 +215,7 @@ class QueryEncoder(ABC):
         k: int = 10,
         filter: Filter | Sequence[Filter | None] | None = None,
         text_weight: float = 0.5,
+        stack: bool = False,
     ) -> list[list[Match]]:
         """The best pictures of each query, best first; fewer than ``k`` if no more pass the filter.
 
@@ -226,6 +228,7 @@ class QueryEncoder(ABC):
             k: pictures a query.
             filter: one for all queries or one for each; see :class:`splip.gallery.catalog.Filter`.
             text_weight: 0: picture only, 1: text only; see :meth:`embed`.
+            stack: pictures of the same content are one of the ``k``, with the ids of the others in ``copies``.
 
         Raises:
             UserError: a picture cannot be read, nothing is drawn on a sketch, the model has no text tower, ...
@@ -234,6 +237,9 @@ class QueryEncoder(ABC):
             vectors = self.embed(sketches, photos, texts, text_weight)
         elif len(sketches) or len(photos) or len(texts):
             raise UserError("vectors cannot be combined with sketches, photos or texts")
+        if stack:
+            queries, filters = checked(vectors, self.dim, k, filter)
+            return list(stacks.search(self, queries, k, filters))
         return self.search_vectors(vectors, k, filter)
 
     @abstractmethod

@@ -110,6 +110,7 @@ def document(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
     schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for path, methods in schema["paths"].items():
         if path.startswith("/v1/items") or (config.protect == "all" and path.startswith("/v1/")):
-            for operation in methods.values():
-                operation["security"] = [{"token": []}]
+            for method, operation in methods.items():
+                if config.protect == "all" or method != "get":
+                    operation["security"] = [{"token": []}]
     return schema
