@@ -135,13 +135,17 @@ class GalleryFolder:
         """A page of items: see :func:`splip.gallery.browse.page`."""
         with self.catalog.reading() as db:
             items, following = browse.page(db, sort, limit, cursor, filter, stack)
-            count = self._remembered(db, ("total", filter and filter.key(), stack), browse.total, filter, stack)
+            count = self._remembered(
+                db, ("total", filter.key() if filter else None, stack), browse.total, filter, stack
+            )
             return Browsed(items, following, count)
 
     def timeline(self, filter: Filter | None, stack: bool) -> Timeline:
         """Items by month: see :func:`splip.gallery.browse.timeline`."""
         with self.catalog.reading() as db:
-            return self._remembered(db, ("timeline", filter and filter.key(), stack), browse.timeline, filter, stack)
+            return self._remembered(
+                db, ("timeline", filter.key() if filter else None, stack), browse.timeline, filter, stack
+            )
 
     def _remembered(self, db: sqlite3.Connection, key: Key, ask: Callable[..., T], *how: object) -> T:
         """What was counted before, if nothing has changed since: that takes a look at every item."""
