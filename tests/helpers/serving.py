@@ -16,7 +16,7 @@ from splip import images
 from splip.errors import UserError
 from splip.gallery.catalog import Item
 from splip.gallery.matches import Match
-from splip.images import decode
+from splip.images import archive, decode
 from splip.serve import app, process
 from splip.serve.config import ServeConfig
 from splip.serve.service import Service
@@ -79,8 +79,7 @@ class FakeGallery:
         self.encoder.meanings = {shape: unit(np.mean(rows, axis=0)[None])[0] for shape, rows in means.items()}
 
     def put(self, id, path, label, tags):
-        about = path.stat()
-        self.items[id] = Item(id, path, label, tags, about.st_size, about.st_mtime_ns, b"%d" % id, 0, id)
+        self.items[id] = Item(id, path, label, tags, *archive.facts(path), b"%d" % id, 0, id)
         self.vectors[id] = self.encoder.encode(self.encoder.prepare(images.read(path), "photo")[None], "photo")[0]
 
     def __len__(self):

@@ -142,10 +142,10 @@ def total(db: sqlite3.Connection, filter: Filter | None, stack: bool) -> int:
 
 def timeline(db: sqlite3.Connection, filter: Filter | None, stack: bool) -> Timeline:
     """Items by the month in which they were taken."""
-    where, values = _which(filter, stack)
-    statement = (
-        f"SELECT substr(taken, 1, 7) AS month, count(*) FROM items WHERE {where} GROUP BY month ORDER BY month DESC"
-    )
+    where, values = _which(filter, False)
+    # Beside min(id) SQLite tells the date of that item: the first of each content.
+    items = f"(SELECT min(id), taken FROM items WHERE {where} GROUP BY hash)" if stack else f"items WHERE {where}"
+    statement = f"SELECT substr(taken, 1, 7) AS month, count(*) FROM {items} GROUP BY month ORDER BY month DESC"
     rows = db.execute(statement, values).fetchall()
     return Timeline(
         [(month, count) for month, count in rows if month is not None],

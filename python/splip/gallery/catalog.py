@@ -66,6 +66,8 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX items_undated ON items (mtime_ns) WHERE taken IS NULL;
     DROP INDEX items_label;
     CREATE INDEX items_label ON items (label, taken);
+    DROP INDEX items_hash;
+    CREATE INDEX items_hash ON items (hash, taken);
     """,
 )
 LOOKED = 1  # the reader of headers of this version
