@@ -65,6 +65,21 @@ def kernels() -> str:
     return table(head, rows) + f"\n\n{machine(report['machine'])}"
 
 
+def unpacked() -> str:
+    """Searches of a gallery that is not packed: how many times splip's CPU time torch takes."""
+    report = load("unpacked-cpu")
+    levels = list(dict.fromkeys(r["level"] for r in report["rows"]))
+    ratios = {(r["level"], r["Q"]): r["ratio"] for r in report["rows"]}
+    counts = sorted({r["Q"] for r in report["rows"]})
+    rows = [[f"`{level}`", *(f"{ratios[level, Q]:.1f}" for Q in counts)] for level in levels]
+    N, D, K = (report["rows"][0][key] for key in "NDK")
+    return (
+        table(["Q", *map(str, counts)], rows)
+        + f"\n\nN={N:,}, D={D}, K={K}; torch's CPU time / splip's, medians of turns. "
+        + machine(report["machine"])
+    )
+
+
 def search(name: str = "cosine_topk-cpu") -> str:
     """Exact top-k in a packed gallery: splip's time, and how many times longer the others take."""
     report = load(name)
@@ -364,6 +379,7 @@ TABLES = {
     "evaluation": evaluation,
     "search": search,
     "search-avx2": lambda: search("cosine_topk-avx2-cpu"),
+    "unpacked": unpacked,
     "kernels": kernels,
     "gpu": gpu,
     "encoder": encoder,

@@ -62,9 +62,11 @@ constexpr Kernels kLevels[] = {
 #ifdef SPLIP_X86_KERNELS
     {"avx2", kAvx2, kAvx2, dot_avx2, quantise_avx2, &kLayerNormAvx2, dots_avx2, &kPackAvx2},
 #ifdef SPLIP_AVXVNNI_KERNELS
-    {"avxvnni", kAvxVnni, kAvxVnni, dot_avx2, quantise_avx2, &kLayerNormAvx2, dots_avx2, &kPackAvx2},
+    {"avxvnni", kAvxVnni, kAvxVnni, dot_avx2, quantise_avx2, &kLayerNormAvx2, dots_avx2,
+     &kPackAvx2},
 #endif
-    {"avx512", kAvx512, kAvx512, dot_avx512, quantise_avx512, &kLayerNormAvx512, dots_avx512, &kPackAvx2},
+    {"avx512", kAvx512, kAvx512, dot_avx512, quantise_avx512, &kLayerNormAvx512, dots_avx512,
+     &kPackAvx2},
 #ifdef SPLIP_AMX_KERNELS
     {"amx", kAmx, kAvx512, dot_avx512, quantise_avx512, &kLayerNormAvx512, dots_avx512, &kPackAvx2},
 #endif
