@@ -317,11 +317,12 @@ def http() -> str:
             bodies = operation.get("requestBody", {}).get("content", {})
             if bodies:
                 text += "\nTakes " + _bodies(bodies) + ".\n"
-            form = bodies.get("multipart/form-data", {}).get("schema", {}).get("properties")
+            shape = bodies.get("multipart/form-data", {}).get("schema", {})
+            form, needed = shape.get("properties"), shape.get("required", ())
             if form:
                 text += "\nFields of a form:\n\n" + _fields(
                     [
-                        (n, s, False, s.get("description", s.get("items", {}).get("description", "")))
+                        (n, s, n in needed, s.get("description", s.get("items", {}).get("description", "")))
                         for n, s in form.items()
                     ]
                 )
