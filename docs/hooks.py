@@ -67,6 +67,7 @@ WINGS: list[tuple[str, str, list[str]]] = [
     ("milvus", "A gallery in a Milvus collection.", ["splip.milvus"]),
     ("cluster", "Galleries on several machines.", ["splip.cluster"]),
     ("serve", "The service.", ["splip.serve", "splip.serve.app", "splip.serve.schemas"]),
+    ("client", "A service, asked from Python.", ["splip.client"]),
     ("export", "Encoders for ONNX, OpenVINO and TensorRT.", ["splip.export", "splip.export.command"]),
 ]  # fmt: skip
 

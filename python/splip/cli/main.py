@@ -134,6 +134,12 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "  splip serve --gallery my-gallery --engine ray --shards 8 --replicas 2\n"
         "  SPLIP_SERVE_GALLERY=my-gallery SPLIP_SERVE_PORT=80 splip serve --config serve.yaml",
     ),
+    "mcp": (
+        "splip.serve.config:McpConfig",
+        "splip.serve.mcp:mcp",
+        "let an assistant search a gallery: tools over MCP",
+        "splip mcp --gallery my-gallery\n  splip mcp --url http://127.0.0.1:8000",
+    ),
     "data sample": (
         "splip.data.config:SampleConfig",
         "splip.data.sample:unpack",
