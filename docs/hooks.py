@@ -157,7 +157,7 @@ def commands() -> dict[str, str]:
         for verb, entry in verbs.items()
     ]
     pages["index"] = (
-        "# Commands\n\n`splip VERB --help` says the same. Settings come from defaults, then `--config` files (`splip train`, "
+        "# Commands\n\n`splip VERB --help` says the same; for the verbs with most options `--help-all` does, and `--help` shows the common ones. Settings come from defaults, then `--config` files (`splip train`, "
         "`splip serve`), then [variables](../environment.md) (`splip serve`), then flags.\nExit codes: 0 good, 1 failed, 2 wrong usage or input; a user's mistake is one line.\n\n| | |\n|---|---|\n"
         + "\n".join(rows)
         + "\n"

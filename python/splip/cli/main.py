@@ -12,6 +12,7 @@ import warnings
 from typing import Any
 
 from splip import __version__
+from splip.cli import help
 from splip.errors import UserError, one_line
 
 # verb: (configuration, function, summary, examples)
@@ -216,7 +217,7 @@ def usage() -> str:
         [
             f"splip {__version__}: find photos from a drawing",
             "",
-            "usage: splip VERB [OPTIONS]      splip VERB --help shows the options of a verb",
+            "usage: splip VERB [OPTIONS]      splip VERB --help shows the options of a verb, --help-all all of them",
             "       splip VERB --plugin FILE.py [OPTIONS]      with the methods and losses that the file defines",
             "",
             *lines,
@@ -242,13 +243,14 @@ def described(verb: str) -> str:
     return f"{(_named(name).__doc__ or summary).strip()}\n\nexamples:\n  {examples}{_more(verb)}"
 
 
-def parser(verb: str) -> Any:
+def parser(verb: str, **defaults: Any) -> Any:
     """The parser of a verb, an :class:`argparse.ArgumentParser`: for what lists its options."""
     import tyro
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return tyro.extras.get_parser(_named(VERBS[verb][0]), prog=f"splip {verb}", description=described(verb))
+        cls = _named(VERBS[verb][0])
+        return tyro.extras.get_parser(cls, prog=f"splip {verb}", description=described(verb), **defaults)
 
 
 def parse(verb: str, args: list[str]) -> Any:
@@ -259,7 +261,12 @@ def parse(verb: str, args: list[str]) -> Any:
     aliases = {"-k": "--k"}
     args = [aliases.get(a, a) for a in args]
     files, args = _take_options(args, "--config") if verb in FILES else ([], args)
-    defaults = {} if verb in VARIABLES and {"-h", "--help"} & set(args) else _defaults(verb, cls, files)
+    helped = bool({"-h", "--help", help.ALL} & set(args))
+    defaults = {} if verb in VARIABLES and helped else _defaults(verb, cls, files)
+    if helped and verb in help.COMMON and help.ALL not in args:
+        print(help.short(verb, parser(verb, **defaults)))
+        raise SystemExit(0)
+    args = ["--help" if arg == help.ALL else arg for arg in args]
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
