@@ -1,6 +1,7 @@
 """The ``splip`` command: one word per verb, heavy imports only inside the verb."""
 
 import contextlib
+import dataclasses
 import difflib
 import errno
 import importlib
@@ -11,7 +12,7 @@ import sys
 import warnings
 from typing import Any
 
-from splip import __version__
+from splip import __version__, report
 from splip.cli import help
 from splip.errors import UserError, one_line
 
@@ -362,7 +363,7 @@ def _unknown(args: list[str], choices: list[str]) -> str:
 def _run(verb: str, args: list[str]) -> int:
     config = parse(verb, args)
     try:
-        code = _named(VERBS[verb][1])(config)
+        code = _work(verb, config)
     except UserError as error:
         if verb not in VARIABLES:
             raise
@@ -370,7 +371,20 @@ def _run(verb: str, args: list[str]) -> int:
 
         files, rest = _take_options(args, "--config")
         raise UserError(environment.blamed(str(error), type(config), rest, files, VARIABLES[verb])) from error
-    return code if isinstance(code, int) else 0
+    return code
+
+
+def _work(verb: str, config: Any) -> int:
+    """Do what a verb does; with --json its report, and nothing else, is what stdout gets."""
+    asked = getattr(config, "json", None)
+    wanted = (asked is True or str(asked) == "-") and verb not in ("search", "index list")  # which print their own
+    if wanted and asked is not True:  # of verbs whose --json names a file
+        config = dataclasses.replace(config, json=None)
+    with contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext():
+        found = _named(VERBS[verb][1])(config)
+    if wanted:
+        report.write(found, sys.stdout)
+    return found if isinstance(found, int) else getattr(found, "code", 0)
 
 
 def _load_plugins(files: list[str]) -> None:
