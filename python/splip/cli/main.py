@@ -1,7 +1,6 @@
 """The ``splip`` command: one word per verb, heavy imports only inside the verb."""
 
 import contextlib
-import dataclasses
 import difflib
 import errno
 import importlib
@@ -12,8 +11,7 @@ import sys
 import warnings
 from typing import Any
 
-from splip import __version__, report
-from splip.cli import help
+from splip import __version__
 from splip.errors import UserError, one_line
 
 # verb: (configuration, function, summary, examples)
@@ -258,6 +256,8 @@ def parse(verb: str, args: list[str]) -> Any:
     """The configuration of a verb: defaults < ``--config`` files < variables of the environment < flags."""
     import tyro
 
+    from splip.cli import help
+
     cls: type[Any] = _named(VERBS[verb][0])
     aliases = {"-k": "--k"}
     args = [aliases.get(a, a) for a in args]
@@ -376,6 +376,10 @@ def _run(verb: str, args: list[str]) -> int:
 
 def _work(verb: str, config: Any) -> int:
     """Do what a verb does; with --json its report, and nothing else, is what stdout gets."""
+    import dataclasses
+
+    from splip import report
+
     asked = getattr(config, "json", None)
     wanted = (asked is True or str(asked) == "-") and verb not in ("search", "index list")  # which print their own
     if wanted and asked is not True:  # of verbs whose --json names a file
