@@ -47,7 +47,7 @@ def test_a_drawing_finds_its_shape(client):
     assert found(answer) == ["box"] * 3
     body = answer.json()
     first = body["matches"][0]
-    assert set(first) == {"id", "score", "label", "tags", "name", "path"}
+    assert set(first) == {"id", "score", "label", "tags", "name", "path", "likely"}
     assert Path(first["path"]).is_file() and first["name"] == Path(first["path"]).name
     assert {"decode", "prepare", "wait", "encode", "search", "lookup", "total"} == set(body["timing_ms"])
     assert all(value >= 0 for value in body["timing_ms"].values()) and body["batch"] == 1

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 from splip import __version__
 from splip.errors import UserError
-from splip.serve import bodies, embeddings
+from splip.serve import bodies, embeddings, explain
 from splip.serve.middleware import COOKIE, Access, Guard, Refusal, is_loopback
 from splip.serve.openapi import ADD_BODY, BATCH_BODY, EMBED_BODY, FAILURES, PICTURE, PROBLEMS, SEARCH_BODY, document
 from splip.serve.queries import Query, Whole
@@ -63,6 +63,7 @@ def create(service: Service, token: str | None = None) -> Guard:
     )
     _answer_errors(app, service)
     _add_searches(app, service)
+    explain.add(app, service)
     _add_vectors(app, service)
     _add_gallery(app, service, writes=token is not None and service.writer is not None)
     _add_pictures(app, service)
@@ -222,6 +223,7 @@ def _add_gallery(app: FastAPI, service: Service, writes: bool) -> None:
             dimensions=embeddings.sizes(service),
             image_size=encoder.image_size,
             text=service.text,
+            explains=explain.explains(service),
             writes=writes,
             max_k=config.max_k,
             max_queries=config.max_queries,

@@ -7,7 +7,7 @@ from fastapi.openapi.utils import get_openapi
 
 from splip.serve import queries
 from splip.serve.config import ServeConfig
-from splip.serve.schemas import Add, Embed, Failed, Problem, Queries
+from splip.serve.schemas import Add, Embed, Explain, Failed, Problem, Queries
 
 # What any address may answer besides.
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -99,13 +99,16 @@ def document(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
     components = schema["components"]["schemas"]
     components.update(models.pop("$defs"))
     components["Queries"] = models
+    components["Explain"] = Explain.model_json_schema(ref_template="#/components/schemas/{model}")
+    del components["Explain"]["$defs"]  # of a search, which are there
     components["Add"] = Add.model_json_schema()
     components["Embed"] = embed = Embed.model_json_schema()
     inputs = {"type": "array", "items": _INPUT, "minItems": 1, "maxItems": config.max_queries}
     what = "Texts, pictures as data: URLs, or both."
     embed["properties"] = {"input": {"anyOf": [*_INPUT["anyOf"], inputs], "description": what}, **embed["properties"]}
     embed["required"] = ["input"]
-    components["Query"]["properties"]["k"]["maximum"] = config.max_k
+    for name in ("Query", "Explain"):
+        components[name]["properties"]["k"]["maximum"] = config.max_k
     components["Queries"]["properties"]["queries"]["maxItems"] = config.max_queries
     schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for path, methods in schema["paths"].items():

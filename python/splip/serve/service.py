@@ -250,7 +250,10 @@ class Service:
         self.observe(stages)
         timing = {name: round(1000 * seconds, 3) for name, seconds in stages.items()}
         timing["total"] = round(1000 * (time.perf_counter() - began), 3)
-        return {"matches": matches, "partial": search.partial, "timing_ms": timing, "batch": search.batch}
+        doubt: dict[str, Any] = {"cutoff": None, "unknown_words": []}
+        return {
+            "matches": matches, **doubt, "partial": search.partial, "timing_ms": timing, "batch": search.batch
+        }  # fmt: skip
 
     def observe(self, stages: dict[str, float]) -> None:
         """Count the seconds of a query's stages."""
@@ -265,6 +268,7 @@ class Service:
             "tags": match.tags,
             "name": match.path.name,
             "path": str(match.path) if self.show_paths else None,
+            "likely": None,
         }
 
     def _vector(self, id: int) -> np.ndarray:
