@@ -48,7 +48,7 @@ def test_a_drawing_finds_its_shape(client):
     body = answer.json()
     first = body["matches"][0]
     facts = {"taken", "camera", "width", "height", "bytes", "modified", "missing", "copies"}
-    assert set(first) == {"id", "score", "label", "tags", "name", "path", *facts}
+    assert set(first) == {"id", "score", "likely", "label", "tags", "name", "path", *facts}
     assert Path(first["path"]).is_file() and first["name"] == Path(first["path"]).name
     assert {"decode", "prepare", "wait", "encode", "search", "lookup", "total"} == set(body["timing_ms"])
     assert all(value >= 0 for value in body["timing_ms"].values()) and body["batch"] == 1

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 
 from splip import __version__
 from splip.errors import UserError
-from splip.serve import bodies, embeddings, items
+from splip.serve import bodies, embeddings, explain, items
 from splip.serve.items import Id
 from splip.serve.middleware import COOKIE, Access, Guard, Refusal, is_loopback
 from splip.serve.openapi import (
@@ -74,6 +74,7 @@ def create(service: Service, token: str | None = None) -> Guard:
     )
     _answer_errors(app, service)
     _add_searches(app, service)
+    explain.add(app, service)
     _add_vectors(app, service)
     _add_gallery(app, service, writes=token is not None and service.writer is not None)
     _add_pictures(app, service)
@@ -252,6 +253,7 @@ def _add_gallery(app: FastAPI, service: Service, writes: bool) -> None:
             dimensions=embeddings.sizes(service),
             image_size=encoder.image_size,
             text=service.text,
+            explains=explain.explains(service),
             writes=writes,
             max_k=config.max_k,
             max_queries=config.max_queries,
