@@ -1,7 +1,13 @@
 """A page of the service in a real Chromium, for tests that drive it as a person would."""
 
+import base64
+import json
 import shutil
+import subprocess
+import tarfile
 import time
+from contextlib import suppress
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -9,6 +15,10 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, e.g. apt install chromium")
 
+# One grey pixel.
+PICTURE = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+)
 BOX = [[(25, 25), (75, 25), (75, 75), (25, 75), (25, 25)]]
 CONE = [[(50, 20), (20, 80), (80, 80), (50, 20)]]
 
@@ -109,3 +119,67 @@ def score(page):
 
 def searches(page):
     return sum(url.endswith("/v1/search") for url in page.asked)
+
+
+AXE = "axe-core@4.14.1"
+
+
+def find_axe(folder):
+    """The script of axe, fetched by npm into a folder; None where there is no npm, or no registry."""
+    npm = shutil.which("npm")
+    if npm is None:
+        return None
+    command = [npm, "pack", AXE, "--silent", "--pack-destination", str(folder)]
+    with suppress(subprocess.TimeoutExpired):
+        if subprocess.run(command, cwd=folder, capture_output=True, timeout=60).returncode == 0:
+            archive = next(folder.glob("axe-core-*.tgz"))
+            with tarfile.open(archive) as tar:
+                script = tar.extractfile("package/axe.min.js")
+                return script.read().decode() if script else None
+    return None
+
+
+def violations(page, axe):
+    """What axe finds wrong with the page as it is now: rule and element."""
+    devtools = page.context.new_cdp_session(page)  # not bound by the page's policy
+    devtools.send("Runtime.evaluate", {"expression": axe})
+    script = "axe.run().then((r) => JSON.stringify(r.violations.map((v) => [v.id, v.nodes.map((n) => n.html.slice(0, 160))])))"
+    answer = devtools.send("Runtime.evaluate", {"expression": script, "awaitPromise": True, "returnByValue": True})
+    return json.loads(answer["result"]["value"])
+
+
+class Listing:
+    """Stands in for the addresses that list a gallery's photos: ``count`` of them, a month apart for every third."""
+
+    def __init__(self, count=250):
+        self.count, self.asked = count, []
+        ids = range(1, count + 1)
+        self.items = [self.item(i) for i in ids]
+
+    @staticmethod
+    def item(number, **fields):
+        month = f"{2024 - number // 36}-{12 - number // 3 % 12:02}"
+        facts = {
+            "id": number % 24 + 1 if number <= 24 else number, "label": "box", "tags": {}, "name": f"IMG_{number}.jpg", "path": None,
+            "taken": f"{month}-14T10:02:03", "camera": "Canon EOS 80D", "width": 1600, "height": 1200 if number % 3 else 2400,
+            "bytes": 2_345_678, "modified": "2024-01-01T00:00:00Z", "missing": False, "copies": [],
+        }  # fmt: skip
+        return {**facts, **fields}
+
+    def route(self, page):
+        page.route("**/v1/timeline*", self.timeline)
+        page.route("**/v1/items*", self.list)
+        page.route("**/v1/thumbnails/*", lambda route: route.fulfill(body=PICTURE, content_type="image/png"))
+
+    def timeline(self, route):
+        route.fulfill(
+            json={"months": [{"month": "2024-11", "count": 3}, {"month": "2024-10", "count": 3}], "undated": 0}
+        )
+
+    def list(self, route):
+        fields = parse_qs(urlsplit(route.request.url).query)
+        self.asked.append(fields)
+        start, limit = int(fields.get("cursor", ["0"])[0]), int(fields["limit"][0])
+        part = self.items[start : start + limit]
+        end = start + limit
+        route.fulfill(json={"items": part, "next": str(end) if end < self.count else None, "total": self.count})

@@ -190,7 +190,7 @@ async function grow(more) {
 
 /** Ask for more photos, if there are; whether it asks. */
 export function more() {
-  if (!next || flight) return false;
+  if (!next || flight || paper.stroke) return false;
   wanted *= 2;
   const ask = next;
   next = null;
@@ -209,7 +209,7 @@ export function startResults() {
     if (how === "soon") typed = setTimeout(search, TYPED);
     else search({ live: how === "live" });
   });
-  const near = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && more(), { rootMargin: "900px" });
+  const near = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && more(), { rootMargin: "400px" });
   near.observe($("end"));
   // An observer tells of changes: what stays in sight is asked for after each answer.
   new MutationObserver(() => {
