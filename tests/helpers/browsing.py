@@ -52,7 +52,7 @@ def opened(browser, address, before=None, **options):
     yield page
     foreign = [url for url in page.asked if not url.startswith((address, "blob:", "data:"))]
     context.close()
-    assert not foreign and not page.wrong
+    assert not foreign and not page.wrong, (foreign, page.wrong)
 
 
 def until(page, script, argument=None, seconds=10):

@@ -324,8 +324,12 @@ def test_why_a_photo_was_found(page):
     page.wait_for_selector("#heat:visible")
     photo = int(page.locator("#grid li").first.get_attribute("data-id"))
     assert asked[0]["photo"] == photo and asked[0]["image"].startswith("data:image/png;base64,")
-    shade = "x => document.getElementById('heat').getContext('2d').getImageData(x * heat.width, heat.height / 2, 1, 1).data[3]"
-    assert page.evaluate(shade, 0.05) > 200 and page.evaluate(shade, 0.95) < 10, "bright where it speaks for the match"
+    shades = """() => {
+      const { width, height } = heat, row = heat.getContext('2d').getImageData(0, height / 2, width, 1).data;
+      return [row[4 * Math.floor(0.05 * width) + 3], row[4 * Math.floor(0.95 * width) + 3]];
+    }"""
+    dark, bright = page.evaluate(shades)
+    assert dark > 200 and bright < 10, "bright where it speaks for the match"
     over = "document.getElementById('heat').width / document.getElementById('heat').height"
     assert abs(page.evaluate(over) - 64 / 56) < 0.05, "over the photo, not over its frame"
     page.click("#why")
