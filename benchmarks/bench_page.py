@@ -9,7 +9,7 @@ other; from pen-up (the event in the page) to the photos of the whole drawing in
 and to the frame in which every photo in sight is loaded. The first drawings, whose thumbnails are made for the first
 time, count too.
 
-``trial``: a gallery of 400 photos (``--trial-model``): all of the classes of the drawings, and others by chance up to 400.
+``trial``: a gallery of 400 photos (``--trial-model``): those of the emoji that are drawn, and others by chance up to 400.
 A robot draws the strokes of a clean sketch of the sample, one a second, in the order of its document, and looks at the
 first two screens of photos (1280 by 800, without a filter or a word) after each stroke. Found is *the photo*: another
 designer's picture of the same emoji; or *the class*: a photo of the sketch's class. Time counts from the first
@@ -56,7 +56,7 @@ IN_SIGHT = """(screens) => [...document.querySelectorAll('#grid li[data-id]')]
 
 def lines_of(path: Path) -> list[np.ndarray]:
     """The strokes of an SVG, float64 ``[points, 2]`` each, in the middle four fifths of the unit square."""
-    lines = [line for line in svg_strokes(path.read_text(encoding="utf-8")) if len(line)]
+    lines = [line for line in svg_strokes(path.read_bytes()) if len(line)]
     points = np.concatenate(lines)
     low, extent = points.min(axis=0), np.ptp(points, axis=0)
     scale = 0.8 / max(float(extent.max()), 1e-9)
@@ -202,10 +202,9 @@ def main() -> None:
         path for path in args.strokes.glob("*/*.svg") if path.stem.rsplit("-", 1)[0] in set(emoji.values())
     )
     chosen = rng.sample(drawings, args.drawings)
-    classes = {path.parent.name for path in chosen}
-    few = [photo for photo in photos if photo.parent.name in classes]
-    others = [photo for photo in photos if photo.parent.name not in classes]
-    few = rng.sample(few, PHOTOS) if len(few) > PHOTOS else few + rng.sample(others, PHOTOS - len(few))
+    drawn = {path.stem.rsplit("-", 1)[0] for path in chosen}
+    few = [photo for photo in photos if emoji[photo.name] in drawn]
+    few += rng.sample([photo for photo in photos if emoji[photo.name] not in drawn], PHOTOS - len(few))
     facts = {photo.name: (photo.parent.name, emoji[photo.name]) for photo in few}
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
