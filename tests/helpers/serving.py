@@ -13,6 +13,7 @@ import uvicorn
 from drawing import draw
 
 from splip import images
+from splip.encoders import explanation
 from splip.errors import UserError
 from splip.gallery.catalog import Item
 from splip.gallery.matches import Match
@@ -34,6 +35,7 @@ class FakeEncoder:
 
     path, engine, precision, name, identity = Path("fake"), "fake", "fp32", "fake (shapes)", "0" * 64
     image_size, embed_dim, dimensions, fit, crop_sketches = 32, 64, (12, 16, 64), "pad", True
+    explains_by = "removal"
 
     def __init__(self):
         self.batches = []  # sizes of the batches that were encoded
@@ -59,6 +61,17 @@ class FakeEncoder:
             if len(text) > 300:
                 raise UserError("text: too long for this model")
         return np.stack([self.meanings.get(text, np.eye(64, dtype=np.float32)[0]) for text in texts])
+
+    def explain_query(self, vector, photo, query=None, modality="sketch"):
+        def share(pixels, kind, towards):
+            return explanation.by_removal(lambda batch: self.encode(batch, kind), pixels, towards)
+
+        of_photo = share(photo, "photo", vector)
+        of_query = None if query is None else share(query, modality, self.encode(photo[None], "photo")[0])
+        return explanation.Explanation(of_photo.score, of_photo, of_query)
+
+    def box(self, image):
+        return explanation.box(image, self.image_size, self.fit)
 
     def close(self):
         pass

@@ -33,6 +33,7 @@ from splip.gallery.sources import pictures as find_pictures
 from splip.images import archive, decode
 from splip.milvus import push as milvus_push
 from splip.milvus.address import parse
+from splip.report import Report
 
 STOPPED = 130  # exit code after Ctrl-C
 NAMED = 5  # missing pictures whose names are told
@@ -253,13 +254,11 @@ def _described(item: Item) -> dict[str, Any]:
     return {key: facts[key] for key in keep} | {"path": str(item.path), "hash": item.hash.hex()}
 
 
-def check(config: IndexCheckConfig) -> int:
-    """``splip index check``; 1 if anything is damaged."""
+def check(config: IndexCheckConfig) -> Report:
+    """``splip index check``; its code is 1 if anything is damaged."""
     with Gallery.open(config.gallery) as gallery:
         found = check_gallery(gallery, config.pictures)
-        if config.json:
-            print(json.dumps(dataclasses.asdict(found) | {"missing": [str(path) for path in found.missing]}, indent=1))
-        else:
+        if not config.json:
             for line in found.damage:
                 print(line)
             for path in found.missing:
@@ -269,7 +268,8 @@ def check(config: IndexCheckConfig) -> int:
                 f"{gallery.folder}: {state}; {_count(found.items, 'picture')}, {len(found.missing)} of their files are"
                 f" missing, {_count(found.deleted, 'row')} to compact, model {gallery.model}"
             )
-    return 1 if found.damage else 0
+    facts = dataclasses.asdict(found) | {"missing": [str(path) for path in found.missing]}
+    return Report(int(bool(found.damage)), **facts)
 
 
 def compact(config: IndexCompactConfig) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from splip.gallery.ingest import Picture as Picture
     from splip.gallery.matches import Match as Match
     from splip.gallery.matches import Matches as Matches
+    from splip.gallery.opening import open as open
     from splip.gallery.parts import Part as Part
     from splip.gallery.protocol import Searchable as Searchable
 
@@ -28,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy(
     catalog="Filter Item",
     matches="Match Matches",
     ingest="Added Picture",
+    opening="open",
     parts="Part",
     protocol="Searchable",
 )

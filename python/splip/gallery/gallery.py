@@ -42,7 +42,7 @@ class Gallery(StoredGallery):
         from splip.gallery import Filter, Gallery
 
         with Gallery.open("my-gallery") as gallery:
-            for match in gallery.search(sketches=["horse.png"], k=10, filter=Filter(labels=("horse",)))[0]:
+            for match in gallery.search("horse.png", k=10, filter=Filter(labels=("horse",))):
                 print(f"{match.score:.3f}", match.path)
 
     May be used by several threads. Make one with :meth:`open` or :meth:`create`.
@@ -66,6 +66,9 @@ class Gallery(StoredGallery):
             except BaseException:
                 self._files.close()
                 raise
+
+    def __repr__(self) -> str:
+        return f"<Gallery {self.folder}: {len(self):,} pictures, {self.model}>"
 
     # ---- making, opening, closing ----
 

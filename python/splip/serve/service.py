@@ -265,7 +265,10 @@ class Service:
         self.observe(stages)
         timing = {name: round(1000 * seconds, 3) for name, seconds in stages.items()}
         timing["total"] = round(1000 * (time.perf_counter() - began), 3)
-        return {"matches": matches, "partial": search.partial, "timing_ms": timing, "batch": search.batch}
+        doubt: dict[str, Any] = {"cutoff": None, "unknown_words": []}
+        return {
+            "matches": matches, **doubt, "partial": search.partial, "timing_ms": timing, "batch": search.batch
+        }  # fmt: skip
 
     def observe(self, stages: dict[str, float]) -> None:
         """Count the seconds of a query's stages."""
@@ -273,7 +276,7 @@ class Service:
             self.telemetry.stage(name, seconds)
 
     def _found(self, match: "Match") -> dict[str, Any]:
-        return {"score": round(float(match.score), 6), **self.described(match)}
+        return {"score": round(float(match.score), 6), "likely": None, **self.described(match)}
 
     def described(self, item: "Item | Match") -> dict[str, Any]:
         """A picture as answers tell of it."""
