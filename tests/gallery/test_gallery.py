@@ -696,7 +696,7 @@ def test_migrations_run_in_order(filled, photos, monkeypatch):
         reopen(filled)
     monkeypatch.setattr(catalog, "MIGRATIONS", catalog.MIGRATIONS[:-1])
     reopen(filled).close()
-    monkeypatch.setattr(catalog, "MIGRATIONS", catalog.MIGRATIONS[:1])
+    monkeypatch.setattr(catalog, "MIGRATIONS", catalog.MIGRATIONS[: newest - 1])
     with pytest.raises(UserError, match=f"gallery format {newest + 2}, this version reads up to {newest}"):
         reopen(filled)
 

@@ -85,6 +85,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "print what a gallery holds",
         "splip index list --gallery my-gallery --label horse\n"
         "  splip index list --gallery my-gallery --labels\n"
+        "  splip index list --gallery my-gallery --sort newest --taken-from 2019\n"
         "  splip index list --gallery my-gallery --json",
     ),
     "index check": (
@@ -122,6 +123,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "  splip search --gallery my-gallery --text horse --label animals --tag year=2025 --json\n"
         "  splip search --gallery my-gallery --sketch my.png --photo one.jpg:0.5 --not-text snow\n"
         "  splip search --gallery my-gallery --photo one.jpg --under ~/Pictures/2025\n"
+        "  splip search --gallery my-gallery --text horse --taken-from 2019 --taken-to 2019-07 --min-side 1000\n"
         "  splip search --gallery milvus://localhost:19530/photos --model runs/sample --sketch my.png",
     ),
     "serve": (

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from splip._lazy import lazy
 
 if TYPE_CHECKING:
+    from splip.gallery.browse import Browsed as Browsed
+    from splip.gallery.browse import Timeline as Timeline
     from splip.gallery.catalog import Filter as Filter
     from splip.gallery.catalog import Item as Item
     from splip.gallery.gallery import Gallery as Gallery
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     gallery="Gallery",
+    browse="Browsed Timeline",
     catalog="Filter Item",
     matches="Match Matches",
     ingest="Added Picture",

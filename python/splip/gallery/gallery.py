@@ -262,6 +262,10 @@ class Gallery(StoredGallery):
         """Compare everything with its checksums: see :func:`splip.gallery.maintenance.check`."""
         return maintenance.check(self)
 
+    def find_missing(self, under: Iterable[Path | str] = ()) -> list[Item]:
+        """Look which files are gone, and keep that: see :func:`splip.gallery.maintenance.find_missing`."""
+        return maintenance.find_missing(self, under)
+
     def export(self, out: Path | str, form: str = "csv", filter: Filter | None = None) -> int:
         """Write vectors and what is known of them to a folder: see :func:`splip.gallery.maintenance.export`."""
         return maintenance.export(self, Path(out), form, filter)

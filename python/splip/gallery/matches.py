@@ -8,6 +8,8 @@ from typing import SupportsIndex, overload
 import numpy as np
 from PIL import Image
 
+from splip.gallery.catalog import Item
+
 Source = Path | str | bytes | Image.Image | np.ndarray
 Key = tuple[object, ...]  # of a filter
 
@@ -21,6 +23,21 @@ class Match:
     path: Path
     label: str | None
     tags: dict[str, str] = field(default_factory=dict)
+    taken: str | None = None  # by the camera's clock, "2019-07-14T10:02:03"
+    camera: str | None = None
+    width: int | None = None  # upright, pixels
+    height: int | None = None
+    size: int = 0  # bytes
+    mtime_ns: int = 0  # when the file was written
+    missing: bool = False  # its file was not there when it was last looked for
+    copies: tuple[int, ...] = ()  # other items with this content, where a search folds them into one
+    hash: bytes = field(default=b"", repr=False)  # of the file, as the item's
+
+    @classmethod
+    def of(cls, item: Item, score: float) -> "Match":
+        """An item that was found."""
+        facts = (item.taken, item.camera, item.width, item.height, item.size, item.mtime_ns, item.missing)
+        return cls(item.id, score, item.path, item.label, dict(item.tags), *facts, hash=item.hash)
 
 
 class Matches(list[Match]):

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from splip import images
 from splip.errors import UnreadablePicture, UserError
+from splip.gallery import stacks
 from splip.gallery.catalog import Filter
 from splip.gallery.matches import Match, Matches, Source
 from splip.gallery.parts import Part, check, mix
@@ -218,6 +219,7 @@ class QueryEncoder(ABC):
         k: int = ...,
         filter: Filter | None = ...,
         text_weight: float = ...,
+        stack: bool = ...,
     ) -> Matches: ...
 
     @overload
@@ -229,11 +231,12 @@ class QueryEncoder(ABC):
         k: int = ...,
         filter: Filter | None = ...,
         text_weight: float = ...,
+        stack: bool = ...,
     ) -> Matches: ...
 
     @overload
     def search(  # type: ignore[overload-overlap]
-        self, *, texts: str, k: int = ..., filter: Filter | None = ...
+        self, *, texts: str, k: int = ..., filter: Filter | None = ..., stack: bool = ...
     ) -> Matches: ...
 
     @overload
@@ -246,6 +249,7 @@ class QueryEncoder(ABC):
         k: int = ...,
         filter: Filter | Sequence[Filter | None] | None = ...,
         text_weight: float = ...,
+        stack: bool = ...,
     ) -> list[list[Match]]: ...
 
     def search(
@@ -257,6 +261,7 @@ class QueryEncoder(ABC):
         k: int = 10,
         filter: Filter | Sequence[Filter | None] | None = None,
         text_weight: float = 0.5,
+        stack: bool = False,
     ) -> Matches | list[list[Match]]:
         """The best pictures of each query, best first; fewer than ``k`` if no more pass the filter.
 
@@ -273,6 +278,7 @@ class QueryEncoder(ABC):
             k: pictures a query.
             filter: one for all queries or one for each; see :class:`splip.gallery.catalog.Filter`.
             text_weight: 0: picture only, 1: text only; see :meth:`embed`.
+            stack: pictures of the same content are one of the ``k``, with the ids of the others in ``copies``.
 
         Raises:
             UserError: a picture cannot be read, nothing is drawn on a sketch, the model has no text tower, ...
@@ -286,7 +292,11 @@ class QueryEncoder(ABC):
             vectors = self.embed(many[0], many[1], many[2], text_weight)
         elif any(map(len, many)):
             raise UserError("vectors cannot be combined with sketches, photos or texts")
-        found = self.search_vectors(vectors, k, filter)
+        if stack:
+            queries, filters = checked(vectors, self.dim, k, filter)
+            found: list[list[Match]] = list(stacks.search(self, queries, k, filters))
+        else:
+            found = self.search_vectors(vectors, k, filter)
         if not any(single) or not all(one or not len(value) for one, value in zip(single, many, strict=True)):
             return found
         return found[0] if isinstance(found[0], Matches) else Matches(found[0])

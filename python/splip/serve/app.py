@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
-from fastapi import Path as InPath
 from fastapi import Query as InQuery
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -20,7 +19,8 @@ from starlette.types import ASGIApp
 
 from splip import __version__
 from splip.errors import UserError
-from splip.serve import bodies, embeddings
+from splip.serve import bodies, embeddings, explain, items
+from splip.serve.items import Id
 from splip.serve.middleware import COOKIE, Access, Guard, Refusal, is_loopback
 from splip.serve.openapi import (
     ADD_BODY,
@@ -59,9 +59,6 @@ FILES = {
 CHUNK = 256 * 2**10
 
 
-Id = Annotated[Whole, InPath(ge=0, lt=2**63, description="Number of a picture in the gallery.")]
-
-
 def create(service: Service, token: str | None = None) -> Guard:
     """The ASGI application of a service, its guard around it."""
     config = service.config
@@ -77,10 +74,12 @@ def create(service: Service, token: str | None = None) -> Guard:
     )
     _answer_errors(app, service)
     _add_searches(app, service)
+    explain.add(app, service)
     _add_vectors(app, service)
     _add_gallery(app, service, writes=token is not None and service.writer is not None)
     _add_pictures(app, service)
     _add_items(app, service)
+    app.include_router(items.routes(service))
     _add_service(app, service, access)
     for address, (name, kind) in FILES.items():
         app.get(address, include_in_schema=False)(_page(PAGE / name, kind))
@@ -254,6 +253,7 @@ def _add_gallery(app: FastAPI, service: Service, writes: bool) -> None:
             dimensions=embeddings.sizes(service),
             image_size=encoder.image_size,
             text=service.text,
+            explains=explain.explains(service),
             writes=writes,
             max_k=config.max_k,
             max_queries=config.max_queries,

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from splip.serve import queries
 from splip.serve.config import ServeConfig
-from splip.serve.schemas import Add, Embed, Failed, Problem, Queries
+from splip.serve.schemas import Add, Embed, Explain, Failed, Problem, Queries
 
 # What an address may answer besides: the status, its commonest word, and when.
 WORDS: dict[int, tuple[str, str]] = {
@@ -139,7 +139,7 @@ _INPUT: list[dict[str, Any]] = [
     },
     *({"$ref": f"#/components/schemas/{name}"} for name in _INPUTS),
 ]
-BODIES: tuple[type[BaseModel], ...] = (Queries, Add, Embed)  # of requests, with what they refer to
+BODIES: tuple[type[BaseModel], ...] = (Queries, Explain, Add, Embed)  # of requests, with what they refer to
 
 
 def document(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
@@ -163,7 +163,8 @@ def document(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
     what = "Texts, pictures as data: URLs, or both."
     embed["properties"] = {"input": {"anyOf": [*_INPUT, inputs], "description": what}, **embed["properties"]}
     embed["required"] = ["input"]
-    shapes["Query"]["properties"]["k"]["maximum"] = config.max_k
+    for name in ("Query", "Explain"):
+        shapes[name]["properties"]["k"]["maximum"] = config.max_k
     shapes["Queries"]["properties"]["queries"]["maxItems"] = config.max_queries
     schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for path, method, operation in operations(schema):
