@@ -1,6 +1,5 @@
 """`splip search`."""
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -19,9 +18,10 @@ from splip.gallery.config import (
 from splip.gallery.matches import Match, Matches
 from splip.gallery.parts import AGAINST, Part, check, weighted
 from splip.images import grid
+from splip.report import Report
 
 
-def search(config: SearchConfig) -> int:
+def search(config: SearchConfig) -> Report:
     """``splip search``."""
     parts = asked(config)
     if not parts:
@@ -57,12 +57,7 @@ def search(config: SearchConfig) -> int:
                 text_weight=config.text_weight,
                 stack=config.stack,
             )
-    if config.json:
-        partial = {"partial": True} if _partial(results) else {}
-        print(
-            json.dumps([q | partial | {"matches": _ranked(m)} for q, m in zip(queries, results, strict=True)], indent=1)
-        )
-    else:
+    if not config.json:
         for query, matches in zip(queries, results, strict=True):
             print(_title(query))
             for rank, match in enumerate(matches, 1):
@@ -74,7 +69,9 @@ def search(config: SearchConfig) -> int:
         print("splip: some machines did not answer: a part of the gallery was searched", file=sys.stderr)
     if config.grid is not None:
         _draw(config.grid, queries, results)
-    return 0
+    partial = {"partial": True} if _partial(results) else {}
+    told = [query | partial | {"matches": _ranked(found)} for query, found in zip(queries, results, strict=True)]
+    return Report(queries=told)
 
 
 def asked(config: SearchConfig) -> list[Part]:

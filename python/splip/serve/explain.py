@@ -15,20 +15,13 @@ from splip.serve import bodies
 from splip.serve.batching import Admission
 from splip.serve.metrics import timed
 from splip.serve.middleware import Refusal
-from splip.serve.openapi import PROBLEMS
+from splip.serve.openapi import EXPLAIN_BODY, PROBLEMS
 from splip.serve.requests import client_of, media_type, unless_gone
 from splip.serve.schemas import Explain, Grid, Why
 from splip.serve.service import GALLERY_PIXELS, RETRY, Service
 
 if TYPE_CHECKING:
     from splip.encoders.explanation import Box, Explanation
-
-EXPLAIN_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Explain"}}},
-    }
-}
 
 
 def parse(body: bytes) -> Explain:
@@ -65,14 +58,14 @@ async def answer(
     stages: dict[str, float] = {}
     image = vector = None
     if asked.id is not None:
-        work = service.drawings.run(service._known, service._vector, asked.id, client=admission.client)
+        work = service.drawings.run(service.known, service._vector, asked.id, client=admission.client)
         vector = await asyncio.wait_for(work, deadline - time.monotonic())
     elif asked.sources():
         image = await service.picture_in_time(asked, None, stages, admission.client, deadline)
     search = service._search(asked, image, vector, deadline)
     search.k, search.stages = 0, stages  # the vector is all that is wanted of the batches
     if asked.like:
-        more = service.drawings.run(service._known, service._more, asked, client=admission.client)
+        more = service.drawings.run(service.known, service._more, asked, client=admission.client)
         search.more = await asyncio.wait_for(more, deadline - time.monotonic())
     await admission.answer(search)
     assert search.found is not None
