@@ -17,6 +17,8 @@ class DemoConfig:
     """Training steps; default: those of the configuration `sample`."""
     device: str = "auto"
     """cpu, cuda, ...; auto takes a GPU if there is one."""
+    open: bool = False
+    """At the end, serve the gallery and open the page to draw on in a browser; Ctrl-C ends it."""
 
 
 @dataclass

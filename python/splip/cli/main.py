@@ -160,7 +160,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "splip.cli.config:DemoConfig",
         "splip.cli.demo:demo",
         "the whole way on the sample data, with a page to look at",
-        "splip demo --out demo",
+        "splip demo --out demo\n  splip demo --open",
     ),
     "export": (
         "splip.export.config:ExportConfig",

@@ -52,10 +52,13 @@ FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/docs": ("docs.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
+MODULES = (
+    "api", "browse", "chips", "docs", "dom", "drawing", "examples", "filters", "grid", "help", "page", "picture", "results",
+    "state", "strokes", "viewer", "why",
+)  # fmt: skip
+FILES |= {f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in MODULES}
 CHUNK = 256 * 2**10
 
 

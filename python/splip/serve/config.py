@@ -17,6 +17,8 @@ class ServeConfig:
     """Address to listen on; 0.0.0.0 and :: are reachable from elsewhere."""
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
+    open: bool = False
+    """Open the page in a browser of this machine."""
     engine: str = "auto"
     """What encodes the queries: torch, compile, onnxruntime, openvino, tensorrt; auto takes the best that is there. Or ray:
     the gallery is searched by the machines of a Ray cluster."""
