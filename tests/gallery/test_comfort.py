@@ -67,6 +67,13 @@ def test_a_part_of_matches_is_matches(gallery, photos):
     assert Matches(found, partial=True)[:2].partial
 
 
+def test_filters_take_folders_as_text_and_no_label_for_its_letters(gallery, photos):
+    found = gallery.search(photos[2], k=6, filter=Filter(under=str(photos[0].parent)))
+    assert len(found) == 6 and gallery.search(photos[2], filter=Filter(under="/elsewhere")) == []
+    with pytest.raises(UserError, match=r"labels: a tuple of them, \('spot',\), and not 'spot'"):
+        Filter(labels="spot")
+
+
 def test_it_is_opened_in_a_word(gallery, photos, monkeypatch):
     for place in (gallery.folder, str(gallery.folder)):
         with splip.open(place) as again:

@@ -109,6 +109,14 @@ def test_examples_fit_their_schemas(schema):
                     check(content["example"], content["schema"], schema, path)
 
 
+def test_the_example_of_an_answer_has_all_that_an_answer_has(client, schema):
+    """Names of fields and of stages that came later stand in it, too."""
+    example = schema["paths"]["/v1/search"]["post"]["responses"]["200"]["content"]["application/json"]["example"]
+    answer = client.post("/v1/search", json={"strokes": [[[0, 0], [40, 40]]], "k": 1}).json()
+    assert set(example) == set(answer) and set(example["timing_ms"]) == set(answer["timing_ms"])
+    assert set(example["matches"][0]) == set(answer["matches"][0])
+
+
 def test_examples_are_answered(client, schema):
     """Those of searches and vectors by the service itself; what they name is in this gallery, too."""
     for path, _, operation in each(schema):

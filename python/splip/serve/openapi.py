@@ -126,6 +126,15 @@ UPLOAD_BODY: dict[str, Any] = {
 EXPLAIN_BODY = json_body(
     Explain, drawing=("Why photo 7 matches a drawing", {"strokes": _DRAWING["strokes"], "photo": 7})
 )
+_FOUND = {
+    "id": 7, "score": 0.412, "likely": True, "label": "horse", "tags": {"year": "2019"}, "name": "meadow.jpg", "path": None,
+    "taken": "2019-07-14T10:02:03", "camera": "Canon EOS 80D", "width": 6000, "height": 4000, "bytes": 7_402_113,
+    "modified": "2019-07-14T08:02:03Z", "missing": False, "copies": [],
+}  # fmt: skip
+_TIMES = {"decode": 0.4, "prepare": 0.6, "wait": 2.1, "encode": 5.8, "search": 0.3, "lookup": 0.1, "total": 9.9}
+ANSWER: dict[str, Any] = {
+    "matches": [_FOUND], "cutoff": 0.31, "unknown_words": [], "partial": False, "timing_ms": _TIMES, "batch": 1
+}  # fmt: skip
 BATCH_BODY = json_body(Queries, two=("Two searches", {"queries": [_DRAWING, {"text": "brown horse"}]}))
 ADD_BODY = json_body(
     Add,
@@ -189,6 +198,8 @@ def document(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
             name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
             if name == "HTTPValidationError":
                 del operation["responses"][code]
+            elif name == "Answer":
+                content["example"] = ANSWER
             elif name == "Problem":
                 content["example"] = {"error": WORDS[int(code)][0], "message": WORDS[int(code)][1]}
         if writes(path, method) or (config.protect == "all" and path.startswith("/v1/")):
