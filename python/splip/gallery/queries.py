@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from splip import images
 from splip.errors import UserError
 from splip.gallery.catalog import Filter
-from splip.gallery.matches import Match, Source
+from splip.gallery.matches import Match, Matches, Source
 from splip.gallery.parts import Part, check, mix
 from splip.gallery.parts import name as told
 
@@ -230,11 +230,30 @@ class QueryEncoder(ABC):
         Raises:
             UserError: a picture cannot be read, nothing is drawn on a sketch, the model has no text tower, ...
         """
+        kinds: list[str | None] = []
         if vectors is None:
             vectors = self.embed(sketches, photos, texts, text_weight)
+            if not len(sketches) and not len(photos):
+                kinds = [None if self.encoder.unknown_words([text]) else "text" for text in texts]
+            elif not len(texts):
+                kinds = [*["sketch"] * len(sketches), *["photo"] * len(photos)]
         elif len(sketches) or len(photos) or len(texts):
             raise UserError("vectors cannot be combined with sketches, photos or texts")
-        return self.search_vectors(vectors, k, filter)
+        found = self.search_vectors(vectors, k, filter)
+        filters = [filter] * len(found) if filter is None or isinstance(filter, Filter) else filter
+        for matches, kind, one in zip(found, kinds, filters, strict=False):
+            if isinstance(matches, Matches):
+                matches.cutoff = self.cutoff(kind, one)
+        return found
+
+    def cutoff(self, kind: str | None, filter: Filter | None = None) -> float | None:
+        """The score below which a match is probably not what was asked for; None: that cannot be said.
+
+        Args:
+            kind: of the query: sketch, photo, or text of words that the model knows; None: of several parts.
+            filter: of the search: one that lets some items pass only cannot be judged.
+        """
+        return None
 
     @abstractmethod
     def search_vectors(
