@@ -230,20 +230,22 @@ class QueryEncoder(ABC):
         Raises:
             UserError: a picture cannot be read, nothing is drawn on a sketch, the model has no text tower, ...
         """
-        kinds: list[str | None] = []
+        kinds: list[str] = []
         if vectors is None:
             vectors = self.embed(sketches, photos, texts, text_weight)
             if not len(sketches) and not len(photos):
-                kinds = [None if self.encoder.unknown_words([text]) else "text" for text in texts]
+                kinds = ["text"] * len(texts)
             elif not len(texts):
                 kinds = [*["sketch"] * len(sketches), *["photo"] * len(photos)]
         elif len(sketches) or len(photos) or len(texts):
             raise UserError("vectors cannot be combined with sketches, photos or texts")
         found = self.search_vectors(vectors, k, filter)
         filters = [filter] * len(found) if filter is None or isinstance(filter, Filter) else filter
-        for matches, kind, one in zip(found, kinds, filters, strict=False):
-            if isinstance(matches, Matches):
-                matches.cutoff = self.cutoff(kind, one)
+        for number, (matches, kind) in enumerate(zip(found, kinds, strict=False)):
+            cutoff = self.cutoff(kind, filters[number])
+            unknown = kind == "text" and cutoff is not None and self.encoder.unknown_words([texts[number]])
+            if isinstance(matches, Matches) and not unknown:
+                matches.cutoff = cutoff
         return found
 
     def cutoff(self, kind: str | None, filter: Filter | None = None) -> float | None:
