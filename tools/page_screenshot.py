@@ -47,9 +47,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--dark", action="store_true")
+    parser.add_argument("--empty", action="store_true", help="nothing is drawn: the gallery's photos")
     parser.add_argument("--text", default="", help="words beside the drawing")
     parser.add_argument("--label", nargs="*", default=[], help="labels to search only")
-    parser.add_argument("--weight", type=float, default=0.5, help="of the words, 0 to 1 in steps of 0.05")
+    parser.add_argument("--weight", default="1", help="of the words: 0.25, 0.5, 1, 2 or 4")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     args = parser.parse_args()
     with served(args.gallery) as (address, _), sync_playwright() as playwright:
@@ -58,15 +59,19 @@ def main() -> None:
             viewport={"width": args.width, "height": args.height}, color_scheme="dark" if args.dark else "light"
         )
         page.goto(address)
-        draw(page, HORSE)
+        if not args.empty:
+            draw(page, HORSE)
         if args.text:
             page.fill("#text", args.text)
-            page.locator("#weight").fill(str(args.weight))
-        for label in args.label:
-            page.fill("#label", label)
-            page.press("#label", "Enter")
+            page.select_option(f"select[aria-label='Weight of {args.text}']", args.weight)
+        if args.label:
+            page.click("#filters-open")
+            for label in args.label:
+                page.fill("#label", label)
+                page.press("#label", "Enter")
+            page.click("#filters-open")
         page.evaluate("document.activeElement.blur()")  # no ring around the last field
-        page.wait_for_selector("#grid li img")
+        page.wait_for_selector("#grid .photo img")
         page.wait_for_timeout(1000)  # the last answer, and its pictures
         page.mouse.move(5, 5)
         picture = Image.open(BytesIO(page.screenshot()))

@@ -15,8 +15,9 @@ from drawing import draw
 from splip import images
 from splip.encoders import explanation
 from splip.errors import UserError
+from splip.gallery.catalog import Item
 from splip.gallery.matches import Match
-from splip.images import decode
+from splip.images import archive, decode
 from splip.serve import app, process
 from splip.serve.config import ServeConfig
 from splip.serve.service import Service
@@ -95,7 +96,7 @@ class FakeGallery:
         self.encoder.meanings = {shape: unit(np.mean(rows, axis=0)[None])[0] for shape, rows in means.items()}
 
     def put(self, id, path, label, tags):
-        self.items[id] = SimpleNamespace(id=id, path=path, label=label, tags=tags)
+        self.items[id] = Item(id, path, label, tags, *archive.facts(path), b"%d" % id, 0, id)
         self.vectors[id] = self.encoder.encode(self.encoder.prepare(images.read(path), "photo")[None], "photo")[0]
 
     def __len__(self):
@@ -124,7 +125,7 @@ class FakeGallery:
                     continue
                 if one and any(item.tags.get(key) != value for key, value in one.tags.items()):
                     continue
-                found.append(Match(id, float(vector @ self.vectors[id]), item.path, item.label, item.tags))
+                found.append(Match.of(item, float(vector @ self.vectors[id])))
             answers.append(sorted(found, key=lambda match: (-match.score, match.id))[:k])
         return answers
 

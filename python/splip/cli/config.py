@@ -17,6 +17,8 @@ class DemoConfig:
     """Training steps; default: those of the configuration `sample`."""
     device: str = "auto"
     """cpu, cuda, ...; auto takes a GPU if there is one."""
+    open: bool = False
+    """At the end, serve the gallery and open the page to draw on in a browser; Ctrl-C ends it."""
 
 
 @dataclass
@@ -53,6 +55,9 @@ class CompletionConfig:
 @dataclass
 class InfoConfig:
     """Print versions, instruction sets, the CUDA build and GPUs; paste it in a bug report."""
+
+    json: bool = False
+    """Print JSON."""
 
 
 @dataclass

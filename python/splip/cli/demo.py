@@ -3,11 +3,13 @@
 import csv
 import html
 import resource
+import shlex
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from PIL import Image, ImageDraw
 
@@ -37,6 +39,8 @@ def demo(config: DemoConfig) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: exists and is not a folder")
     baselines.need_hog()
+    if config.open:
+        _need_service()
     out.mkdir(parents=True, exist_ok=True)
     tree_root, run, gallery = out / "sample", out / "run", out / "gallery"
 
@@ -70,10 +74,12 @@ def demo(config: DemoConfig) -> None:
         "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
     evaluate.write_json(out / "results.json", report)
-    disk.write_text(out / "index.html", _page(report))
+    disk.write_text(out / "index.html", _page(report, out))
     print(f"\n{seconds / 60:.1f} minutes, peak memory {report['peak_rss_gb']} GB")
     for name in ("index.html", "grid.png", "drawings.png", "results.json"):
         print(f"  {out / name}")
+    if config.open:
+        _serve(gallery)
 
 
 def _say(text: str) -> None:
@@ -170,50 +176,109 @@ def _search_drawings(config: DemoConfig, out: Path, gallery: Path) -> list[dict[
 # ---- the page ----
 
 STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; }
-th, td { padding: .35rem .9rem; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
-tr.ours { font-weight: 600; }
-img { max-width: 100%; height: auto; border: 1px solid #8884; background: #fff; }
-p.small, caption { color: #777; font-size: .9rem; caption-side: bottom; text-align: left; }
-code, pre { font-size: .9rem; }
+:root { color-scheme: light dark; --ground: #fff; --text: #1f2226; --quiet: #5b5f66; --line: #c9c6be; --hit: #1f7a4d; }
+@media (prefers-color-scheme: dark) { :root { --ground: #14171a; --text: #e7e5df; --quiet: #b4b8be; --line: #4a4f56; --hit: #6fce9b; } a { color: #8ab8ff; } }
+body { background: var(--ground); color: var(--text); font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 1.5rem auto; padding: 0 1rem;
+  overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+.scroll { overflow-x: auto; } .scroll img { min-width: 46rem; }
+table { border-collapse: collapse; white-space: nowrap; }
+th, td { padding: .35rem .9rem; text-align: right; border-bottom: 1px solid var(--line); font-weight: 400; }
+th:first-child { text-align: left; padding-left: 0; }
+thead th, tr.ours > * { font-weight: 600; }
+img { max-width: 100%; height: auto; background: #fff; }
+.found { display: grid; grid-template-columns: 7rem minmax(0, 1fr); gap: 1rem; margin: 1.2rem 0; align-items: start; }
+.found > img { width: 7rem; border: 1px solid var(--line); border-radius: 8px; }
+.found h3 { font-size: 1rem; margin: 0 0 .3rem; }
+.found ol { display: flex; flex-wrap: wrap; gap: .4rem; list-style: none; margin: 0; padding: 0; }
+.found li img { width: 4rem; height: 4rem; object-fit: contain; border: 3px solid transparent; border-radius: 8px; display: block; }
+.found li.hit img { border-color: var(--hit); }
+.quiet { color: var(--quiet); font-size: .9rem; }
+code, pre { font-size: .9rem; } pre { white-space: pre-wrap; }
+@media (max-width: 30rem) { .found { grid-template-columns: minmax(0, 1fr); } }
 """
 
 
-def _page(report: dict[str, Any]) -> str:
+def _page(report: dict[str, Any], place: Path) -> str:
+    """``index.html``; ``place``: the demo's folder, as the commands on the page name it."""
     columns = list(next(iter(report["query_mean"].values())))
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
+    head = "".join(f'<th scope="col">{html.escape(c)}</th>' for c in columns)
     body = "".join(
-        f"<tr{' class=ours' if name == 'SpLIP' else ''}><td>{html.escape(name)}</td>"
+        f'<tr{" class=ours" if name == "SpLIP" else ""}><th scope="row">{html.escape(name)}</th>'
         + "".join(f"<td>{100 * values[c]:.1f}</td>" for c in columns)
         + "</tr>"
         for name, values in report["query_mean"].items()
     )
     classes = html.escape(", ".join(name.replace("_", " ") for name in report["classes"]))
-    command = html.escape("splip search --gallery demo/gallery --sketch my.png -k 10 --grid out.png")
+    drawn = "".join(map(_drawn, report["drawings"]))
+    gallery = html.escape(shlex.quote(str(place / "gallery")))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>splip: find photos from a drawing</title><style>{STYLE}</style></head><body>
+<title>splip: find photos from a drawing</title><style>{STYLE}</style></head><body><main>
 <h1>Find photos from a drawing</h1>
-<p>{report["steps"]} training steps ({report["training_seconds"] / 60:.1f} minutes) on the sample data, then searches
-among classes that training never saw: {classes}.</p>
-<h2>How well</h2>
-<div class="scroll"><table><tr><th></th>{head}</tr>{body}<caption>{report["queries"]} sketches, {report["gallery"]}
-photos, percent, means over sketches. mAP@all and P@10 ask for the class, Acc for the very thing that was drawn.</caption>
-</table></div>
-<p class="small">splip-tiny-2 learned from icons and drawn pictures of other things, not from the world's photos, so do
-not expect the figures of a full-size CLIP. HOG is a description of edges that learns nothing.</p>
-<h2>Sketches of unseen classes and what they find</h2>
-<img src="grid.png" alt="One sketch a row, its ten best photos to the right, hits framed">
+<p>splip searches a gallery of photos with a drawing. This page shows the whole way on data that is in the package:
+{report["steps"]} training steps ({report["training_seconds"] / 60:.1f} minutes), then searches among kinds of things that
+training never saw.</p>
+<p>The drawings are line drawings of things. <strong>The &ldquo;photos&rdquo; are emoji</strong>: coloured pictures of the same
+things by other designers, which are small and free. So this is the task in small, made to run in a minute on any
+computer.</p>
 <h2>Drawings that no data set holds</h2>
-<img src="drawings.png" alt="A house, a fish, an umbrella, a clock and a boat, and what they find">
-<h2>Your own</h2>
-<pre>{command}</pre>
-<p class="small">Pictures: OpenMoji (CC BY-SA 4.0), Noto Emoji (Apache 2.0), Twemoji (CC BY 4.0), Fluent Emoji (MIT);
-see <a href="sample/LICENSES.md">sample/LICENSES.md</a>. Numbers: <a href="results.json">results.json</a>.</p>
-</body></html>
+<p>Five drawings of ours, and the ten pictures that each of them finds among {report["gallery"]}. Framed: what was drawn.</p>
+{drawn}
+<h2>Draw one yourself</h2>
+<pre>splip serve --gallery {gallery} --open</pre>
+<p>opens a page to draw on: pictures appear while you draw. It needs <code>pip install 'splip[serve]'</code>. A drawing that is a
+file:</p>
+<pre>splip search --gallery {gallery} --sketch my.png -k 10 --grid out.png</pre>
+<h2>How well</h2>
+<div class="scroll" role="region" aria-label="Results" tabindex="0"><table><thead><tr><th scope="col">percent</th>{head}</tr></thead>
+<tbody>{body}</tbody></table></div>
+<p class="quiet">{report["queries"]} sketches, {report["gallery"]} photos, means over sketches. mAP@all and P@10 ask for the class,
+Acc for the very thing that was drawn. The classes that training never saw: {classes}. HOG is a description of edges that
+learns nothing.</p>
+<p class="quiet">splip-tiny-2, the model of the package, learned from icons and drawn pictures of other things, not from the
+world&rsquo;s photos: do not expect the figures of a full-size CLIP, and take one for photographs of your own.</p>
+<h2>Sketches of unseen classes and what they find</h2>
+<div class="scroll" role="region" aria-label="Sketches and what they find" tabindex="0">
+<img src="grid.png" alt="One sketch a row, its ten best photos to the right, hits framed"></div>
+<h2>Whose pictures these are</h2>
+<p class="quiet">OpenMoji (CC BY-SA 4.0), Noto Emoji (Apache 2.0), Twemoji (CC BY 4.0), Fluent Emoji (MIT);
+see <a href="sample/LICENSES.md">sample/LICENSES.md</a>. All numbers: <a href="results.json">results.json</a>.</p>
+</main></body></html>
 """
+
+
+def _drawn(found: dict[str, Any]) -> str:
+    """A drawing and its matches, as a part of the page."""
+    thing = Path(found["drawing"]).stem
+    tiles = []
+    for match in found["matches"]:
+        kind, hit = match.split("/")[0], match.split("/")[0] == thing
+        source = html.escape(quote(f"sample/photo/{match}"))
+        text = html.escape(kind.replace("_", " "))
+        tiles.append(
+            f'<li{" class=hit" if hit else ""}><img src="{source}" alt="{text}" title="{text}" loading="lazy"></li>'
+        )
+    return (
+        f'<div class="found"><img src="drawings/{html.escape(quote(found["drawing"]))}" alt="A drawn {html.escape(thing)}">'
+        f"<div><h3>{html.escape(thing.capitalize())}: {found['hits_in_10']} of 10</h3><ol>{''.join(tiles)}</ol></div></div>\n"
+    )
+
+
+# ---- the service ----
+
+
+def _need_service() -> None:
+    """Say that --open cannot be done before anything is, not after a minute of training."""
+    try:
+        import splip.serve.app  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(f"--open needs {error.name}: pip install 'splip[serve]'") from None
+
+
+def _serve(gallery: Path) -> None:
+    from splip.serve import process
+    from splip.serve.config import ServeConfig
+
+    _say("A page to draw on")
+    process.serve(ServeConfig(gallery=str(gallery), port=0, open=True))

@@ -21,7 +21,7 @@ from splip.images import tracing
 from splip.images.decode import INK_MARGIN, Fit, crop_to_ink, square
 from splip.images.paths import strokes as svg_strokes
 
-# As the page draws and sends (serve/page/page.js): side of the picture, width of the pen, its colour.
+# As the page draws and sends (serve/page/strokes.js): side of the picture, width of the pen, its colour.
 SIDE, PEN, COLOUR = 384, 13 / 512, 0x11
 FINE = 2  # pixels that are drawn for one
 FAR = 1e9  # coordinates further out are nobody's drawing

@@ -5,7 +5,9 @@ import contextlib
 import os
 import socket
 import stat
+import threading
 import warnings
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,10 +69,18 @@ def serve(config: ServeConfig) -> int:
                 metrics.log.warning("answers leave out the pictures' folders; --show-paths includes them")
             print(f"{config.gallery}: {len(gallery)} pictures, {encoder.name}, {encoder.engine} {encoder.precision}")
             print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+            if config.open:
+                open_browser(config.host, port)
             run(application, listener, config)
         finally:
             gallery.close()
     return 0
+
+
+def open_browser(host: str, port: int) -> None:
+    """Open the page in a browser; a browser in the terminal would stop the service, so it waits elsewhere."""
+    seen = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    threading.Thread(target=webbrowser.open, args=(f"http://{seen}:{port}",), daemon=True).start()
 
 
 def check(config: ServeConfig) -> None:

@@ -4,21 +4,17 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from splip.serve.photographs import Item
 from splip.serve.queries import Query, Whole
 
 MAX_PATHS = 10_000  # in one request
 Grid = list[list[float]]
 
 
-class Found(BaseModel):
+class Found(Item):
     """A photo that matches."""
 
-    id: int = Field(description="Number in the gallery, e.g. for /v1/images/{id}.")
     score: float = Field(description="Cosine similarity, -1 to 1.")
-    label: str | None = Field(description="What it shows, if it was labelled.")
-    tags: dict[str, str] = Field(description="Names and values it was tagged with.")
-    name: str = Field(description="File name.")
-    path: str | None = Field(description="Where the file is, if the service tells.")
     likely: bool | None = Field(
         default=None, description="Whether it is probably what was asked for: not below the cutoff; null: not judged."
     )

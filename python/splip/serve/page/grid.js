@@ -1,0 +1,186 @@
+// Photos in rows of one height, as wide as they are: tiles are kept by their number, so that a new answer moves them.
+
+import { thumbnail } from "./api.js";
+import { $, coarse, day, element, sign, title } from "./dom.js";
+import { alsoLike, moreLike } from "./state.js";
+
+const GAP = 8;
+const KEPT = 1200; // tiles that are kept for later answers
+const [FLATTEST, TALLEST] = [2.6, coarse() ? 0.85 : 0.62]; // shapes beyond are cut to these
+
+const grid = $("grid");
+export const shown = { items: [], open: () => {} };
+const tiles = new Map(); // id: {element, image, ...}
+const natural = new Map(); // id: width / height of its thumbnail, where the service does not know the photo's
+let heads = new Map(); // index of the photo that it stands before: a heading's text
+
+// ---- a tile ----
+
+function tile(item) {
+  const image = element("img", { alt: "", decoding: "async" });
+  const photo = element("button", { type: "button", className: "photo", tabIndex: -1 }, image);
+  const act = (name, key, text, done) => {
+    const button = element("button", { type: "button", className: "act", tabIndex: -1, title: `${text} (${key})` }, sign(name));
+    button.onclick = done;
+    return button;
+  };
+  const made = { item, image, photo, width: 0 };
+  made.more = act("more", "M", "More like this", () => moreLike(made.item));
+  made.less = act("less", "L", "Less like this", () => alsoLike(made.item, -0.5));
+  made.name = element("span", { className: "name" });
+  made.facts = element("span", { className: "facts" });
+  made.element = element("li", {}, photo, made.more, made.less, element("p", {}, made.name, made.facts));
+  made.element.dataset.id = item.id;
+  photo.onclick = () => shown.open(shown.items.findIndex((one) => one.id === made.item.id));
+  image.onload = () => natural.set(item.id, image.naturalWidth / image.naturalHeight);
+  image.onerror = () => markMissing(made);
+  return made;
+}
+
+function markMissing(made) {
+  made.element.classList.add("missing");
+  made.facts.textContent = "the file is gone";
+}
+
+function fill(made, item, rank) {
+  made.item = item;
+  const name = title(item);
+  const facts = [day(item.taken) || item.label?.replaceAll("_", " "), item.copies?.length && `${item.copies.length + 1} copies`];
+  const score = item.score === undefined ? "" : `, similarity ${item.score.toFixed(2)}`;
+  made.name.textContent = name;
+  made.facts.textContent = facts.filter(Boolean).join(" · ");
+  made.element.title = score ? `${name}${score}` : name;
+  made.element.classList.toggle("unlikely", item.likely === false);
+  const label = `${rank + 1}: ${[name, made.facts.textContent].filter(Boolean).join(", ")}${score}`;
+  if (made.photo.ariaLabel !== label) made.photo.setAttribute("aria-label", label);
+  made.more.setAttribute("aria-label", `More like ${name}`);
+  made.less.setAttribute("aria-label", `Less like ${name}`);
+  if (item.missing) markMissing(made);
+}
+
+// ---- rows ----
+
+const ratio = (item) => {
+  const known = item.width && item.height ? item.width / item.height : natural.get(item.id);
+  return Math.min(FLATTEST, Math.max(TALLEST, known ?? 1));
+};
+
+/** Height that rows are near to, for a width of the whole. */
+const target = (width) => Math.min(210, Math.max(112, width / 4.2));
+
+/** Width and height of each photo, so that rows fill the whole width and share a height near to the one that is wanted. */
+export function arrange(ratios, width, breaks = new Set()) {
+  const wanted = target(width);
+  const sizes = [];
+  let row = [];
+  let sum = 0;
+  const filling = (more, count) => (width - GAP * (count - 1)) / more;
+  const end = (height) => {
+    for (const one of row) sizes.push([Math.floor(one * height * 10) / 10, Math.round(height)]);
+    row = [];
+    sum = 0;
+  };
+  ratios.forEach((one, i) => {
+    if (row.length && breaks.has(i)) end(Math.min(wanted, filling(sum, row.length)));
+    const [before, after] = [filling(sum, row.length), filling(sum + one, row.length + 1)];
+    if (row.length && before - wanted < wanted - after) end(before);
+    row.push(one);
+    sum += one;
+  });
+  if (row.length) end(Math.min(wanted, filling(sum, row.length)));
+  return sizes;
+}
+
+// clientWidth rounds up, and a row would not fit.
+const inside = () => Math.floor(grid.getBoundingClientRect().width);
+let across = 0;
+
+function layOut() {
+  across = inside();
+  if (!across) return;
+  const sizes = arrange(shown.items.map(ratio), across, new Set(heads.keys()));
+  shown.items.forEach((item, i) => {
+    const made = tiles.get(item.id);
+    const [width, height] = sizes[i];
+    if (made.width === width && made.height === height) return;
+    Object.assign(made, { width, height });
+    made.element.style.width = `${width}px`;
+    made.image.style.height = `${height}px`;
+    const sharp = Math.max(width, height) * devicePixelRatio > 300 ? 512 : 256;
+    if (!(made.sharp >= sharp)) {
+      made.sharp = sharp;
+      made.image.src = thumbnail(item.id, sharp);
+    }
+  });
+}
+
+new ResizeObserver(() => inside() !== across && layOut()).observe(grid);
+
+/** Show photos in this order; headings: texts by the index of the photo that they stand before. */
+export function show(items, headings = new Map()) {
+  const focused = document.activeElement?.closest("#grid li");
+  shown.items = items;
+  heads = headings;
+  const rows = [];
+  items.forEach((item, rank) => {
+    if (headings.has(rank)) rows.push(element("li", { className: "heading" }, element("h2", { textContent: headings.get(rank) })));
+    const made = tiles.get(item.id) ?? tile(item);
+    tiles.set(item.id, made);
+    fill(made, item, rank);
+    made.image.loading = rank < 40 ? "eager" : "lazy";
+    rows.push(made.element);
+  });
+  layOut();
+  const there = [...grid.children];
+  if (rows.length > there.length && there.every((child, i) => child === rows[i])) grid.append(...rows.slice(there.length));
+  else if (rows.length !== there.length || rows.some((row, i) => row !== there[i])) grid.replaceChildren(...rows);
+  if (tiles.size > KEPT) {
+    const wanted = new Set(items.map((item) => item.id));
+    for (const id of tiles.keys()) if (!wanted.has(id)) tiles.delete(id);
+  }
+  const now = focused?.isConnected ? focused : grid.querySelector("li[data-id]");
+  for (const item of items) tiles.get(item.id).photo.tabIndex = -1;
+  if (now?.dataset.id) now.querySelector(".photo").tabIndex = 0;
+  if (focused?.isConnected && document.activeElement !== focused) focused.querySelector(".photo")?.focus({ preventScroll: true });
+}
+
+export const focusPhoto = (id) => goTo(tiles.get(id)?.element);
+
+// ---- keys: one stop for Tab, arrows within ----
+
+function goTo(li) {
+  if (!li?.isConnected) return;
+  for (const other of grid.querySelectorAll(".photo[tabindex='0']")) other.tabIndex = -1;
+  const photo = li.querySelector(".photo");
+  photo.tabIndex = 0;
+  photo.focus();
+}
+
+/** The photo above or below: of the next row that way, the one whose middle is nearest. */
+function vertical(li, way) {
+  const middle = (one) => one.offsetLeft + one.offsetWidth / 2;
+  const all = [...grid.querySelectorAll("li[data-id]")];
+  const beyond = all.filter((one) => way * (one.offsetTop - li.offsetTop) > 4);
+  if (!beyond.length) return null;
+  const row = (way > 0 ? beyond[0] : beyond.at(-1)).offsetTop;
+  const off = (one) => Math.abs(middle(one) - middle(li));
+  return beyond.filter((one) => one.offsetTop === row).reduce((a, b) => (off(b) < off(a) ? b : a));
+}
+
+grid.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const li = event.target.closest("li[data-id]");
+  if (!li) return;
+  const all = [...grid.querySelectorAll("li[data-id]")];
+  const at = all.indexOf(li);
+  const item = tiles.get(shown.items[at]?.id)?.item;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const next = { ArrowLeft: all[at - 1], ArrowRight: all[at + 1], Home: all[0], End: all.at(-1) }[key];
+  if (next) goTo(next);
+  else if (key === "ArrowUp" || key === "ArrowDown") goTo(vertical(li, key === "ArrowDown" ? 1 : -1) ?? li);
+  else if (key === "m" && event.shiftKey) alsoLike(item, 1);
+  else if (key === "m") moreLike(item);
+  else if (key === "l") alsoLike(item, -0.5);
+  else return;
+  event.preventDefault();
+});

@@ -1,0 +1,220 @@
+// Asking, and showing what is answered: a search while one draws, the gallery where nothing is asked for.
+
+import { search as ask } from "./api.js";
+import { browse, canBrowse } from "./browse.js";
+import { $, element } from "./dom.js";
+import { show } from "./grid.js";
+import { isRestricted, listen, question, state } from "./state.js";
+import { paper } from "./strokes.js";
+
+const TYPED = 250; // ms without a key before words are searched
+const FIRST = 24; // photos; more as one scrolls
+const STAGES = ["decode", "prepare", "wait", "encode", "search", "lookup"];
+const AGAIN = [2, 4, 8, 15]; // seconds until a service that is away is asked again
+
+let sequence = 0;
+let flight = null; // AbortController of the search on the way
+let again = false; // the drawing went on while a live search was on the way
+let wanted = FIRST;
+let got = 0; // photos of the last answer
+let asked = ""; // what the last answer was to
+let next = null; // asks for more photos of the gallery
+let away = 0; // times in a row that the service did not answer
+let retrying = 0;
+
+/** Ask for what is wanted now. A live search waits for the one on the way; others replace it. */
+export async function search({ live = false, more = false } = {}) {
+  if (live && flight) {
+    again = true;
+    return;
+  }
+  clearTimeout(retrying);
+  flight?.abort();
+  const mine = ++sequence;
+  flight = new AbortController();
+  again = false;
+  $("results").setAttribute("aria-busy", "true");
+  const slow = setTimeout(() => mine === sequence && $("results").classList.add("busy"), 150);
+  try {
+    const began = performance.now();
+    const body = await question();
+    if (mine !== sequence) return;
+    if (!more) wanted = FIRST;
+    if (!body) await showGallery(mine, flight.signal);
+    else {
+      body.k = Math.min(wanted, state.gallery?.max_k ?? wanted);
+      const answer = await ask(body, flight.signal);
+      if (mine !== sequence) return; // stale: a newer search is on its way
+      found(answer, body, performance.now() - began);
+    }
+    away = 0;
+  } catch (error) {
+    if (mine === sequence && error.name !== "AbortError") await failed(error, mine);
+  } finally {
+    clearTimeout(slow);
+    if (mine === sequence) {
+      flight = null;
+      $("results").setAttribute("aria-busy", "false");
+      $("results").classList.remove("busy");
+      if (again && paper.stroke) search({ live: true });
+    }
+  }
+}
+
+async function failed(error, mine) {
+  const later = (seconds) => (retrying = setTimeout(() => mine === sequence && search(), 1000 * seconds));
+  if (error.code === "token") state.logIn();
+  else if (error.code === "blank") await showGallery(mine).catch((other) => complain(other.message));
+  else if (error.code === "away") {
+    complain(paper.held ? "The service does not answer. Your drawing is kept, and it is tried again." : error.message);
+    later(AGAIN[Math.min(away++, AGAIN.length - 1)]);
+  } else {
+    complain(error.message);
+    if (error.wait || error.status === 429 || error.status === 503) later(error.wait || 1);
+    else if (!error.code) throw error; // a fault of the page
+  }
+}
+
+/** Say what is wrong, in place of photos that answer something else. */
+export function complain(message) {
+  clear();
+  $("empty").hidden = true;
+  $("problem").hidden = false;
+  $("problem").firstElementChild.textContent = message;
+}
+
+function clear() {
+  show([]);
+  next = null;
+  asked = "";
+  $("problem").hidden = true;
+  $("timing").hidden = true;
+  $("doubt").hidden = true;
+  $("sorting").hidden = true;
+  $("status").textContent = "";
+}
+
+// ---- answers ----
+
+function found(answer, body, milliseconds) {
+  const { matches } = answer;
+  const { k, ...rest } = body;
+  const now = JSON.stringify(rest);
+  if (now !== asked) toTop();
+  asked = now;
+  got = matches.length;
+  const { max_k: most = k, count = k } = state.gallery ?? {};
+  next = got === k && got < count && k < most ? () => search({ more: true }) : null;
+  const likely = matches.findLastIndex((match) => match.likely === true);
+  const divided = likely >= 0 && likely < got - 1 && matches[likely + 1].likely === false;
+  show(matches, divided ? new Map([[likely + 1, "Less likely"]]) : new Map());
+  $("problem").hidden = true;
+  $("sorting").hidden = true;
+  doubt(answer);
+  $("empty").hidden = got > 0;
+  if (!got) $("invite").textContent = isRestricted() ? "No photo passes the filter." : nothingHere();
+  $("status").textContent = got ? (next ? `Best ${got} photos` : `${got} ${got === 1 ? "photo" : "photos"}`) : "No photos";
+  $("grid").setAttribute("aria-label", "Photos, best first");
+  showTiming(answer.timing_ms, milliseconds, answer.batch);
+}
+
+function doubt({ matches, unknown_words: unknown = [] }) {
+  const lines = [];
+  if (unknown.length) lines.push(`The model does not know: ${unknown.join(", ")}.`);
+  if (matches.length && matches.every((match) => match.likely === false)) lines.push("Probably nothing here shows that.");
+  $("doubt").replaceChildren(...lines.map((line) => element("p", { textContent: line })));
+  $("doubt").hidden = !lines.length;
+}
+
+function showTiming(timing, whole, batch) {
+  const parts = STAGES.map((name, i) => [name, timing[name] ?? 0, i + 1]);
+  parts.push(["network and page", Math.max(0, whole - parts.reduce((sum, part) => sum + part[1], 0)), 7]);
+  $("timing").hidden = false;
+  $("total").textContent = `${whole.toFixed(0)} ms`;
+  const bars = parts.map(([, value, number]) => {
+    const part = element("i", { className: `s${number}` });
+    part.style.width = `${(100 * value) / whole}%`;
+    return part;
+  });
+  $("bar").replaceChildren(...bars);
+  const rows = parts.map(([name, value, number]) => {
+    const note = name === "encode" && batch > 1 ? ` (with ${batch - 1} others)` : "";
+    return element("li", {}, element("i", { className: `s${number}` }), `${name} ${value.toFixed(1)} ms${note}`);
+  });
+  $("stages").replaceChildren(...rows);
+}
+
+const nothingHere = () =>
+  state.gallery?.count === 0
+    ? "This gallery is empty. Add photos to it with: splip index add FOLDER --gallery GALLERY"
+    : "Photos appear here while you draw.";
+
+/** Nothing is asked for: the gallery's photos, where the service lists them. */
+async function showGallery(mine, signal) {
+  if (asked !== "gallery") toTop();
+  if (!canBrowse() || !state.gallery?.count) {
+    clear();
+    $("empty").hidden = false;
+    $("invite").textContent = nothingHere();
+    return;
+  }
+  const page = await browse(signal);
+  if (mine !== sequence) return;
+  listed(page);
+}
+
+function listed({ items, headings, total, more }) {
+  asked = "gallery";
+  next = more && (() => grow(more));
+  show(items, headings);
+  for (const id of ["problem", "timing", "doubt"]) $(id).hidden = true;
+  $("sorting").hidden = false;
+  $("empty").hidden = items.length > 0;
+  if (!items.length) $("invite").textContent = isRestricted() ? "No photo passes the filter." : nothingHere();
+  $("status").textContent = `${total.toLocaleString("en")} ${total === 1 ? "photo" : "photos"}`;
+  $("grid").setAttribute("aria-label", "Photos of the gallery");
+}
+
+async function grow(more) {
+  next = null;
+  const mine = sequence;
+  try {
+    const page = await more();
+    if (mine === sequence) listed(page);
+  } catch (error) {
+    if (mine === sequence && error.name !== "AbortError") $("status").textContent = error.message;
+  }
+}
+
+// ---- more of them ----
+
+/** Ask for more photos, if there are; whether it asks. */
+export function more() {
+  if (!next || flight || paper.stroke) return false;
+  wanted *= 2;
+  const ask = next;
+  next = null;
+  return Promise.resolve(ask()).then(() => true);
+}
+
+function toTop() {
+  const top = $("results").getBoundingClientRect().top + scrollY;
+  if (scrollY > top && matchMedia("(min-width: 600px)").matches) scrollTo({ top: top - 8 });
+}
+
+export function startResults() {
+  let typed = 0;
+  listen((how) => {
+    clearTimeout(typed);
+    if (how === "soon") typed = setTimeout(search, TYPED);
+    else search({ live: how === "live" });
+  });
+  const near = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && more(), { rootMargin: "400px" });
+  near.observe($("end"));
+  // An observer tells of changes: what stays in sight is asked for after each answer.
+  new MutationObserver(() => {
+    near.unobserve($("end"));
+    near.observe($("end"));
+  }).observe($("grid"), { childList: true });
+  addEventListener("online", () => away && search());
+}

@@ -1,0 +1,63 @@
+// Which places of a photo speak for the match, over the photo.
+
+import { explain } from "./api.js";
+import { $ } from "./dom.js";
+import { isSimple, question, state } from "./state.js";
+
+let asking = null;
+
+export const canExplain = () => Boolean(state.gallery?.explains) && isSimple();
+
+export function hideWhy() {
+  asking?.abort();
+  asking = null;
+  $("heat").hidden = true;
+  $("why-line").hidden = true;
+  $("why").setAttribute("aria-pressed", "false");
+}
+
+export async function toggleWhy(item) {
+  if ($("why").getAttribute("aria-pressed") === "true") {
+    hideWhy();
+    return;
+  }
+  $("why").setAttribute("aria-pressed", "true");
+  asking = new AbortController();
+  const { signal } = asking;
+  const say = (line) => {
+    $("why-line").hidden = false;
+    $("why-line").textContent = line;
+  };
+  try {
+    const { labels, taken_from, taken_to, min_side, ...query } = await question(); // a filter explains nothing
+    const answer = await explain({ ...query, photo: item.id }, signal);
+    if (signal.aborted) return;
+    paint(answer);
+    say("Bright places speak for the match.");
+  } catch (error) {
+    if (error.name !== "AbortError") say(error.message);
+  }
+}
+
+/** The heat as a picture of as many pixels as it has places, laid where the model saw them. */
+function paint({ heat, box = [0, 0, 1, 1] }) {
+  const image = $("large");
+  const canvas = $("heat");
+  const [rows, columns] = [heat.length, heat[0].length];
+  const small = new OffscreenCanvas(columns, rows);
+  const pixels = small.getContext("2d").createImageData(columns, rows);
+  heat.flat().forEach((value, i) => pixels.data.set([8, 18, 28, 215 * (1 - Math.min(1, Math.max(0, value)))], 4 * i));
+  small.getContext("2d").putImageData(pixels, 0, 0);
+  // The photo is fitted into its frame; the canvas covers just the photo.
+  const scale = Math.min(image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight);
+  const [width, height] = [image.naturalWidth * scale, image.naturalHeight * scale];
+  canvas.width = Math.max(1, Math.round(width));
+  canvas.height = Math.max(1, Math.round(height));
+  canvas.style.left = `${image.offsetLeft + (image.clientWidth - width) / 2}px`;
+  canvas.style.top = `${image.offsetTop + (image.clientHeight - height) / 2}px`;
+  const [left, top, right, bottom] = box;
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(small, left * canvas.width, top * canvas.height, (right - left) * canvas.width, (bottom - top) * canvas.height);
+  canvas.hidden = false;
+}
