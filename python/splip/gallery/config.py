@@ -227,6 +227,8 @@ class SearchConfig:
     """Print JSON instead of a table."""
     grid: Path | None = None
     """Write the queries and what they find as a picture to this file."""
+    explain: bool = False
+    """With --grid: colour in each picture where the score comes from."""
     model: str | None = None
     """The model by any name, in place of the gallery's own; must be the same model. Milvus has none."""
     engine: str = "auto"
