@@ -127,6 +127,12 @@ def test_a_notebook_shows_pictures_scores_and_labels(gallery, photos):
         with Image.open(io.BytesIO(base64.b64decode(attrs["src"].removeprefix("data:image/jpeg;base64,")))) as image:
             assert image.size == (int(attrs["width"]), int(attrs["height"])) and max(image.size) <= 144
     assert f"1. {found[0].score:.3f} spot" in read.text and photos[2].name in read.text
+    assert "pale" not in read.text and "opacity:.5" not in found._repr_html_()
+    found.cutoff = found[1].score
+    html = found._repr_html_()
+    assert html.count("opacity:.5") == 1 and "probably not: the pale ones" in html
+    found.cutoff = 2.0
+    assert "probably not: any of these" in found[:2]._repr_html_()
     assert "no picture passes" in Matches()._repr_html_()
     assert "some machines did not answer" in Matches(found, partial=True)._repr_html_()
 

@@ -88,7 +88,7 @@ def test_an_assistant_starts_it_and_searches(folder):
             wrong = await client.call_tool("fetch", {"id": 999})
             assert refused(wrong) == "id: the gallery has no picture 999"
 
-    asyncio.run(asyncio.wait_for(ask(), 60))
+    asyncio.run(asyncio.wait_for(ask(), 300))
 
 
 def test_a_search_is_the_one_of_the_gallery(local, folder):

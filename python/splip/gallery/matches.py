@@ -68,7 +68,7 @@ class Matches(list[Match]):
     def _repr_html_(self) -> str:
         from splip.gallery.notebook import page
 
-        return page(self, self.partial)
+        return page(self, self.partial, self.cutoff)
 
 
 def likely(match: Match, cutoff: float | None) -> bool | None:

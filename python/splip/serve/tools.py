@@ -20,9 +20,12 @@ from splip.client import Client
 from splip.errors import UserError
 from splip.gallery import labels, stacks
 from splip.gallery.filters import Filter
+from splip.gallery.matches import likely
 from splip.gallery.parts import total
 from splip.images.svg import Renderer
 from splip.serve import bodies, photographs, queries, thumbnails
+from splip.serve.batching import Search
+from splip.serve.doubt import judge, told
 from splip.serve.photographs import DATES
 from splip.serve.queries import Like, Query
 from splip.serve.service import GALLERY_PIXELS
@@ -98,9 +101,20 @@ class Local:
             taken_from=query.taken_from, taken_to=query.taken_to, min_side=query.min_side,
         )  # fmt: skip
         found = stacks.search(self.gallery, vector[None], query.k, chosen if chosen else None, query.stack)[0]
-        return {
-            "matches": [{"score": round(float(m.score), 6)} | photographs.described(m, True) for m in found],
-        }
+        asked = Search(  # as the service has it, which judges it
+            image=vector if picture is not None or query.strokes or query.svg else None,
+            vector=None if query.id is None else vector,
+            modality=query.modality, text=query.text, text_weight=query.text_weight, k=query.k,
+            filter=chosen if chosen else None, deadline=0.0,
+            more=[(part.text or vector, part.weight) for part in query.like],
+        )  # fmt: skip
+        judge(asked, self.gallery)
+        matches = [
+            {"score": round(float(match.score), 6), "likely": likely(match, asked.cutoff)}
+            | photographs.described(match, True)
+            for match in found
+        ]
+        return {"matches": matches, **told(asked)}
 
     def _vector(self, query: Query, picture: Path | bytes | None) -> np.ndarray:
         """The query as a unit vector, float32 ``[D]``."""
