@@ -66,14 +66,14 @@ def test_words_that_were_never_shown(gallery, capsys):
     assert out.count("this model has never been shown the word 'helicopter'; it knows 1,223 nouns") == 1
     assert "elephants" in out and "'elephants'" not in out
     assert ask(gallery, "--text", "zeppelin:0.5", "elephant:2", "--not-text", "blimp", "--json") == 0
-    (answer,) = json.loads(capsys.readouterr().out)
+    (answer,) = json.loads(capsys.readouterr().out)["queries"]
     assert answer["unknown_words"] == ["zeppelin", "blimp"] and answer["cutoff"] is None
     assert [m["likely"] for m in answer["matches"]] == [None] * 3
 
 
 def test_json_says_the_same(gallery, sample, capsys):
     assert ask(gallery, "--sketch", drawing(sample, "guitar"), "--json") == 0
-    (answer,) = json.loads(capsys.readouterr().out)
+    (answer,) = json.loads(capsys.readouterr().out)["queries"]
     assert answer["unknown_words"] == [] and 0 < answer["cutoff"] < 1
     assert [m["likely"] for m in answer["matches"]] == [m["score"] >= answer["cutoff"] for m in answer["matches"]]
 
