@@ -395,7 +395,7 @@ def test_command_line(place, tree, tmp_path, settings, cli, refused):
     query = ("--sketch", tmp_path / "my.png", "--json", "-k", "5", "--label", "ball", "--label", "box")
     query += ("--tag", "year=2025", "--under", tree / "photo")
     answers = [
-        json.loads(cli("search", "--gallery", at, "--model", model, *query, "--grid", tmp_path / "o.png")[1])
+        json.loads(cli("search", "--gallery", at, "--model", model, *query, "--grid", tmp_path / "o.png")[1])["queries"]
         for at in (folder, place)
     ]
     assert len(answers[0][0]["matches"]) == 4 and (tmp_path / "o.png").stat().st_size > 1000
