@@ -65,7 +65,7 @@ def old(tmp_path):
         gallery.add(paths)
     db = sqlite3.connect(folder / "gallery.db")
     db.executescript(
-        "DROP INDEX items_taken; DROP INDEX items_undated; DROP INDEX items_label; DROP INDEX items_hash; PRAGMA user_version = 2"
+        "DROP INDEX items_taken; DROP INDEX items_undated; DROP INDEX items_label; DROP INDEX items_hash; DROP INDEX items_side; PRAGMA user_version = 2"
     )
     for column in ("taken", "camera", "width", "height", "looked", "missing"):
         db.execute(f"ALTER TABLE items DROP COLUMN {column}")
