@@ -14,6 +14,7 @@ from PIL import Image, ImageChops
 
 from splip import images
 from splip.encoders.encoder import Encoder
+from splip.gallery import ingest
 from splip.gallery.gallery import Gallery
 from splip.gallery.queries import reading
 from splip.images import archive, decode
@@ -103,10 +104,10 @@ def measure(
         encode = len(prepared) / (time.perf_counter() - began)
         encode_ms = 1000 * (time.process_time() - used) / len(prepared)
         shutil.rmtree(place / "photographs", ignore_errors=True)
-        used = time.process_time()
-        with Gallery.create(place / "photographs", model, encoder=encoder) as gallery:
-            done = gallery.add(paths, batch_size=batch, threads=threads)
-        together_ms = 1000 * (time.process_time() - used) / len(paths)
+        with Gallery.create(place / "photographs", model, encoder=encoder) as gallery, gallery.writing():
+            used = time.process_time()
+            done = ingest.add(gallery, paths, batch_size=batch, threads=threads)
+            together_ms = 1000 * (time.process_time() - used) / len(paths)
         assert done.new == len(paths), done
         together = len(paths) / done.seconds
         note(read_per_s=read, decode_1_thread_per_s=one, decode_1_thread_cpu_ms=one_ms, decode_per_s=several)
