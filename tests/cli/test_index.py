@@ -103,7 +103,7 @@ def test_search_prints_and_draws(gallery, tmp_path, cli):
     args = ("search", "--gallery", gallery, "--sketch", tmp_path / "my.png", tmp_path / "my.png", "--json")
     report = json.loads(cli(*args)[1])
     assert len(report) == 2 and len(report[0]["matches"]) == 10 and report[0]["matches"][0]["rank"] == 1
-    assert report[0] == report[1] and set(report[0]) == {"sketch", "matches"}
+    assert report[0] == report[1] and set(report[0]) == {"sketch", "matches", "cutoff", "unknown_words"}
 
 
 def test_search_by_words_pictures_and_both(gallery, tree, tmp_path, cli):
@@ -115,7 +115,7 @@ def test_search_by_words_pictures_and_both(gallery, tree, tmp_path, cli):
     assert [q["text"] for q in words] == ["a box", "a ball"] and (tmp_path / "w.png").stat().st_size > 1000
     both = json.loads(cli(*args, "--sketch", sketch, "--text", "a box", "--text-weight", "1")[1])
     assert [m["id"] for m in both[0]["matches"]] == [m["id"] for m in words[0]["matches"]]
-    assert set(both[0]) == {"sketch", "text", "matches"}
+    assert set(both[0]) == {"sketch", "text", "matches", "cutoff", "unknown_words"}
 
 
 def test_one_query_of_several_parts(gallery, tree, tmp_path, cli, refused):
