@@ -39,10 +39,14 @@ def results() -> str:
             cells = [percent(row["zs"][m]) for m in ("mAP@all", "Acc@1")]
             rows.setdefault({"full": "SpLIP"}.get(row["name"], f"`{row['name']}`"), []).extend(cells)
     head = ["", "never saw a line: mAP@all", "Acc@1", "splip-tiny: mAP@all", "Acc@1"]
-    gains = [gain(groups[g], "full", m) for g in ("no-outlines", "splip-tiny") for m in ("mAP@all", "Acc@1")]
+    gains = {
+        row: [gain(groups[g], row, m) for g in ("no-outlines", "splip-tiny") for m in ("mAP@all", "Acc@1")]
+        for row in ("full", "clip-ln")
+    }
+    ours, norms = gains["full"], gains["clip-ln"]
     return table(head, [[name.replace("plain", "plain backbone"), *cells] for name, cells in rows.items()]) + (
-        f"\n\nSpLIP against the plain backbone: {gains[0]} mAP@all and {gains[1]} Acc@1 where no line was seen, {gains[2]} and "
-        f"{gains[3]} on splip-tiny."
+        f"\n\nSpLIP against the plain backbone: {ours[0]} mAP@all and {ours[1]} Acc@1 where no line was seen, {ours[2]} and "
+        f"{ours[3]} on splip-tiny; its LayerNorms alone (`clip-ln`): {norms[0]} and {norms[1]}, {norms[2]} and {norms[3]}."
     )
 
 
@@ -63,6 +67,21 @@ def kernels() -> str:
     ]  # fmt: skip
     head = ["CPU, medians", "", "", "splip ms", "torch / splip", "in place / splip", "largest difference"]
     return table(head, rows) + f"\n\n{machine(report['machine'])}"
+
+
+def unpacked() -> str:
+    """Searches of a gallery that is not packed: how many times splip's CPU time torch takes."""
+    report = load("unpacked-cpu")
+    levels = list(dict.fromkeys(r["level"] for r in report["rows"]))
+    ratios = {(r["level"], r["Q"]): r["ratio"] for r in report["rows"]}
+    counts = sorted({r["Q"] for r in report["rows"]})
+    rows = [[f"`{level}`", *(f"{ratios[level, Q]:.1f}" for Q in counts)] for level in levels]
+    N, D, K = (report["rows"][0][key] for key in "NDK")
+    return (
+        table(["Q", *map(str, counts)], rows)
+        + f"\n\nN={N:,}, D={D}, K={K}; torch's CPU time / splip's, medians of turns. "
+        + machine(report["machine"])
+    )
 
 
 def search(name: str = "cosine_topk-cpu") -> str:
@@ -364,6 +383,7 @@ TABLES = {
     "evaluation": evaluation,
     "search": search,
     "search-avx2": lambda: search("cosine_topk-avx2-cpu"),
+    "unpacked": unpacked,
     "kernels": kernels,
     "gpu": gpu,
     "encoder": encoder,

@@ -67,6 +67,7 @@ WINGS: list[tuple[str, str, list[str]]] = [
     ("milvus", "A gallery in a Milvus collection.", ["splip.milvus"]),
     ("cluster", "Galleries on several machines.", ["splip.cluster"]),
     ("serve", "The service.", ["splip.serve", "splip.serve.app", "splip.serve.schemas"]),
+    ("client", "A service, asked from Python.", ["splip.client"]),
     ("export", "Encoders for ONNX, OpenVINO and TensorRT.", ["splip.export", "splip.export.command"]),
 ]  # fmt: skip
 
@@ -156,7 +157,7 @@ def commands() -> dict[str, str]:
         for verb, entry in verbs.items()
     ]
     pages["index"] = (
-        "# Commands\n\n`splip VERB --help` says the same. Settings come from defaults, then `--config` files (`splip train`, "
+        "# Commands\n\n`splip VERB --help` says the same; for the verbs with most options `--help-all` does, and `--help` shows the common ones. Settings come from defaults, then `--config` files (`splip train`, "
         "`splip serve`), then [variables](../environment.md) (`splip serve`), then flags.\nExit codes: 0 good, 1 failed, 2 wrong usage or input; a user's mistake is one line.\n\n| | |\n|---|---|\n"
         + "\n".join(rows)
         + "\n"
@@ -317,11 +318,12 @@ def http() -> str:
             bodies = operation.get("requestBody", {}).get("content", {})
             if bodies:
                 text += "\nTakes " + _bodies(bodies) + ".\n"
-            form = bodies.get("multipart/form-data", {}).get("schema", {}).get("properties")
+            shape = bodies.get("multipart/form-data", {}).get("schema", {})
+            form, needed = shape.get("properties"), shape.get("required", ())
             if form:
                 text += "\nFields of a form:\n\n" + _fields(
                     [
-                        (n, s, False, s.get("description", s.get("items", {}).get("description", "")))
+                        (n, s, n in needed, s.get("description", s.get("items", {}).get("description", "")))
                         for n, s in form.items()
                     ]
                 )

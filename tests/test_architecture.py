@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # From the ground up: a wing imports what stands before it, never what stands behind.
-GROUND = ("_lazy", "errors", "disk", "config", "environment", "plugins", "progress", "distributed")
+GROUND = ("_lazy", "errors", "client", "disk", "config", "environment", "plugins", "progress", "report", "distributed")
 WINGS = ("ops", "images", "data", "models", "encoders", "evaluation", "train", "gallery", "milvus", "cluster", "serve")
 ORDER = ("_C", "splip", *GROUND, *WINGS, "cli", "export")
 LINES, FUNCTION = 500, 80

@@ -88,7 +88,7 @@ def test_flags_in_the_text_exist(capsys):
     known = set()
     for verb in VERBS:
         with pytest.raises(SystemExit):
-            parse(verb, ["--help"])
+            parse(verb, ["--help-all"])
         known |= set(re.findall(r"--[\w.-]+", capsys.readouterr().out))
     others = {"torchrun": "--node-rank --master-addr --rdzv-backend", "ray": "--generate"}
     scripts = "".join(

@@ -52,21 +52,23 @@ constexpr Scanner kI8mm = {scan_i8mm, kGroup, 2 * kStepDims};
 constexpr Kernels kLevels[] = {
 #ifdef SPLIP_X86_KERNELS
     {"amx-emulated", kEmulated, kEmulated, dot_avx512, quantise_avx512, &kLayerNormAvx512,
-     dots_avx512},
+     dots_avx512, &kPackAvx2},
 #ifdef SPLIP_AVXVNNI_KERNELS
     {"avxvnni-emulated", kAvxVnniEmulated, kAvxVnniEmulated, dot_avx2, quantise_avx2,
-     &kLayerNormAvx2, dots_avx2},
+     &kLayerNormAvx2, dots_avx2, &kPackAvx2},
 #endif
 #endif
     {"scalar", kScalar, kScalar, dot_scalar, quantise_scalar, &kLayerNormScalar},
 #ifdef SPLIP_X86_KERNELS
-    {"avx2", kAvx2, kAvx2, dot_avx2, quantise_avx2, &kLayerNormAvx2, dots_avx2},
+    {"avx2", kAvx2, kAvx2, dot_avx2, quantise_avx2, &kLayerNormAvx2, dots_avx2, &kPackAvx2},
 #ifdef SPLIP_AVXVNNI_KERNELS
-    {"avxvnni", kAvxVnni, kAvxVnni, dot_avx2, quantise_avx2, &kLayerNormAvx2, dots_avx2},
+    {"avxvnni", kAvxVnni, kAvxVnni, dot_avx2, quantise_avx2, &kLayerNormAvx2, dots_avx2,
+     &kPackAvx2},
 #endif
-    {"avx512", kAvx512, kAvx512, dot_avx512, quantise_avx512, &kLayerNormAvx512, dots_avx512},
+    {"avx512", kAvx512, kAvx512, dot_avx512, quantise_avx512, &kLayerNormAvx512, dots_avx512,
+     &kPackAvx2},
 #ifdef SPLIP_AMX_KERNELS
-    {"amx", kAmx, kAvx512, dot_avx512, quantise_avx512, &kLayerNormAvx512, dots_avx512},
+    {"amx", kAmx, kAvx512, dot_avx512, quantise_avx512, &kLayerNormAvx512, dots_avx512, &kPackAvx2},
 #endif
 #endif
 #ifdef SPLIP_ARM_KERNELS

@@ -16,6 +16,7 @@ struct Kernels {
   QuantiseKernel quantise;
   const LayerNormKernels* layernorm;
   DotsKernel dots = dots_scalar;
+  const PackKernels* pack = &kPackScalar;
 };
 
 const Kernels& current();

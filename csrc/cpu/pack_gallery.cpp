@@ -66,32 +66,22 @@ double quantise_row(const PackGallery& a, int64_t n, const Kernels& kernels, flo
     std::fill(bytes, bytes + a.D, int8_t{0});
     return 0;
   }
-  const auto inverse = static_cast<float>(a.inverse[n]);
-  for (int64_t d = 0; d < a.D; ++d) residual[d] = g[d] * inverse - a.centre[d];
+  kernels.pack->residual(g, static_cast<float>(a.inverse[n]), a.centre, a.D, residual);
   const Quantised row = kernels.quantise(residual, a.D, bytes);
   a.scale[n] = row.scale;
   a.error[n] = static_cast<float>(row.error * 1.0001 + 1e-6);
   return row.length;
 }
 
-// Row r of a pair to its place in each step: panel 0 holds rows 0 to 15, panel 1 the others.
-void place_row(const int8_t* bytes, int64_t r, int64_t steps, uint8_t* pair) {
-  uint8_t* out = pair + r * kStepDims;
-  for (int64_t s = 0; s < steps; ++s) {
-    uint32_t word;
-    std::memcpy(&word, bytes + s * kStepDims, sizeof(word));
-    word ^= 0x80808080u;  // + 128 in each byte
-    std::memcpy(out + s * kStepBytes, &word, sizeof(word));
-  }
-}
+// Scratch of a thread: a residual, and kPlaceRows rows in 8 bits.
+int64_t thread_floats(int64_t D) { return round_up(D, kDimAlign) * (1 + kPlaceRows / 4); }
 
 }  // namespace
 
 int64_t packed_panel_bytes(int64_t N, int64_t D) { return pairs_of(N) * steps_of(D) * kStepBytes; }
 
 int64_t pack_gallery_scratch(int64_t D, int threads) {
-  const int64_t rows = threads * 2 * round_up(D, kDimAlign);
-  return (kMeanChunks * D + rows) * static_cast<int64_t>(sizeof(float));
+  return (kMeanChunks * D + threads * thread_floats(D)) * static_cast<int64_t>(sizeof(float));
 }
 
 void pack_gallery(const PackGallery& a, int threads) {
@@ -103,15 +93,17 @@ void pack_gallery(const PackGallery& a, int threads) {
   use_huge_pages(a.panels, pairs * steps * kStepBytes);
   std::vector<double> longest(threads);  // row of each thread
   parallel(threads, [&](const Member& member) {
-    float* residual = rows + member.number * 2 * Dp;
+    float* residual = rows + member.number * thread_floats(a.D);
     auto* bytes = reinterpret_cast<int8_t*>(residual + Dp);
-    std::fill(bytes, bytes + Dp, int8_t{0});
+    std::fill(bytes, bytes + kPlaceRows * Dp, int8_t{0});
     double top = 0;
     share(member, pairs, [&](int64_t pair) {
+      uint8_t* panels = a.panels + pair * steps * kStepBytes;
       for (int64_t r = 0; r < kPairRows; ++r) {
-        const double length = quantise_row(a, pair * kPairRows + r, kernels, residual, bytes);
-        top = std::max(top, length);
-        place_row(bytes, r, steps, a.panels + pair * steps * kStepBytes);
+        int8_t* row = bytes + r % kPlaceRows * Dp;
+        top = std::max(top, quantise_row(a, pair * kPairRows + r, kernels, residual, row));
+        if (r % kPlaceRows < kPlaceRows - 1) continue;
+        kernels.pack->place(bytes, steps, panels + (r + 1 - kPlaceRows) * kStepDims);
       }
     });
     longest[member.number] = top;

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cfloat>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -33,6 +34,7 @@ constexpr int64_t kBlockBytes = 256 << 10;  // of panels: in L2 while all querie
 constexpr int64_t kListBytes = 96 << 20;    // of shortlists a thread; more queries take turns
 constexpr int64_t kAllListBytes = int64_t{6} << 30;  // of all threads
 constexpr int64_t kMaxBatch = 512;                   // queries that share a pass over the gallery
+constexpr int64_t kCounted = 1024;  // lower bounds whose K-th largest is counted, not selected
 constexpr int64_t kAhead = 2;  // rows between the one that is scored and the one that is fetched
 
 using Result = Entry<int32_t>;
@@ -109,6 +111,28 @@ void raise(std::atomic<float>& shared, float value) {
   }
 }
 
+// A number that at least K of v[0, count) reach, and not many more: the foot of the K-th largest
+// one's among kBuckets equal intervals. Counting has no branches to mispredict, as a selection has.
+float reached_by(const float* v, int64_t count, int64_t K) {
+  constexpr int kBuckets = 1024;
+  float low = v[0], high = v[0];
+  for (int64_t i = 1; i < count; ++i) {
+    low = std::min(low, v[i]);
+    high = std::max(high, v[i]);
+  }
+  const float span = high - low;
+  if (!(span > 1e-20f)) return low;
+  int32_t counts[kBuckets] = {};
+  const float inverse = kBuckets / span;
+  for (int64_t i = 0; i < count; ++i) {
+    ++counts[std::min(kBuckets - 1, static_cast<int>((v[i] - low) * inverse))];
+  }
+  int bucket = kBuckets - 1;
+  for (int64_t reach = counts[bucket]; reach < K; reach += counts[bucket]) --bucket;
+  // Less what rounding can have put into a bucket too high.
+  return low + static_cast<float>(bucket) / inverse - 1e-6f * (std::fabs(low) + std::fabs(high));
+}
+
 // Raise the threshold to what K lower bounds prove, and drop the rows below it.
 void compact(void* context, int q) {
   const auto& c = *static_cast<Compaction*>(context);
@@ -119,9 +143,14 @@ void compact(void* context, int q) {
     for (int64_t i = 0; i < list.count; ++i) {
       c.lower[i] = list.upper[i] - 2 * c.call->error[list.row[i]];
     }
-    std::nth_element(c.lower, c.lower + K - 1, c.lower + list.count, std::greater<float>());
-    const float proven = c.lower[K - 1] - 2 * facts.slack - kRounding;
-    raise(c.space->shared[query], proven);
+    float reached;
+    if (list.count >= kCounted) {
+      reached = reached_by(c.lower, list.count, K);
+    } else {
+      std::nth_element(c.lower, c.lower + K - 1, c.lower + list.count, std::greater<float>());
+      reached = c.lower[K - 1];
+    }
+    raise(c.space->shared[query], reached - 2 * facts.slack - kRounding);
   }
   list.threshold = std::max(list.threshold, c.space->shared[query].load(std::memory_order_relaxed));
   int64_t kept = 0;
@@ -141,6 +170,9 @@ void compact(void* context, int q) {
 
 float exact_score(const PackedTopk& a, const Query& query, const float* q, int64_t row,
                   int64_t ahead, DotKernel dot) {
+#ifdef __GNUC__
+  __builtin_prefetch(a.inverse + ahead);
+#endif
   const double sum = dot(q, a.gallery + row * a.D, a.D, a.gallery + ahead * a.D);
   return static_cast<float>(sum * query.inverse * a.inverse[row]);
 }
@@ -376,17 +408,26 @@ void score_lists(const Batch& batch, int64_t place, int thread, std::vector<Resu
   if (hopes > a.K) {
     std::nth_element(hopeful.begin(), hopeful.begin() + a.K, hopeful.end(), better);
   }
-  Result* heap = w.heaps + thread * a.K;
-  int64_t size = 0;
+  // Those that were scored take the places of the first; now and then all but the best K go.
+  Result* found = hopeful.data();
+  const int64_t most = a.K + std::max<int64_t>(16, a.K / 4);
+  int64_t size = 0, next = a.K;
+  float bar = kNever;  // the K-th best so far
   for (int64_t i = 0; i < hopes; ++i) {
-    const float limit = hopeful[i].score + query.slack + query.offset + kRounding;
-    if (size == a.K && limit < heap[0].score) continue;
-    const int64_t row = hopeful[i].row, ahead = hopeful[std::min(i + kAhead, hopes - 1)].row;
+    const float limit = found[i].score + query.slack + query.offset + kRounding;
+    if (limit < bar) continue;
+    const int64_t row = found[i].row, ahead = found[std::min(i + kAhead, hopes - 1)].row;
     const float score =
         exact_score(a, query, a.queries + number * a.D, row, ahead, batch.kernels.dot);
-    offer(heap, size, a.K, {score, static_cast<int32_t>(row)});
+    found[size++] = {score, static_cast<int32_t>(row)};
+    if (size < next) continue;
+    std::nth_element(found, found + a.K - 1, found + size, better);
+    bar = found[a.K - 1].score;
+    size = a.K;
+    next = most;
   }
-  write(a, number, heap, size, false);
+  if (size > a.K) std::nth_element(found, found + a.K - 1, found + size, better);
+  write(a, number, found, std::min(size, a.K), false);
 }
 
 // The answer to a query with too many near ties for the lists: every row, exactly.

@@ -99,4 +99,15 @@ Quantised quantise_avx2(const float* v, int64_t D, int8_t* out);
 Quantised quantise_avx512(const float* v, int64_t D, int8_t* out);
 Quantised quantise_neon(const float* v, int64_t D, int8_t* out);
 
+// What packing does with the rows of a gallery besides.
+//   residual: out[d] = row[d] * inverse - centre[d]
+//   place: kPlaceRows quantised rows, [kPlaceRows, steps * 4], to their places in each step of a
+//          pair; `out`: that of the first row
+constexpr int64_t kPlaceRows = 8;
+struct PackKernels {
+  void (*residual)(const float* row, float inverse, const float* centre, int64_t D, float* out);
+  void (*place)(const int8_t* rows, int64_t steps, uint8_t* out);
+};
+extern const PackKernels kPackScalar, kPackAvx2;
+
 }  // namespace splip::cpu

@@ -149,4 +149,47 @@ Quantised quantise_avx2(const float* v, int64_t D, int8_t* out) {
   return {scale, root_of_sum(error), root_of_sum(length)};
 }
 
+namespace {
+
+void residual(const float* row, float inverse, const float* centre, int64_t D, float* out) {
+  for (int64_t d = 0; d < D; ++d) out[d] = row[d] * inverse - centre[d];
+}
+
+// Eight words of eight rows at a time, turned: a store is the eight rows' place in one step.
+void place(const int8_t* rows, int64_t steps, uint8_t* out) {
+  const __m256i half = _mm256_set1_epi8(-128);  // + 128 in each byte
+  const int64_t width = steps * kStepDims;
+  for (int64_t s = 0; s < steps; s += 8) {
+    __m256i a[8], b[8];
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; ++r) {
+      const auto* at = reinterpret_cast<const __m256i*>(rows + r * width + s * kStepDims);
+      a[r] = _mm256_xor_si256(_mm256_loadu_si256(at), half);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 8; r += 2) {
+      b[r] = _mm256_unpacklo_epi32(a[r], a[r + 1]);
+      b[r + 1] = _mm256_unpackhi_epi32(a[r], a[r + 1]);
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < 8; r += 4) {
+      a[r] = _mm256_unpacklo_epi64(b[r], b[r + 2]);
+      a[r + 1] = _mm256_unpackhi_epi64(b[r], b[r + 2]);
+      a[r + 2] = _mm256_unpacklo_epi64(b[r + 1], b[r + 3]);
+      a[r + 3] = _mm256_unpackhi_epi64(b[r + 1], b[r + 3]);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      auto* low = reinterpret_cast<__m256i*>(out + (s + r) * kStepBytes);
+      auto* high = reinterpret_cast<__m256i*>(out + (s + r + 4) * kStepBytes);
+      _mm256_store_si256(low, _mm256_permute2x128_si256(a[r], a[r + 4], 0x20));
+      _mm256_store_si256(high, _mm256_permute2x128_si256(a[r], a[r + 4], 0x31));
+    }
+  }
+}
+
+}  // namespace
+
+const PackKernels kPackAvx2 = {residual, place};
+
 }  // namespace splip::cpu

@@ -1,6 +1,7 @@
 // Portable kernels of the packed gallery: the definition that the others are tested against.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "packed.h"
 
@@ -77,5 +78,27 @@ Quantised quantise_scalar(const float* v, int64_t D, int8_t* out) {
   }
   return {scale, std::sqrt(error), std::sqrt(length)};
 }
+
+namespace {
+
+void residual(const float* row, float inverse, const float* centre, int64_t D, float* out) {
+  for (int64_t d = 0; d < D; ++d) out[d] = row[d] * inverse - centre[d];
+}
+
+void place(const int8_t* rows, int64_t steps, uint8_t* out) {
+  for (int64_t r = 0; r < kPlaceRows; ++r) {
+    const int8_t* row = rows + r * steps * kStepDims;
+    for (int64_t s = 0; s < steps; ++s) {
+      uint32_t word;
+      std::memcpy(&word, row + s * kStepDims, sizeof(word));
+      word ^= 0x80808080u;  // + 128 in each byte
+      std::memcpy(out + s * kStepBytes + r * kStepDims, &word, sizeof(word));
+    }
+  }
+}
+
+}  // namespace
+
+const PackKernels kPackScalar = {residual, place};
 
 }  // namespace splip::cpu

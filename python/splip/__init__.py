@@ -6,12 +6,12 @@ A trained model, wherever it runs::
 
     encoder = Encoder.load("runs/sample/best.safetensors")  # a checkpoint, or a folder that `splip export` wrote
 
-A gallery of photographs that it has seen, and a search with a drawing::
+A gallery of photographs that it has seen, and a search with a drawing, which a notebook shows as pictures::
 
-    from splip import Filter, Gallery
+    import splip
 
-    with Gallery.open("my-gallery") as gallery:
-        for match in gallery.search(sketches=["horse.png"], k=10, filter=Filter(labels=("horse",)))[0]:
+    with splip.open("my-gallery") as gallery:
+        for match in gallery.search("horse.png", k=10, filter=splip.Filter(labels=("horse",))):
             print(f"{match.score:.3f}", match.path)
 
 Training and measuring are verbs of the command line (``splip --help``); ``load_model`` gives what they wrote as a torch
@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from splip.gallery import Filter as Filter
     from splip.gallery import Gallery as Gallery
     from splip.gallery import Match as Match
+    from splip.gallery import open as open
     from splip.models import load_model as load_model
 
 __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy(
-    __name__, encoders="Encoder", gallery="Filter Gallery Match", models="load_model", ops="ops"
+    __name__, encoders="Encoder", gallery="Filter Gallery Match open", models="load_model", ops="ops"
 )
 __all__ += ["__version__"]

@@ -147,7 +147,7 @@ def test_search_filters(gallery, tree, cli):
     assert labels("--label", "box", "--label", "cone") == {"box", "cone"}
     assert labels("--tag", "shape=square") == labels("--under", tree / "photo" / "box") == {"box"}
     assert labels("--tag", "shape=square", "--tag", "n=2") == set()
-    assert "no picture passes the filter" in cli(*sketch[:-1], "--label", "none")[1]
+    assert "no picture passes the filter" in cli(*sketch[:-1], "--tag", "shape=none")[1]
 
 
 def test_bad_searches(gallery, tree, tmp_path, refused):
@@ -333,7 +333,7 @@ def test_list(gallery, tree, cli):
     code, out, _ = cli("index", "list", "--gallery", gallery)
     assert code == 0 and len(out.splitlines()) == 16
     (line,) = [line for line in out.splitlines() if "box/0.jpg" in line and "red" not in line]
-    assert line.split(maxsplit=3)[1:] == ["box", f"{tree}/photo/box/0.jpg", "a=b c"]
+    assert line.split(maxsplit=4)[1:] == ["-", "box", f"{tree}/photo/box/0.jpg", "a=b c"]
     rows = [
         json.loads(x) for x in cli("index", "list", "--gallery", gallery, "--json", "--label", "box")[1].splitlines()
     ]

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -5,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import splip
-from splip.cli.main import VERBS, parse
+from splip.cli import help
+from splip.cli.main import VERBS, parse, parser
 
 
 def test_usage_names_every_verb(cli):
@@ -21,6 +23,31 @@ def test_help_of_each_verb(verb, capsys):
         parse(verb, ["--help"])
     out = capsys.readouterr().out
     assert stop.value.code == 0 and f"usage: splip {verb}" in out and "examples:" in out
+
+
+@pytest.mark.parametrize("verb", help.COMMON)
+def test_help_in_two_levels(verb, capsys, monkeypatch):
+    """Most people need a screen of options; the others are one step away, and none is lost there."""
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = []
+    for word in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as stop:
+            parse(verb, [word])
+        assert stop.value.code == 0
+        shown.append(capsys.readouterr().out)
+    short = set(re.findall(r"^  (--[a-z][\w.-]*)", shown[0], re.MULTILINE))
+    assert short == set(help.COMMON[verb])
+    wanted = {action.option_strings[0] for action in parser(verb)._actions if action.option_strings} - {"-h"}
+    assert wanted <= set(re.findall(r"--[a-z][\w.-]*", shown[1])) and len(wanted) > len(short)
+    assert len(shown[0].splitlines()) < 90 and f"all {len(wanted)} options: splip {verb} --help-all" in shown[0]
+    assert max(map(len, shown[0].partition("common options:")[2].splitlines())) <= 100
+
+
+def test_help_knows_the_defaults_of_a_file(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("lr: 0.125\n")
+    with pytest.raises(SystemExit):
+        parse("train", ["--config", str(tmp_path / "c.yaml"), "--help"])
+    assert "(default: 0.125)" in capsys.readouterr().out
 
 
 def test_help_is_light():

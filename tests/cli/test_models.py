@@ -56,7 +56,7 @@ def test_the_list(cli, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     code, out, _ = cli("models")
     assert code == 0 and all(name in out and preset.model in out for name, preset in PRESETS.items())
-    rows = json.loads(cli("models", "--json")[1])
+    rows = json.loads(cli("models", "--json")[1])["models"]
     assert [row["name"] for row in rows] == list(PRESETS) and not any(row["here"] for row in rows)
 
 
@@ -72,7 +72,7 @@ def test_times_are_kept_for_this_machine(cli, refused, tmp_path, monkeypatch):
     code, out, _ = cli("models", "--measure", "splip-tiny", "--threads", "1")
     assert code == 0 and seen == [models.PICTURES] * (1 + models.LEAST)
     assert built == [BackboneConfig("splip-tiny", "random")]  # nothing is downloaded
-    here = {row["name"]: row["here"] for row in json.loads(cli("models", "--json")[1])}
+    here = {row["name"]: row["here"] for row in json.loads(cli("models", "--json")[1])["models"]}
     assert (
         here["splip-tiny"]["ms"] > 0
         and here["splip-tiny"]["weights"] == "random"
@@ -81,7 +81,7 @@ def test_times_are_kept_for_this_machine(cli, refused, tmp_path, monkeypatch):
     assert here["vit-b-32"] is None and f"{here['splip-tiny']['ms']:.1f}" in out
     with monkeypatch.context() as patch:
         patch.setattr(models, "_machine", lambda: "another")
-        assert not any(row["here"] for row in json.loads(cli("models", "--json")[1]))
+        assert not any(row["here"] for row in json.loads(cli("models", "--json")[1])["models"])
     for damaged in ("", "[]", "{", json.dumps({models._machine(): {"splip-tiny": 3, "x": {"ms": "y"}}})):
         (tmp_path / "splip/models.json").write_text(damaged)
         assert cli("models")[0] == 0

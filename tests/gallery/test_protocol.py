@@ -139,7 +139,7 @@ def test_it_refuses_the_same(galleries):
         with pytest.raises(UserError):
             gallery.search_vectors(vectors, **options)
     with pytest.raises(UserError, match="texts must be a list"):
-        gallery.search(texts="horse")
+        gallery.embed(texts="horse")
 
 
 def test_it_takes_in_what_is_new_and_ends(galleries, photos, tmp_path):

@@ -106,8 +106,14 @@ def test_queries_that_cannot_be_answered(make, tmp_path):
     Image.new("RGB", (20, 20), "white").save(tmp_path / "white.png")
     gallery = make(PixelEncoder())
     for given, message in (
-        ({"photos": tmp_path / "white.png"}, "photos must be a list, got PosixPath"),
-        ({"texts": "red"}, "texts must be a list, got str"),
+        (
+            {"sketches": tmp_path / "white.png", "photos": tmp_path / "white.png"},
+            "a sketch and a photo are two queries",
+        ),
+        ({"sketches": "a red car"}, "cannot read picture a red car: no such file; words go into texts="),
+        ({"photos": np.zeros((4, 4))}, r"an array as a picture must be uint8 .*, got float64 \[4, 4\]"),
+        ({"photos": np.zeros((4, 4, 2), np.uint8)}, r"got uint8 \[4, 4, 2\]"),
+        ({"photos": np.zeros((1, 4, 4, 3), np.uint8)}, r"got uint8 \[1, 4, 4, 3\]"),
         ({"texts": ["a"], "text_weight": 1.5}, "text_weight must be between 0 and 1"),
         ({"photos": [tmp_path / "white.png"], "texts": ["a", "b"]}, "2 texts for 1 pictures"),
         ({"sketches": [tmp_path / "white.png"]}, "white.png: nothing is drawn on it"),

@@ -13,9 +13,11 @@ import uvicorn
 from drawing import draw
 
 from splip import images
+from splip.encoders import explanation
 from splip.errors import UserError
+from splip.gallery.catalog import Item
 from splip.gallery.matches import Match
-from splip.images import decode
+from splip.images import archive, decode
 from splip.serve import app, process
 from splip.serve.config import ServeConfig
 from splip.serve.service import Service
@@ -33,6 +35,7 @@ class FakeEncoder:
 
     path, engine, precision, name, identity = Path("fake"), "fake", "fp32", "fake (shapes)", "0" * 64
     image_size, embed_dim, dimensions, fit, crop_sketches = 32, 64, (12, 16, 64), "pad", True
+    explains_by = "removal"
 
     def __init__(self):
         self.batches = []  # sizes of the batches that were encoded
@@ -59,6 +62,17 @@ class FakeEncoder:
                 raise UserError("text: too long for this model")
         return np.stack([self.meanings.get(text, np.eye(64, dtype=np.float32)[0]) for text in texts])
 
+    def explain_query(self, vector, photo, query=None, modality="sketch"):
+        def share(pixels, kind, towards):
+            return explanation.by_removal(lambda batch: self.encode(batch, kind), pixels, towards)
+
+        of_photo = share(photo, "photo", vector)
+        of_query = None if query is None else share(query, modality, self.encode(photo[None], "photo")[0])
+        return explanation.Explanation(of_photo.score, of_photo, of_query)
+
+    def box(self, image):
+        return explanation.box(image, self.image_size, self.fit)
+
     def close(self):
         pass
 
@@ -78,7 +92,7 @@ class FakeGallery:
         self.encoder.meanings = {shape: unit(np.mean(rows, axis=0)[None])[0] for shape, rows in means.items()}
 
     def put(self, id, path, label, tags):
-        self.items[id] = SimpleNamespace(id=id, path=path, label=label, tags=tags)
+        self.items[id] = Item(id, path, label, tags, *archive.facts(path), b"%d" % id, 0, id)
         self.vectors[id] = self.encoder.encode(self.encoder.prepare(images.read(path), "photo")[None], "photo")[0]
 
     def __len__(self):
@@ -107,7 +121,7 @@ class FakeGallery:
                     continue
                 if one and any(item.tags.get(key) != value for key, value in one.tags.items()):
                     continue
-                found.append(Match(id, float(vector @ self.vectors[id]), item.path, item.label, item.tags))
+                found.append(Match.of(item, float(vector @ self.vectors[id])))
             answers.append(sorted(found, key=lambda match: (-match.score, match.id))[:k])
         return answers
 

@@ -213,7 +213,10 @@ def test_search_equals_the_gallery(place, gallery, photos):
         match = there.search(photos=[photos[7]], k=1)[0][0]
         assert (match.path, match.label) == (photos[7], "class-1") and match.score == pytest.approx(1, abs=1e-6)
         item, original = there.item(match.id), gallery.item(match.id)
-        assert item == type(item)(**{**vars(original), "segment": -1, "row": -1})
+        unknown = {"segment": -1, "row": -1, "width": None, "height": None, "looked": 0}
+        assert item == type(item)(**{**vars(original), **unknown})
+        with pytest.raises(UserError, match="a Milvus collection: knows neither dates nor sizes of pictures"):
+            there.search_vectors(there.vector(match.id)[None], 3, Filter(taken_from="2019"))
         np.testing.assert_allclose(there.vector(match.id), gallery.vector(match.id), atol=1e-6)
         each = there.search_vectors(np.ones((2, DIM)), 3, [Filter(labels=("class-0",)), None])
         assert {m.label for m in each[0]} == {"class-0"} and len(each[1]) == 3

@@ -55,6 +55,19 @@ def test_loss_falls(settings):
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
 
 
+def test_prompts_alone_learn(settings):
+    """With everything else fixed the loss falls, and it rises again when what was learned is taken out."""
+    data = dataclasses.replace(settings.data, augment="none")
+    changes = {"steps": 40, "lr": 1e-2, "eval_every": 40, "train_layernorm": False, "train_text_layernorm": False}
+    settings = dataclasses.replace(settings, data=data, loss=LossConfig(jigsaw=0.0), **changes)
+    loop.train(settings)
+    learned = [float(r["triplet"]) for r in rows(settings.out)]
+    fixed = dataclasses.replace(settings, out=settings.out / "fixed", lr=1e-12)
+    loop.train(fixed)  # the same batches
+    unlearned = [float(r["triplet"]) for r in rows(fixed.out)]
+    assert np.mean(learned[-10:]) < 0.8 * np.mean(unlearned[-10:])
+
+
 @pytest.mark.parametrize("train_backbone", [False, True])
 def test_resume_is_bit_equal(settings, tmp_path, train_backbone, monkeypatch):
     settings = dataclasses.replace(settings, train_backbone=train_backbone)
@@ -316,6 +329,11 @@ def test_every_shipped_row_trains(settings, name):
     fresh = build(row, model.classes).eval()
     fresh.remember(model.patch_mean)
     assert torch.equal(fresh.encode_sketch(images), features) == (name == "zero-shot")
+    trained, before = set(model.trainable()), dict(fresh.named_parameters())
+    for parameter, value in model.named_parameters():  # what is to learn has moved, the rest has not
+        if not row.loss.classification and parameter.startswith(("backbone.clip.transformer", "backbone.clip.ln_final")):
+            continue  # nothing reads the texts
+        assert torch.equal(value, before[parameter]) == (parameter not in trained), parameter
 
 
 @pytest.mark.parametrize("name", ["sketchy-1", "sketchy-2", "tuberlin", "quickdraw", "sketchy-fg"])

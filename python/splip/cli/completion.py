@@ -4,7 +4,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from splip.cli import main
+from splip.cli import help, main
 from splip.cli.config import CompletionConfig
 
 
@@ -38,6 +38,8 @@ def options(verb: str) -> list[Option]:
         found.append(Option(tuple(names), choices, action.nargs != 0, said.rstrip(".:;")))
     if verb in main.FILES:
         found.append(Option(("--config",), (), True, "Settings from a file, or a shipped name"))
+    if verb in help.COMMON:
+        found.append(Option((help.ALL,), (), False, "All options"))
     return [*found, Option(("--plugin",), (), True, "Run a file that defines methods or losses first")]
 
 

@@ -56,6 +56,9 @@ class CompletionConfig:
 class InfoConfig:
     """Print versions, instruction sets, the CUDA build and GPUs; paste it in a bug report."""
 
+    json: bool = False
+    """Print JSON."""
+
 
 @dataclass
 class PushConfig:

@@ -12,7 +12,8 @@ from splip.cluster import embedding
 from splip.cluster import ray as clusters
 from splip.cluster.ray import Cluster
 from splip.errors import UserError, shown
-from splip.gallery import ingest
+from splip.gallery import ingest, labels
+from splip.gallery.browse import MOST
 from splip.gallery.catalog import Filter, Item
 from splip.gallery.config import (
     DEFAULT_MODEL,
@@ -32,8 +33,11 @@ from splip.gallery.sources import pictures as find_pictures
 from splip.images import archive, decode
 from splip.milvus import push as milvus_push
 from splip.milvus.address import parse
+from splip.report import Report
 
 STOPPED = 130  # exit code after Ctrl-C
+NAMED = 5  # missing pictures whose names are told
+PHOTOGRAPH = ("taken", "camera", "width", "height", "missing")  # that JSON tells of an item
 
 
 def _tags(given: tuple[str, ...]) -> dict[str, str]:
@@ -46,8 +50,15 @@ def _tags(given: tuple[str, ...]) -> dict[str, str]:
     return tags
 
 
-def _filter(config: SearchConfig | IndexListConfig | IndexExportConfig | IndexRemoveConfig) -> Filter:
-    return Filter(labels=config.label, tags=_tags(config.tag), under=config.under)
+def _filter(
+    config: SearchConfig | IndexListConfig | IndexExportConfig | IndexRemoveConfig, gallery: labels.Labelled
+) -> Filter:
+    """What the options ask for; labels as the gallery writes them."""
+    names = labels.meant(gallery, config.label) if config.label else ()
+    dates: dict[str, Any] = {}
+    if isinstance(config, (SearchConfig, IndexListConfig)):
+        dates = {"taken_from": config.taken_from, "taken_to": config.taken_to, "min_side": config.min_side}
+    return Filter(labels=names, tags=_tags(config.tag), under=config.under, **dates)
 
 
 def add(config: IndexAddConfig) -> int:
@@ -76,6 +87,8 @@ def add(config: IndexAddConfig) -> int:
             print(f"{gallery.folder}: {_count(len(gallery), 'picture')} ({_summary(done)})")
             if done.encoded:
                 print(_rate(done))
+            if config.folders and not done.stopped and (gone := gallery.find_missing(config.folders)):
+                print(_missing(gone, config))
             if skipped:
                 where = gallery.folder / "skipped.txt"
                 what = _count(len(skipped), "unreadable picture") + (
@@ -89,6 +102,14 @@ def add(config: IndexAddConfig) -> int:
             if skipped and not len(gallery):
                 raise UserError(f"none of {_count(len(skipped), 'picture')} can be read; the first: {skipped[0]}")
     return 0
+
+
+def _missing(gone: list[Item], config: IndexAddConfig) -> str:
+    names = ", ".join(shown(item.path.name) for item in gone[:NAMED])
+    more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
+    are = "picture is" if len(gone) == 1 else "pictures are"
+    how = f"splip index remove --missing --gallery {config.gallery}"
+    return f"{len(gone)} {are} missing: {names}{more}; `{how}` takes them out"
 
 
 def _embed(
@@ -166,10 +187,10 @@ def _summary(done: Added) -> str:
 
 def remove(config: IndexRemoveConfig) -> int:
     """``splip index remove``."""
-    chosen = _filter(config)
-    if not config.paths and not chosen and not config.missing:
+    if not (config.paths or config.label or config.tag or config.under or config.missing):
         raise UserError("nothing to remove: give pictures, folders, --label, --tag, --under or --missing")
     with Gallery.open(config.gallery, write=not config.dry_run) as gallery:
+        chosen = _filter(config, gallery)
         found: dict[int, Item] = {}
         conditions = chosen or config.missing
         if config.paths:
@@ -201,32 +222,43 @@ def show(config: IndexListConfig) -> int:
     """``splip index list``."""
     with Gallery.open(config.gallery) as gallery:
         if config.labels:
-            labels = gallery.labels()
-            for label, count in labels.items():
+            for label, count in gallery.labels().items():
                 print(json.dumps({"label": label, "count": count}) if config.json else f"{count:8d}  {shown(label)}")
             return 0
-        for item in gallery.items(_filter(config)):
+        for item in _sorted(gallery, _filter(config, gallery), config.sort):
             if config.json:
                 print(json.dumps(_described(item)))
             else:
                 tags = "".join(f"  {shown(key)}={shown(value)}" for key, value in sorted(item.tags.items()))
-                print(f"{item.id:8d}  {shown(item.label or '-'):16}  {shown(item.path)}{tags}")
+                day, gone = (item.taken or "-")[:10], "  missing" * item.missing
+                print(f"{item.id:8d}  {day:10}  {shown(item.label or '-'):16}  {shown(item.path)}{tags}{gone}")
     return 0
+
+
+def _sorted(gallery: Gallery, filter: Filter, sort: str | None) -> Iterator[Item]:
+    if sort is None:
+        yield from gallery.items(filter)
+        return
+    cursor: str | None = None
+    while True:
+        page = gallery.browse(sort, MOST, cursor, filter)
+        yield from page.items
+        cursor = page.next
+        if cursor is None:
+            return
 
 
 def _described(item: Item) -> dict[str, Any]:
     facts = dataclasses.asdict(item)
-    keep = ("id", "path", "label", "tags", "size", "mtime_ns", "hash")
+    keep = ("id", "path", "label", "tags", "size", "mtime_ns", "hash", *PHOTOGRAPH)
     return {key: facts[key] for key in keep} | {"path": str(item.path), "hash": item.hash.hex()}
 
 
-def check(config: IndexCheckConfig) -> int:
-    """``splip index check``; 1 if anything is damaged."""
+def check(config: IndexCheckConfig) -> Report:
+    """``splip index check``; its code is 1 if anything is damaged."""
     with Gallery.open(config.gallery) as gallery:
         found = check_gallery(gallery, config.pictures)
-        if config.json:
-            print(json.dumps(dataclasses.asdict(found) | {"missing": [str(path) for path in found.missing]}, indent=1))
-        else:
+        if not config.json:
             for line in found.damage:
                 print(line)
             for path in found.missing:
@@ -236,7 +268,8 @@ def check(config: IndexCheckConfig) -> int:
                 f"{gallery.folder}: {state}; {_count(found.items, 'picture')}, {len(found.missing)} of their files are"
                 f" missing, {_count(found.deleted, 'row')} to compact, model {gallery.model}"
             )
-    return 1 if found.damage else 0
+    facts = dataclasses.asdict(found) | {"missing": [str(path) for path in found.missing]}
+    return Report(int(bool(found.damage)), **facts)
 
 
 def compact(config: IndexCompactConfig) -> int:
@@ -252,7 +285,7 @@ def compact(config: IndexCompactConfig) -> int:
 def export(config: IndexExportConfig) -> int:
     """``splip index export``."""
     with Gallery.open(config.gallery) as gallery:
-        count = gallery.export(config.out, config.format, _filter(config))
+        count = gallery.export(config.out, config.format, _filter(config, gallery))
         print(f"{config.out}: {_count(count, 'picture')}, vectors.npy and items.{config.format}")
     return 0
 

@@ -6,16 +6,18 @@ import os
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
 import splip
 from splip.cli.config import InfoConfig
+from splip.report import Report
 
 
-def info(_: InfoConfig) -> None:
+def info(config: InfoConfig) -> Report:
     from splip import _C
     from splip.ops import host
 
-    lines: list[tuple[str, object]] = [
+    lines: list[tuple[str, Any]] = [
         ("splip", f"{splip.__version__} ({os.path.dirname(os.path.abspath(splip.__file__))})"),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", torch_version()),
@@ -36,8 +38,9 @@ def info(_: InfoConfig) -> None:
         except RuntimeError as error:
             lines.append(("gpu", f"none ({str(error).split(': ', 1)[1]})"))
     width = max(len(name) for name, _ in lines)
-    for name, value in lines:
+    for name, value in [] if config.json else lines:
         print(f"{name:{width}}  {value}")
+    return Report(**{name.replace(" ", "_"): value for name, value in lines})
 
 
 def version(package: str) -> str:

@@ -85,6 +85,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "print what a gallery holds",
         "splip index list --gallery my-gallery --label horse\n"
         "  splip index list --gallery my-gallery --labels\n"
+        "  splip index list --gallery my-gallery --sort newest --taken-from 2019\n"
         "  splip index list --gallery my-gallery --json",
     ),
     "index check": (
@@ -122,6 +123,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "  splip search --gallery my-gallery --text horse --label animals --tag year=2025 --json\n"
         "  splip search --gallery my-gallery --sketch my.png --photo one.jpg:0.5 --not-text snow\n"
         "  splip search --gallery my-gallery --photo one.jpg --under ~/Pictures/2025\n"
+        "  splip search --gallery my-gallery --text horse --taken-from 2019 --taken-to 2019-07 --min-side 1000\n"
         "  splip search --gallery milvus://localhost:19530/photos --model runs/sample --sketch my.png",
     ),
     "serve": (
@@ -133,6 +135,12 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "  splip serve --gallery my-gallery --token-file token --allow-root ~/Pictures\n"
         "  splip serve --gallery my-gallery --engine ray --shards 8 --replicas 2\n"
         "  SPLIP_SERVE_GALLERY=my-gallery SPLIP_SERVE_PORT=80 splip serve --config serve.yaml",
+    ),
+    "mcp": (
+        "splip.serve.config:McpConfig",
+        "splip.serve.mcp:mcp",
+        "let an assistant search a gallery: tools over MCP",
+        "splip mcp --gallery my-gallery\n  splip mcp --url http://127.0.0.1:8000",
     ),
     "data sample": (
         "splip.data.config:SampleConfig",
@@ -210,7 +218,7 @@ def usage() -> str:
         [
             f"splip {__version__}: find photos from a drawing",
             "",
-            "usage: splip VERB [OPTIONS]      splip VERB --help shows the options of a verb",
+            "usage: splip VERB [OPTIONS]      splip VERB --help shows the options of a verb, --help-all all of them",
             "       splip VERB --plugin FILE.py [OPTIONS]      with the methods and losses that the file defines",
             "",
             *lines,
@@ -236,24 +244,32 @@ def described(verb: str) -> str:
     return f"{(_named(name).__doc__ or summary).strip()}\n\nexamples:\n  {examples}{_more(verb)}"
 
 
-def parser(verb: str) -> Any:
+def parser(verb: str, **defaults: Any) -> Any:
     """The parser of a verb, an :class:`argparse.ArgumentParser`: for what lists its options."""
     import tyro
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return tyro.extras.get_parser(_named(VERBS[verb][0]), prog=f"splip {verb}", description=described(verb))
+        cls = _named(VERBS[verb][0])
+        return tyro.extras.get_parser(cls, prog=f"splip {verb}", description=described(verb), **defaults)
 
 
 def parse(verb: str, args: list[str]) -> Any:
     """The configuration of a verb: defaults < ``--config`` files < variables of the environment < flags."""
     import tyro
 
+    from splip.cli import help
+
     cls: type[Any] = _named(VERBS[verb][0])
     aliases = {"-k": "--k"}
     args = [aliases.get(a, a) for a in args]
     files, args = _take_options(args, "--config") if verb in FILES else ([], args)
-    defaults = {} if verb in VARIABLES and {"-h", "--help"} & set(args) else _defaults(verb, cls, files)
+    helped = bool({"-h", "--help", help.ALL} & set(args))
+    defaults = {} if verb in VARIABLES and helped else _defaults(verb, cls, files)
+    if helped and verb in help.COMMON and help.ALL not in args:
+        print(help.short(verb, parser(verb, **defaults)))
+        raise SystemExit(0)
+    args = ["--help" if arg == help.ALL else arg for arg in args]
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
@@ -349,7 +365,7 @@ def _unknown(args: list[str], choices: list[str]) -> str:
 def _run(verb: str, args: list[str]) -> int:
     config = parse(verb, args)
     try:
-        code = _named(VERBS[verb][1])(config)
+        code = _work(verb, config)
     except UserError as error:
         if verb not in VARIABLES:
             raise
@@ -357,7 +373,24 @@ def _run(verb: str, args: list[str]) -> int:
 
         files, rest = _take_options(args, "--config")
         raise UserError(environment.blamed(str(error), type(config), rest, files, VARIABLES[verb])) from error
-    return code if isinstance(code, int) else 0
+    return code
+
+
+def _work(verb: str, config: Any) -> int:
+    """Do what a verb does; with --json its report, and nothing else, is what stdout gets."""
+    import dataclasses
+
+    from splip import report
+
+    asked = getattr(config, "json", None)
+    wanted = (asked is True or str(asked) == "-") and verb not in ("search", "index list")  # which print their own
+    if wanted and asked is not True:  # of verbs whose --json names a file
+        config = dataclasses.replace(config, json=None)
+    with contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext():
+        found = _named(VERBS[verb][1])(config)
+    if wanted:
+        report.write(found, sys.stdout)
+    return found if isinstance(found, int) else getattr(found, "code", 0)
 
 
 def _load_plugins(files: list[str]) -> None:

@@ -14,11 +14,12 @@ from splip import disk
 from splip.cli.config import ModelsConfig
 from splip.errors import UserError, shown
 from splip.models.presets import PRESETS, Preset
+from splip.report import Report
 
 PICTURES, SECONDS, LEAST = 8, 2.0, 3  # of a batch; how long and how often it is repeated
 
 
-def models(config: ModelsConfig) -> int:
+def models(config: ModelsConfig) -> Report:
     """``splip models``; 1 if something could not be measured."""
     failed = False
     for name in _asked(config):
@@ -30,8 +31,7 @@ def models(config: ModelsConfig) -> int:
     times = _times()
     if config.json:
         rows = [{"name": name, **dataclasses.asdict(p), "here": times.get(name)} for name, p in PRESETS.items()]
-        print(json.dumps(rows, indent=1))
-        return int(failed)
+        return Report(int(failed), models=rows)
     head = ("name", "pixels", "parameters", "vector", "words", "ms here", "licence of the weights")
     cells = [head, *(_row(name, preset, times.get(name)) for name, preset in PRESETS.items())]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
@@ -47,7 +47,7 @@ def models(config: ModelsConfig) -> int:
         "take as long as trained ones; `splip models --measure NAME` fills the column. See the card of each model for its"
     )
     print("licence; docs/how-to/models.md says where these are from, and what else --model takes.")
-    return int(failed)
+    return Report(int(failed))
 
 
 def measure(name: str, threads: int | None = None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +11,7 @@ from rich.text import Text
 
 from splip.gallery.ingest import Added
 from splip.milvus.push import Pushed
-from splip.progress import bars, is_terminal
-
-LINE_SECONDS = 60.0  # between lines of progress in a log file
+from splip.progress import bars
 
 
 class _Rate(ProgressColumn):
@@ -25,23 +22,16 @@ class _Rate(ProgressColumn):
 
 
 class _Progress:
-    """A bar on a terminal, now and then a line in a log file."""
+    """A bar on a terminal, now and then a line elsewhere."""
 
     def __init__(self, total: int | None, what: str = "Indexing") -> None:
-        self.total, self.said = total, time.monotonic()
+        self.total = total
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-        self.bars = bars(*columns)
+        self.bars = bars(*columns, unit="pictures")
         self.task = self.bars.add_task(what, total=total)
 
     def __call__(self, done: Added | Pushed) -> None:
         self.bars.update(self.task, completed=done.seen)
-        now = time.monotonic()
-        if not is_terminal() and now - self.said >= LINE_SECONDS and done.seen:
-            self.said, rate = now, done.seen / max(done.seconds, 1e-9)
-            of, left = "", ""
-            if self.total is not None:
-                of, left = f" of {self.total:,}", f", {(self.total - done.seen) / rate / 60:.0f} minutes left"
-            print(f"{done.seen:,}{of} pictures, {rate:,.0f}/s{left}", flush=True)
 
 
 class _Interrupt:

@@ -8,10 +8,11 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from splip.cli.index import _filter
+from splip.cli.index import PHOTOGRAPH, _filter
 from splip.cluster import ray as clusters
 from splip.cluster import shards
 from splip.errors import UserError, shown
+from splip.gallery import stacks
 from splip.gallery.config import (
     SearchConfig,
 )
@@ -36,8 +37,13 @@ def search(config: SearchConfig) -> int:
     with clusters.if_asked(config) as cluster, shards.open_asked(config, cluster) as gallery:
         if not len(gallery):
             raise UserError(f"{config.gallery}: the gallery is empty")
+        filter = _filter(config, gallery)
         if one:
-            results = gallery.search_vectors(gallery.compose(parts), config.k, _filter(config))
+            vectors = gallery.compose(parts)
+            if config.stack:
+                results: list[list[Match]] = list(stacks.search(gallery, vectors, config.k, filter))
+            else:
+                results = gallery.search_vectors(vectors, config.k, filter)
         else:
             of = {
                 kind: [str(part.value) for part in parts if part.kind == kind] for kind in ("sketch", "photo", "text")
@@ -47,8 +53,9 @@ def search(config: SearchConfig) -> int:
                 of["photo"],
                 of["text"],
                 k=config.k,
-                filter=_filter(config),
+                filter=filter,
                 text_weight=config.text_weight,
+                stack=config.stack,
             )
     if config.json:
         partial = {"partial": True} if _partial(results) else {}
@@ -60,7 +67,7 @@ def search(config: SearchConfig) -> int:
             print(_title(query))
             for rank, match in enumerate(matches, 1):
                 label = "" if match.label is None else f"  ({shown(match.label)})"
-                print(f"{rank:5d}  {match.score:7.4f}  {shown(match.path)}{label}")
+                print(f"{rank:5d}  {match.score:7.4f}  {shown(match.path)}{label}{_more(match)}")
             if not matches:
                 print("       no picture passes the filter")
     if _partial(results):
@@ -112,9 +119,17 @@ def _partial(results: list[list[Match]]) -> bool:
     return any(isinstance(matches, Matches) and matches.partial for matches in results)
 
 
+def _more(match: Match) -> str:
+    """What else is to be said of a match, on its line."""
+    day = "" if match.taken is None else f"  {match.taken[:10]}"
+    copies = f"  +{len(match.copies)} {'copy' if len(match.copies) == 1 else 'copies'}" if match.copies else ""
+    return f"{day}{copies}{'  missing' * match.missing}"
+
+
 def _ranked(matches: list[Match]) -> list[dict[str, Any]]:
     return [
         {"rank": rank, "id": m.id, "score": m.score, "path": str(m.path), "label": m.label, "tags": m.tags}
+        | {key: getattr(m, key) for key in (*PHOTOGRAPH, "copies")}
         for rank, m in enumerate(matches, 1)
     ]
 

@@ -5,6 +5,7 @@ has its name, and neither file changes afterwards. The manifest says which model
 own, and what was seen of every picture.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from splip.gallery import catalog
 from splip.gallery.ingest import LOOK_UP, Added, Look, Picture, commit, find_content
 from splip.gallery.protocol import Writable
 from splip.gallery.segments import Segments, sync_folder
+from splip.images.header import Header
 
 FOLDER = "incoming"
 VERSION = 1  # of manifests
@@ -128,6 +130,8 @@ def _told(look: Look) -> dict[str, Any]:
         "hash": look.hash and look.hash.hex(),
         "row": look.vector is not None,
         "error": look.error and look.error.reason,
+        "header": look.header and dataclasses.astuple(look.header),
+        "looked": look.looked,
     }
 
 
@@ -136,4 +140,6 @@ def _heard(told: Mapping[str, Any]) -> Look:
     look = Look(Picture(path, told["label"], told["tags"]), os.fsencode(path), None, told["size"], told["mtime_ns"])
     look.hash = bytes.fromhex(told["hash"]) if told["hash"] else None
     look.error = Skipped(path, told["error"]) if told["error"] is not None else None
+    look.header = Header(*told["header"]) if told.get("header") else None  # manifests of before have none
+    look.looked = told.get("looked", False)
     return look

@@ -22,6 +22,7 @@ from splip.gallery.ingest import Look, Picture, look_at
 from splip.gallery.queries import reading
 from splip.gallery.segments import Segments, is_full
 from splip.images import archive, decode
+from splip.images.header import Header
 
 if TYPE_CHECKING:
     from splip.encoders.encoder import Encoder
@@ -109,8 +110,9 @@ class Worker:
         left, looking = iter(entries), deque[Future[Look]]()
         how = reading(self.encoder, "photo", self.task.decoding)
 
-        def prepare(data: bytes, name: object) -> np.ndarray:
-            return self.encoder.prepare(images.read(data, name, *how), "photo")
+        def prepare(data: bytes, name: object) -> tuple[np.ndarray, Header | None]:
+            image = images.read(data, name, *how)
+            return self.encoder.prepare(image, "photo"), image.info.get("header")
 
         with ThreadPoolExecutor(self.task.threads, "decode") as pool:
             while True:

@@ -78,3 +78,5 @@ class CheckConfig:
     """Sketchy: expect the extended photos too, or only the 12,500 that were drawn from."""
     decode: bool = False
     """Decode every picture and list those that cannot be read."""
+    json: bool = False
+    """Print JSON."""

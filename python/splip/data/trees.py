@@ -21,6 +21,7 @@ from splip.data import cache, datasets, pseudo
 from splip.data.config import CheckConfig, DataConfig
 from splip.data.splits import Split, class_of, dataset_facts, find_split, normal_name, prompt_name
 from splip.errors import UserError, shown
+from splip.report import Report
 
 MODALITIES = ("sketch", "photo")  # their order is their number everywhere
 SHOWN = 20  # absent files that `data check` names
@@ -347,40 +348,48 @@ def _known(root: Path, what: str, names: list[str], classes: list[str]) -> None:
 # ---- splip data check ----
 
 
-def check(config: CheckConfig) -> int:
-    """``splip data check``: what a data set holds. Returns 1 if something is missing or cannot be read."""
+def check(config: CheckConfig) -> Report:
+    """``splip data check``: what a data set holds. Its code is 1 if something is missing or cannot be read."""
     if not config.root.is_dir():
         raise UserError(f"{config.root}: no such folder")
-    paths, complete = (_check_plain if config.dataset == "tree" else _check_named)(config)
+    report = Report(root=str(config.root), dataset=config.dataset)
+    paths, complete = (_check_plain if config.dataset == "tree" else _check_named)(config, report)
     if config.decode:
         skipped = cache.Pictures(paths, 8, memory_gb=math.inf, label="Decoding").skipped
         for error in skipped:
             print(f"  unreadable: {shown(error.path)}: {error.reason}")
         print(f"  unreadable pictures: {len(skipped)} of {len(paths)}")
+        report["unreadable"] = [{"path": str(error.path), "reason": error.reason} for error in skipped]
         complete = complete and not skipped
-    return 0 if complete else 1
+    report["complete"] = complete
+    report.code = 0 if complete else 1
+    return report
 
 
-def _check_plain(config: CheckConfig) -> tuple[list[Path], bool]:
+def _check_plain(config: CheckConfig, report: Report) -> tuple[list[Path], bool]:
     tree = load_tree(config.root, DataConfig(split=config.split), need_split=False)
     print(f"{config.root}: {len(tree.classes)} classes, {len(tree.sketches)} sketches, {len(tree.photos)} photos")
     for kind, items in (("sketches", tree.sketches), ("photos", tree.photos)):
         counts = Counter(items.labels).values()
         print(f"  {kind} per class: {min(counts)} to {max(counts)}; {len(set(items.instances))} instances")
     paired = set(tree.sketches.instances) & set(tree.photos.instances)
+    report |= {"classes": len(tree.classes), "sketches": len(tree.sketches), "photos": len(tree.photos)}
+    report["paired_instances"] = len(paired)
     print(f"  instances with sketches and photos: {len(paired)}")
     if len(tree.classes) > 1:
         tree = load_tree(config.root, DataConfig())
+        report |= {"seen": tree.seen, "validation": tree.validation, "unseen": tree.unseen}
         for kind, names in (("seen", tree.seen), ("validation", tree.validation), ("unseen", tree.unseen)):
             print(f"  {kind} ({len(names)}): {', '.join(names)}")
     else:
         print("  only one class: nothing to split")
+    report["notes"] = list(tree.notes)
     for note in tree.notes:
         print(f"  note: {note}")
     return tree.sketches.paths + tree.photos.paths, True
 
 
-def _check_named(config: CheckConfig) -> tuple[list[Path], bool]:
+def _check_named(config: CheckConfig, report: Report) -> tuple[list[Path], bool]:
     """What is there beside what was published; unlike load_tree it bears with missing classes."""
     split, facts = find_split(config.dataset, config.split), dataset_facts(config.dataset)
     extended = config.extended or config.dataset != "sketchy"
@@ -411,6 +420,9 @@ def _check_named(config: CheckConfig) -> tuple[list[Path], bool]:
         rows.append(("fine-grained: basic photos", len(things), basic * len(split.unseen)))
         rows.append(("fine-grained: sketches of those", paired, split.expected.get("queries")))
 
+    report |= {"split": split.name, "layout": listing.layout, "notes": list(listing.notes)}
+    report["counts"] = [{"what": what, "found": found, "expected": expected} for what, found, expected in rows]
+    report["absent"] = [str(path) for path in listing.absent]
     print(f"{config.root}: {config.dataset}, split {split.name}: {split.source}")
     print(f"  layout: {listing.layout}")
     print(f"  {'':36} {'found':>9} {'expected':>9}")

@@ -17,6 +17,7 @@ from PIL import Image
 from splip import images
 from splip.encoders import compact, cuda, manifest, tensorrt_runtime
 from splip.encoders.base import BATCH, Runner, flag, import_engine, installed
+from splip.encoders.explanation import Box, Explanation, Method, Share, box, by_removal, share
 from splip.encoders.manifest import MODALITIES, Manifest
 from splip.encoders.onnxruntime import CUDA_PROVIDER, OnnxRuntimeRunner
 from splip.encoders.openvino import OpenVinoRunner
@@ -190,6 +191,18 @@ class Encoder:
         Raises:
             ValueError: another shape, dtype or modality.
         """
+        runner = self._check(pixels, modality)
+        out = np.empty((len(pixels), self.embed_dim), dtype=np.float32)
+        for start in range(0, len(pixels), self._high):
+            part = np.ascontiguousarray(pixels[start : start + self._high])
+            count = len(part)
+            if count < self._low:  # an engine built for larger batches: the last image fills it up
+                part = np.concatenate([part, np.repeat(part[-1:], self._low - count, axis=0)])
+            out[start : start + count] = compact.first(runner(part, modality)[:count], self.embed_dim)
+        return out
+
+    def _check(self, pixels: np.ndarray, modality: str) -> Runner:
+        """The runner, for images of this shape."""
         if self._runner is None:
             raise RuntimeError("this encoder was closed")
         S = self.image_size
@@ -197,14 +210,7 @@ class Encoder:
             raise ValueError(f"modality must be sketch or photo, got {modality!r}")
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (S, S, 3):
             raise ValueError(f"images must be uint8 [B, {S}, {S}, 3], got {pixels.dtype} {list(pixels.shape)}")
-        out = np.empty((len(pixels), self.embed_dim), dtype=np.float32)
-        for start in range(0, len(pixels), self._high):
-            part = np.ascontiguousarray(pixels[start : start + self._high])
-            count = len(part)
-            if count < self._low:  # an engine built for larger batches: the last image fills it up
-                part = np.concatenate([part, np.repeat(part[-1:], self._low - count, axis=0)])
-            out[start : start + count] = compact.first(self._runner(part, modality)[:count], self.embed_dim)
-        return out
+        return self._runner
 
     def encode_text(self, texts: Sequence[str], modality: str = "photo") -> np.ndarray:
         """Unit-length features float32 ``[C, D]`` of class names or short descriptions.
@@ -230,6 +236,82 @@ class Encoder:
             words = self._text.encode_text(texts[start : start + BATCH], modality)
             out[start : start + BATCH] = compact.first(words, self.embed_dim)
         return out
+
+    # ---- why ----
+
+    @property
+    def explains_by(self) -> Method:
+        """How :meth:`explain` finds out: see :mod:`splip.encoders.explanation`."""
+        return "patches" if isinstance(self._runner, TorchRunner) and self._runner.sums else "removal"
+
+    def explain(self, query: np.ndarray, photo: np.ndarray, modality: str = "sketch") -> Explanation:
+        """Why a photo matches a drawing or another photo: their score as a sum over the patches of each, exactly.
+
+        Args:
+            query: prepared, uint8 ``[S, S, 3]``.
+            photo: prepared, uint8 ``[S, S, 3]``.
+            modality: of the query, sketch or photo.
+        """
+        return self.explain_query(self.encode(query[None], modality)[0], photo, query, modality)
+
+    def explain_query(
+        self, vector: np.ndarray, photo: np.ndarray, query: np.ndarray | None = None, modality: str = "sketch"
+    ) -> Explanation:
+        """The same of any query: of words, or of several parts, one of which may be a picture.
+
+        Args:
+            vector: float32 ``[D]`` of unit length, of the whole query.
+            photo: prepared, uint8 ``[S, S, 3]``.
+            query: the picture among its parts, prepared; its shares are of its own score with the photo.
+            modality: of that picture.
+        """
+        of_photo = self.explain_towards(vector, photo)
+        if query is None:
+            return Explanation(of_photo.score, of_photo, None)
+        found = self.encode(photo[None], "photo")[0]
+        return Explanation(of_photo.score, of_photo, self.explain_towards(found, query, modality))
+
+    def explain_towards(self, vector: np.ndarray, pixels: np.ndarray, modality: str = "photo") -> Share:
+        """What each patch of a picture adds to its score with any vector, as of a text or of several parts.
+
+        Args:
+            vector: float32 ``[D]`` of unit length.
+            pixels: prepared, uint8 ``[S, S, 3]``.
+            modality: of the picture.
+        """
+        if self.explains_by == "patches":
+            return share(self.parts(pixels[None], modality)[0], vector)
+        white = modality == "sketch" or self.fit == "pad"
+        return by_removal(lambda batch: self.encode(batch, modality), pixels, vector, white)
+
+    def parts(self, pixels: np.ndarray, modality: str) -> np.ndarray:
+        """Features as sums: float32 ``[B, 1 + P, D]``, the rest and then the patches row by row.
+
+        Their sums are what :meth:`encode` gives, but for rounding: see :mod:`splip.encoders.explain`.
+
+        Args:
+            pixels: uint8 ``[B, S, S, 3]``.
+            modality: sketch or photo.
+
+        Raises:
+            UserError: this engine or model has none: :attr:`explains_by` is removal.
+            ValueError: another shape, dtype or modality.
+        """
+        runner = self._check(pixels, modality)
+        if not isinstance(runner, TorchRunner) or not runner.sums:
+            raise UserError(
+                f"{self.path}: its vectors are no sums over the patches of a picture, or not in this engine"
+            )
+        starts = range(0, len(pixels), BATCH)
+        found = [runner.parts(np.ascontiguousarray(pixels[start : start + BATCH]), modality) for start in starts]
+        parts = np.concatenate(found)[..., : self.embed_dim]
+        if self.embed_dim < self._whole[0]:  # the first components alone, at unit length again
+            parts = parts / np.maximum(np.linalg.norm(parts.sum(axis=1, keepdims=True), axis=2, keepdims=True), 1e-12)
+        return np.ascontiguousarray(parts, dtype=np.float32)
+
+    def box(self, image: Image.Image) -> Box:
+        """What the square that :meth:`prepare` makes of a photo covers: see :func:`splip.encoders.explanation.box`."""
+        return box(image, self.image_size, self.fit)
 
     def prepare(self, image: Image.Image, modality: str) -> np.ndarray:
         """A picture as this model takes it: uint8 ``[S, S, 3]``."""

@@ -49,6 +49,7 @@ class TorchRunner:
             self._encoders = {name: encoder.to(self._device) for name, encoder in encoders.items()}
         self._tower = functools.cache(self._fold_text)  # made when the first text comes
         self._lock = threading.Lock()
+        self._plain = dict(self._encoders)
         self._serial = compiled  # compiled functions are made when they are first called
         if compiled:
             self._encoders = {name: torch.compile(encoder) for name, encoder in self._encoders.items()}
@@ -66,6 +67,21 @@ class TorchRunner:
                 except self._torch._dynamo.exc.BackendCompilerFailed as error:
                     reason = " ".join(str(error).split())[:200]
                     raise UserError(f"engine compile needs a C++ compiler that torch can use: {reason}") from None
+
+    @property
+    def sums(self) -> bool:
+        """Whether :meth:`parts` can be asked for: a stem that mixes all patches leaves none of them to speak of."""
+        from splip.encoders.graph import DeployEncoder
+
+        return all(isinstance(e, DeployEncoder) and e.stem is None for e in self._plain.values())
+
+    def parts(self, pixels: np.ndarray, modality: str) -> np.ndarray:
+        """Features as sums, float32 ``[B, 1 + P, D]``, of uint8 ``[B, S, S, 3]``: see :mod:`splip.encoders.explain`."""
+        from splip.encoders.explain import PartsEncoder
+
+        with self._torch.inference_mode():
+            batch = self._torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).to(self._device)
+            return cast(np.ndarray, PartsEncoder(self._plain[modality])(batch).cpu().numpy())
 
     def _per_image(self, number: int) -> Callable[[Any], Any]:
         return lambda batch: self._model.encode_image(batch.permute(0, 3, 1, 2), number)
@@ -101,5 +117,6 @@ class TorchRunner:
 
     def close(self) -> None:
         self._encoders.clear()
+        self._plain.clear()
         self._tower.cache_clear()
         self._model = None

@@ -63,7 +63,7 @@ class EvalConfig:
     out: Path | None = None
     """Folder for results.json, per_class.csv, gallery.txt, confusion.png and best, median and worst.png."""
     json: Path | None = None
-    """Write the results to this file."""
+    """Write the results to this file; - prints them, and nothing else, on stdout."""
     per_query: Path | None = None
     """Write the values of every query to this CSV file, see `splip compare`."""
     grid: Path | None = None
@@ -91,4 +91,4 @@ class CompareConfig:
     seed: int = 0
     """Of the draws."""
     json: Path | None = None
-    """Write the result to this file."""
+    """Write the result to this file; - prints it, and nothing else, on stdout."""

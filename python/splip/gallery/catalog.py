@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from splip.errors import UserError
+from splip.gallery.filters import Filter as Filter
+from splip.gallery.filters import marks
+from splip.gallery.filters import text as text
 
 APPLICATION = 0x73706C70  # "splp", in the header of the file
 WAIT_SECONDS = 30.0
@@ -51,17 +54,33 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE deleted (revision INTEGER, segment INTEGER, row INTEGER, PRIMARY KEY (revision, segment, row))
         WITHOUT ROWID;
     """,
+    """
+    -- What the header of the file says; looked: which reader of headers wrote it here, 0: none has yet.
+    ALTER TABLE items ADD COLUMN taken TEXT;
+    ALTER TABLE items ADD COLUMN camera TEXT;
+    ALTER TABLE items ADD COLUMN width INTEGER;
+    ALTER TABLE items ADD COLUMN height INTEGER;
+    ALTER TABLE items ADD COLUMN looked INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE items ADD COLUMN missing INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX items_taken ON items (taken) WHERE taken IS NOT NULL;
+    CREATE INDEX items_undated ON items (mtime_ns) WHERE taken IS NULL;
+    DROP INDEX items_label;
+    CREATE INDEX items_label ON items (label, taken);
+    DROP INDEX items_hash;
+    CREATE INDEX items_hash ON items (hash, taken);
+    """,
 )
+LOOKED = 1  # the reader of headers of this version
+# What stands in for the table where a database of an earlier format cannot be brought to this one.
+OLD = {
+    2: "CREATE TEMP VIEW items AS SELECT id, path, label, size, mtime_ns, hash, segment, row, NULL AS taken, "
+    "NULL AS camera, NULL AS width, NULL AS height, 0 AS looked, 0 AS missing FROM main.items"
+}
 
 
 def newest() -> int:
     """The format that this version writes."""
     return 1 + len(MIGRATIONS)
-
-
-def text(value: str) -> str:
-    """A label or tag as the database holds it; bytes of a file name that are no text become U+FFFD."""
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 @dataclass
@@ -77,6 +96,13 @@ class Item:
     hash: bytes = field(repr=False)  # blake2b, 16 bytes, of the file
     segment: int = field(repr=False)  # where its vector is
     row: int = field(repr=False)
+    taken: str | None = None  # by the camera's clock, "2019-07-14T10:02:03"
+    camera: str | None = None
+    width: int | None = None  # upright, pixels
+    height: int | None = None
+    looked: int = field(default=0, repr=False)  # which reader of headers has seen it
+    missing: bool = False  # its file was not there when it was last looked for
+    copies: tuple[int, ...] = ()  # other items with this content, where they are folded into one
 
     @property
     def mtime(self) -> float:
@@ -84,50 +110,7 @@ class Item:
         return self.mtime_ns / 1e9
 
 
-@dataclass
-class Filter:
-    """Which items may be results: all conditions that are given must hold."""
-
-    labels: tuple[str, ...] = ()
-    """One of these labels."""
-    tags: dict[str, str] = field(default_factory=dict)
-    """All of these tags, with these values."""
-    under: Path | None = None
-    """In this folder, at any depth."""
-    ids: tuple[int, ...] | None = None
-    """One of these items."""
-
-    def key(self) -> tuple[object, ...]:
-        """Equal for filters that mean the same."""
-        ids = None if self.ids is None else tuple(sorted(set(self.ids)))
-        under = None if self.under is None else os.path.abspath(self.under)
-        return tuple(sorted({text(v) for v in self.labels})), tuple(sorted(self.tags.items())), under, ids
-
-    def __bool__(self) -> bool:
-        return bool(self.labels or self.tags or self.under is not None or self.ids is not None)
-
-    def where(self) -> tuple[str, list[object]]:
-        """An SQL condition on items, without ``ids``, and its values."""
-        terms: list[str] = []
-        values: list[object] = []
-        if self.labels:
-            terms.append(f"label IN ({marks(self.labels)})")
-            values += [text(v) for v in self.labels]
-        for key, value in self.tags.items():
-            terms.append("id IN (SELECT item FROM tags WHERE key = ? AND value = ?)")
-            values += [text(key), text(value)]
-        if self.under is not None:
-            folder = os.fsencode(os.path.abspath(self.under)).rstrip(b"/")
-            terms.append("path > ? AND path < ?")
-            values += [folder + b"/", folder + b"0"]  # 0 comes after /
-        return " AND ".join(terms) or "1", values
-
-
-def marks(values: Sequence[object]) -> str:
-    return ",".join("?" * len(values))
-
-
-ITEM = "id, path, label, size, mtime_ns, hash, segment, row"
+ITEM = "id, path, label, size, mtime_ns, hash, segment, row, taken, camera, width, height, looked, missing"
 
 
 class Catalog:
@@ -192,6 +175,7 @@ class Catalog:
         try:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA schema_version")  # opens the files beside it
+            self._stand_in(db)
         except sqlite3.Error as error:
             db.close()
             if options != "mode=rw" or not self._is_full(error):
@@ -199,6 +183,13 @@ class Catalog:
             return self._connect_without_room()
         self._full = False
         return db
+
+    def _stand_in(self, db: sqlite3.Connection) -> None:
+        """What later formats know of items, as unknown, where the database is of an earlier one."""
+        (format,) = db.execute("PRAGMA user_version").fetchone()
+        if format in OLD and newest() > format:
+            db.execute("PRAGMA temp_store = MEMORY")
+            db.execute(OLD[format])
 
     def _open(self, options: str) -> sqlite3.Connection:
         return _open(f"{self.path.absolute().as_uri()}?{options}")
@@ -217,6 +208,7 @@ class Catalog:
                     whole.backup(self._copy)
                 self._stamp = self._facts()
             db = _open(self._copy_name)
+        self._stand_in(db)
         db.execute("PRAGMA query_only = ON")
         return db
 
@@ -270,6 +262,10 @@ class Catalog:
                     self._forget()
                 db = self._free.pop() if self._free else None
                 db = db or self._connect()
+                if self.format in OLD and (now := db.execute("PRAGMA user_version").fetchone()[0]) != self.format:
+                    db.close()  # a writer has brought it to a later format
+                    self._forget()
+                    self.format, db = now, self._connect()
             try:
                 yield db
             except BaseException:
@@ -304,11 +300,42 @@ class Catalog:
             yield db
             db.execute("COMMIT")
 
+    @property
+    def writable(self) -> bool:
+        """Whether the database can be changed here."""
+        places = (self.path, self.path.parent)
+        return self._stamp is None and all(os.access(place, os.W_OK, effective_ids=True) for place in places)
+
     def migrate(self) -> None:
         """Bring an older database to this version's format. For the writer only."""
         with self.connection() as db:
-            _migrate(db, self.format)
+            db.execute("DROP VIEW IF EXISTS temp.items")
+            try:
+                _migrate(db, db.execute("PRAGMA user_version").fetchone()[0])
+            except sqlite3.Error:
+                self._stand_in(db)
+                raise
             self.format = newest()
+
+    def note_missing(self, ids: Sequence[int], missing: bool) -> bool:
+        """Keep whether the files of items are gone; False: it cannot be kept now, which does no harm.
+
+        What is searched does not change, and so neither does the revision: also who only reads may do this, beside a writer.
+        """
+        if not self.writable or self.format in OLD:
+            return False
+        try:
+            with self.connection() as db:
+                db.execute("PRAGMA busy_timeout = 0")  # a writer goes first
+                try:
+                    db.execute("BEGIN IMMEDIATE")
+                    db.executemany("UPDATE items SET missing = ? WHERE id = ?", [(int(missing), id) for id in ids])
+                    db.execute("COMMIT")
+                finally:
+                    db.execute(f"PRAGMA busy_timeout = {int(1000 * WAIT_SECONDS)}")
+        except UserError:
+            return False
+        return True
 
     def close(self) -> None:
         with self._lock:
@@ -422,10 +449,12 @@ def _slices(values: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def _items(db: sqlite3.Connection, statement: str, values: Sequence[object]) -> list[Item]:
-    found = [
-        Item(id, Path(os.fsdecode(path)), label, {}, size, mtime_ns, hash, segment, row)
-        for id, path, label, size, mtime_ns, hash, segment, row in db.execute(statement, values)
-    ]
+    found = []
+    for id, path, label, size, mtime_ns, hash, segment, row, *photograph, missing in db.execute(statement, values):
+        taken, camera, width, height, looked = photograph
+        place = Path(os.fsdecode(path))
+        facts = (size, mtime_ns, hash, segment, row, taken, camera, width, height, looked, bool(missing))
+        found.append(Item(id, place, label, {}, *facts))
     by_id = {item.id: item for item in found}
     ids = list(by_id)
     for first in range(0, len(ids), MANY):

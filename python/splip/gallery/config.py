@@ -98,7 +98,7 @@ class IndexRemoveConfig:
 
 @dataclass
 class IndexListConfig:
-    """Print what a gallery holds: id, label, path and tags of each picture."""
+    """Print what a gallery holds: id, date, label, path and tags of each picture."""
 
     gallery: Folder = field(default_factory=default_gallery)
     """Folder of the gallery."""
@@ -108,6 +108,14 @@ class IndexListConfig:
     """Only pictures with this tag, KEY=VALUE."""
     under: Path | None = None
     """Only pictures in this folder, at any depth."""
+    taken_from: str | None = None
+    """Only pictures taken then or later: a year, a month or a day, 2019, 2019-07 or 2019-07-14. Those without a date do not pass."""
+    taken_to: str | None = None
+    """Only pictures taken then or earlier."""
+    min_side: int | None = None
+    """Only pictures of so many pixels on the shorter side, or more."""
+    sort: Literal["newest", "oldest", "name", "added"] | None = None
+    """By when they were taken (undated ones last, by the time of their file), by path, or the last added first; none: by id."""
     labels: bool = False
     """Print the labels and how many pictures have each instead."""
     json: bool = False
@@ -197,6 +205,14 @@ class SearchConfig:
     """Only pictures with this tag, KEY=VALUE; given several times, with all of them."""
     under: Path | None = None
     """Only pictures in this folder, at any depth."""
+    taken_from: str | None = None
+    """Only pictures taken then or later: a year, a month or a day, 2019, 2019-07 or 2019-07-14. Those without a date do not pass."""
+    taken_to: str | None = None
+    """Only pictures taken then or earlier."""
+    min_side: int | None = None
+    """Only pictures of so many pixels on the shorter side, or more."""
+    stack: bool = True
+    """Pictures of the same content are one of the k; --no-stack: each copy is a picture of its own."""
     json: bool = False
     """Print JSON instead of a table."""
     grid: Path | None = None

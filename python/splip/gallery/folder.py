@@ -8,15 +8,17 @@ checkpoints, ``model.pt`` (a copy of the checkpoint, unless an export folder mad
 
 import os
 import shutil
+import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from splip import disk
 from splip.errors import UserError
-from splip.gallery import catalog
+from splip.gallery import browse, catalog
+from splip.gallery.browse import Browsed, Timeline
 from splip.gallery.catalog import Catalog, Filter, Item
 from splip.gallery.lock import WriterLock
 from splip.gallery.segments import Segments, sync_folder
@@ -26,6 +28,11 @@ from splip.models.names import Model
 
 if TYPE_CHECKING:
     from splip.encoders.encoder import Encoder
+
+
+T = TypeVar("T")
+Key = tuple[object, ...]
+COUNTS = 64  # questions whose answers are remembered
 
 
 class GalleryFolder:
@@ -44,6 +51,7 @@ class GalleryFolder:
         self.path = path
         self.lock = WriterLock(path) if write else None
         self._labels: tuple[int, dict[str, int]] | None = None
+        self._counts: dict[Key, tuple[int, Any]] = {}  # revision and answer
         try:
             self.catalog = Catalog(path / "gallery.db")
             if self.catalog.format < catalog.newest():
@@ -57,12 +65,22 @@ class GalleryFolder:
             raise
 
     def _migrate(self) -> None:
-        own = WriterLock(self.path) if self.lock is None else None
-        try:
+        """Bring the database to this version's format; who only reads does without where that cannot be."""
+        if self.lock is not None:
             self.catalog.migrate()
-        finally:
-            if own is not None:
+            return
+        can_stay = self.catalog.format in catalog.OLD
+        if can_stay and not self.catalog.writable:
+            return
+        try:
+            own = WriterLock(self.path)
+            try:
+                self.catalog.migrate()
+            finally:
                 own.release()
+        except (UserError, OSError):  # somebody writes, or there is no room
+            if not can_stay:
+                raise
 
     def close(self) -> None:
         """Release the database and the right to write."""
@@ -112,6 +130,39 @@ class GalleryFolder:
         with self.catalog.reading() as db:
             found = catalog.items(db, "path", [os.fsencode(os.path.abspath(path))])
         return found[0] if found else None
+
+    def browse(self, sort: str, limit: int, cursor: str | None, filter: Filter | None, stack: bool) -> Browsed:
+        """A page of items: see :func:`splip.gallery.browse.page`."""
+        with self.catalog.reading() as db:
+            items, following = browse.page(db, sort, limit, cursor, filter, stack)
+            count = self._remembered(
+                db, ("total", filter.key() if filter else None, stack), browse.total, filter, stack
+            )
+            return Browsed(items, following, count)
+
+    def timeline(self, filter: Filter | None, stack: bool) -> Timeline:
+        """Items by month: see :func:`splip.gallery.browse.timeline`."""
+        with self.catalog.reading() as db:
+            return self._remembered(
+                db, ("timeline", filter.key() if filter else None, stack), browse.timeline, filter, stack
+            )
+
+    def _remembered(self, db: sqlite3.Connection, key: Key, ask: Callable[..., T], *how: object) -> T:
+        """What was counted before, if nothing has changed since: that takes a look at every item."""
+        now = catalog.revision(db)
+        kept = self._counts.get(key)
+        if kept is None or kept[0] != now:
+            kept = now, ask(db, *how)
+            self._counts[key] = kept
+            while len(self._counts) > COUNTS:
+                self._counts.pop(next(iter(self._counts)), None)
+        found: T = kept[1]
+        return found
+
+    def copies(self, hashes: Iterable[bytes], filter: Filter | None = None) -> dict[bytes, list[int]]:
+        """The items of some contents that pass a filter, by id."""
+        with self.catalog.reading() as db:
+            return browse.copies(db, hashes, filter)
 
     def items(self, filter: Filter | None = None) -> Iterator[Item]:
         """All items that pass a filter, by id; a consistent list however long it is read."""

@@ -41,7 +41,7 @@ class Gallery(StoredGallery):
         from splip.gallery import Filter, Gallery
 
         with Gallery.open("my-gallery") as gallery:
-            for match in gallery.search(sketches=["horse.png"], k=10, filter=Filter(labels=("horse",)))[0]:
+            for match in gallery.search("horse.png", k=10, filter=Filter(labels=("horse",))):
                 print(f"{match.score:.3f}", match.path)
 
     May be used by several threads. Make one with :meth:`open` or :meth:`create`.
@@ -65,6 +65,9 @@ class Gallery(StoredGallery):
             except BaseException:
                 self._files.close()
                 raise
+
+    def __repr__(self) -> str:
+        return f"<Gallery {self.folder}: {len(self):,} pictures, {self.model}>"
 
     # ---- making, opening, closing ----
 
@@ -258,6 +261,10 @@ class Gallery(StoredGallery):
     def check(self) -> Checked:
         """Compare everything with its checksums: see :func:`splip.gallery.maintenance.check`."""
         return maintenance.check(self)
+
+    def find_missing(self, under: Iterable[Path | str] = ()) -> list[Item]:
+        """Look which files are gone, and keep that: see :func:`splip.gallery.maintenance.find_missing`."""
+        return maintenance.find_missing(self, under)
 
     def export(self, out: Path | str, form: str = "csv", filter: Filter | None = None) -> int:
         """Write vectors and what is known of them to a folder: see :func:`splip.gallery.maintenance.export`."""

@@ -35,9 +35,13 @@ from splip.gallery import catalog
 from splip.gallery.catalog import Item, text
 from splip.gallery.protocol import Writable
 from splip.gallery.segments import is_full
-from splip.images import archive
+from splip.images import archive, decode
+from splip.images.header import Header
 
 T = TypeVar("T")
+Prepare = Callable[[bytes, object], tuple[np.ndarray, Header | None]]
+"""Bytes of a file and its name to pixels, and what its header says."""
+
 COMMIT_ROWS, COMMIT_SECONDS = 2048, 5.0  # what a kill can undo
 LOOK_UP = 256  # paths asked of the database at once
 LARGEST = 256 << 20  # bytes of a file
@@ -88,6 +92,8 @@ class Look:
     source: Item | None = None  # another item of the same content
     moved: bool = False  # and it is this file's old place
     vector: np.ndarray | None = None  # float32 [D], once encoded or copied
+    header: Header | None = None  # None: not looked at, or it cannot be read
+    looked: bool = False
 
     @property
     def stays(self) -> bool:
@@ -232,9 +238,9 @@ def _batches(
     """Looks in the order given, those of them to encode, and their pixels, uint8 ``[B, S, S, 3]``."""
     threads = threads or len(os.sched_getaffinity(0))
 
-    def prepare(data: bytes, name: object) -> np.ndarray:
+    def prepare(data: bytes, name: object) -> tuple[np.ndarray, Header | None]:
         image = images.read(data, name, *gallery.reading("photo"))  # loads the model when the first picture is new
-        return gallery.encoder.prepare(image, "photo")
+        return gallery.encoder.prepare(image, "photo"), image.info.get("header")
 
     moved: set[int] = set()
     looking: deque[Future[Look]] = deque()
@@ -276,19 +282,23 @@ def _batches(
         pool.shutdown(cancel_futures=True)
 
 
-def look_at(path: bytes, picture: Picture, known: Item | None, prepare: Callable[[bytes, object], np.ndarray]) -> Look:
-    """Read a file if it is new or has changed.
+def look_at(path: bytes, picture: Picture, known: Item | None, prepare: Prepare) -> Look:
+    """Read a file if it is new or has changed; of one that has not, the header if it never was.
 
     Args:
         path: absolute.
         picture: what was given.
         known: the item of this path.
-        prepare: bytes of a file and its name to pixels.
+        prepare: bytes of a file and its name to pixels, and what its header says.
     """
     look = Look(picture, path, known)
     try:
         look.size, look.mtime_ns = archive.facts(os.fsdecode(path))
+        unread = known is not None and known.looked < catalog.LOOKED
         if known is not None and (known.size, known.mtime_ns) == (look.size, look.mtime_ns):
+            if unread:
+                with files_memory.room(look.size):
+                    look.header, look.looked = decode.read_header(Path(os.fsdecode(path))), True
             return look
         if look.size > LARGEST:
             raise UnreadablePicture(picture.path, f"larger than {LARGEST >> 20} MiB")
@@ -296,7 +306,9 @@ def look_at(path: bytes, picture: Picture, known: Item | None, prepare: Callable
             data = archive.read(os.fsdecode(path))
             look.hash = hashlib.blake2b(data, digest_size=16).digest()
             if known is None or known.hash != look.hash:
-                look.pixels = prepare(data, picture.path)
+                (look.pixels, look.header), look.looked = prepare(data, picture.path), True
+            elif unread:
+                look.header, look.looked = decode.read_header(data), True
     except UnreadablePicture as error:
         look.error = error.skipped
     except FileNotFoundError:
@@ -367,7 +379,7 @@ def _new_labels(look: Look, item: Item) -> tuple[str | None, dict[str, str]]:
 def _differs(look: Look) -> bool:
     """True if something about a known item has to be written."""
     item = look.known
-    if look.moved or item is None or look.hash is not None:
+    if look.moved or item is None or look.hash is not None or look.looked or item.missing:
         return True
     return _new_labels(look, item) != (item.label, item.tags)
 
@@ -381,9 +393,12 @@ def _keep(db: sqlite3.Connection, look: Look, places: Iterator[tuple[int, int]])
         if _differs(look):
             facts = (look.path, label, look.size, look.mtime_ns, old.id)
             if not db.execute(
-                "UPDATE items SET path = ?, label = ?, size = ?, mtime_ns = ? WHERE id = ?", facts
+                "UPDATE items SET path = ?, label = ?, size = ?, mtime_ns = ?, missing = 0 WHERE id = ?", facts
             ).rowcount:
                 raise UserError(f"{look.picture.path}: changed while it was added; run it again to go on")
+            if look.looked:
+                statement = "UPDATE items SET taken = ?, camera = ?, width = ?, height = ?, looked = ? WHERE id = ?"
+                db.execute(statement, (*_photograph(look), old.id))
             _set_tags(db, old.id, tags)
         if look.moved:
             return "moved"
@@ -391,14 +406,24 @@ def _keep(db: sqlite3.Connection, look: Look, places: Iterator[tuple[int, int]])
     segment, row = next(places)
     if old is not None:
         catalog.drop(db, [old])
-    values = (look.path, label, look.size, look.mtime_ns, look.hash, segment, row)
-    statement = "INSERT INTO items (path, label, size, mtime_ns, hash, segment, row) VALUES (?, ?, ?, ?, ?, ?, ?)"
-    number = db.execute(statement, values).lastrowid
+    values = (look.path, label, look.size, look.mtime_ns, look.hash, segment, row, *_photograph(look))
+    columns = "path, label, size, mtime_ns, hash, segment, row, taken, camera, width, height, looked"
+    number = db.execute(f"INSERT INTO items ({columns}) VALUES ({catalog.marks(values)})", values).lastrowid
     assert number is not None
     _set_tags(db, number, tags)
     if old is not None:
         return "changed"
     return "new" if look.source is None else "duplicates"
+
+
+def _photograph(look: Look) -> tuple[object, ...]:
+    """What the header says, as the database holds it."""
+    about, looked = look.header, catalog.LOOKED if look.looked else 0
+    return (
+        (None, None, None, None, looked)
+        if about is None
+        else (about.taken, about.camera, about.width, about.height, looked)
+    )
 
 
 def _set_tags(db: sqlite3.Connection, item: int, tags: dict[str, str]) -> None:

@@ -4,8 +4,8 @@ import csv
 import json
 import os
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,39 @@ def _check(gallery: Stored, pictures: bool) -> tuple[int, Checked]:
             found.deleted += len(gone)
             if not np.array_equal(np.sort(np.concatenate([used, gone])), np.arange(count)):
                 found.damage.append(f"{gallery.catalog.path}: items of segment {number} do not match its {count} rows")
-        for item in catalog.chosen(db):
-            found.items += 1
-            if pictures and not archive.exists(item.path):
-                found.missing.append(item.path)
+        found.items = db.execute("SELECT count(*) FROM items").fetchone()[0]
+    if pictures:
+        found.missing = [item.path for item in find_missing(gallery)]
     return revision, found
+
+
+def find_missing(gallery: Stored, under: Iterable[Path | str] = ()) -> list[Item]:
+    """Look which pictures' files are gone, and keep it in the catalogue where that can be written.
+
+    Args:
+        gallery: any; may be open for reading alone, beside a writer.
+        under: folders and tar files, at any depth; none: everywhere.
+
+    Returns:
+        The items whose files are gone, by id.
+    """
+    filters = [Filter(under=Path(place)) for place in under] or [Filter()]
+    gone: set[int] = set()
+    changed: dict[bool, list[int]] = {True: [], False: []}
+    with gallery.catalog.reading() as db:
+        for filter in filters:
+            where, values = filter.where()
+            for id, path, missing in db.execute(f"SELECT id, path, missing FROM items WHERE {where}", values):
+                is_gone = not archive.exists(os.fsdecode(path))
+                if is_gone:
+                    gone.add(id)
+                if is_gone != bool(missing):
+                    changed[is_gone].append(id)
+        found = [replace(item, missing=True) for item in catalog.items(db, "id", sorted(gone))]
+    for now, ids in changed.items():
+        if ids:
+            gallery.catalog.note_missing(ids, now)
+    return sorted(found, key=lambda item: item.id)
 
 
 MEND = "delete it, the next `splip index compact` makes it again"

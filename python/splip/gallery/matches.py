@@ -3,10 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import SupportsIndex, overload
 
+import numpy as np
 from PIL import Image
 
-Source = Path | str | bytes | Image.Image
+from splip.gallery.catalog import Item
+
+Source = Path | str | bytes | Image.Image | np.ndarray
 Key = tuple[object, ...]  # of a filter
 
 
@@ -19,12 +23,42 @@ class Match:
     path: Path
     label: str | None
     tags: dict[str, str] = field(default_factory=dict)
+    taken: str | None = None  # by the camera's clock, "2019-07-14T10:02:03"
+    camera: str | None = None
+    width: int | None = None  # upright, pixels
+    height: int | None = None
+    size: int = 0  # bytes
+    mtime_ns: int = 0  # when the file was written
+    missing: bool = False  # its file was not there when it was last looked for
+    copies: tuple[int, ...] = ()  # other items with this content, where a search folds them into one
+    hash: bytes = field(default=b"", repr=False)  # of the file, as the item's
+
+    @classmethod
+    def of(cls, item: Item, score: float) -> "Match":
+        """An item that was found."""
+        facts = (item.taken, item.camera, item.width, item.height, item.size, item.mtime_ns, item.missing)
+        return cls(item.id, score, item.path, item.label, dict(item.tags), *facts, hash=item.hash)
 
 
 class Matches(list[Match]):
-    """What a query found, best first."""
+    """What a query found, best first. A notebook shows it as pictures."""
 
     def __init__(self, matches: Iterable[Match] = (), partial: bool = False) -> None:
         super().__init__(matches)
         self.partial = partial
         """Some of the gallery could not be searched: only where a gallery is searched by several machines."""
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Match: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Matches": ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> "Match | Matches":
+        found = super().__getitem__(index)
+        return Matches(found, self.partial) if isinstance(found, list) else found
+
+    def _repr_html_(self) -> str:
+        from splip.gallery.notebook import page
+
+        return page(self, self.partial)

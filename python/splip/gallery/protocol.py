@@ -75,6 +75,7 @@ class Searchable(Protocol):
         k: int = 10,
         filter: Filter | Sequence[Filter | None] | None = None,
         text_weight: float = 0.5,
+        stack: bool = False,
     ) -> list[list[Match]]:
         """The best pictures of each query, best first."""
 

@@ -5,22 +5,25 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from splip import images
-from splip.errors import UserError
+from splip.errors import UnreadablePicture, UserError
+from splip.gallery import stacks
 from splip.gallery.catalog import Filter
-from splip.gallery.matches import Match, Source
+from splip.gallery.matches import Match, Matches, Source
 from splip.gallery.parts import Part, check, mix
 from splip.gallery.parts import name as told
+from splip.images import archive
 
 if TYPE_CHECKING:
     from splip.encoders.encoder import Encoder
 
 Self = TypeVar("Self", bound="QueryEncoder")
+_ONE = (str, bytes, Path, Image.Image, np.ndarray)  # a query, and not a list of some
 
 
 class QueryEncoder(ABC):
@@ -131,8 +134,10 @@ class QueryEncoder(ABC):
         Raises:
             UserError: it cannot be read, or nothing is drawn on a sketch.
         """
-        name: object = "the picture" if isinstance(source, (bytes, Image.Image)) else source
+        name: object = source if isinstance(source, (str, Path)) else "the picture"
         file = Path(source) if isinstance(source, str) else _encoded(source)
+        if isinstance(source, str) and not archive.exists(source):
+            raise UnreadablePicture(source, "no such file; words go into texts=")
         image = images.read(file, name, *self.reading(modality))
         if modality == "sketch":
             extremes = image.getextrema()
@@ -155,7 +160,7 @@ class QueryEncoder(ABC):
             UserError: see :meth:`search`.
         """
         for name, value in (("sketches", sketches), ("photos", photos), ("texts", texts)):
-            if isinstance(value, (str, bytes, Path, Image.Image)):
+            if isinstance(value, _ONE):
                 raise UserError(f"{name} must be a list, got {type(value).__name__}")
         if not 0 <= text_weight <= 1:
             raise UserError(f"text_weight must be between 0 and 1, got {text_weight}")
@@ -205,36 +210,96 @@ class QueryEncoder(ABC):
     def vector(self, id: int) -> np.ndarray:
         """The vector of an item, float32 ``[D]``; KeyError: there is none."""
 
+    @overload
+    def search(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
+        self,
+        sketches: Source,
+        *,
+        texts: str = ...,
+        k: int = ...,
+        filter: Filter | None = ...,
+        text_weight: float = ...,
+        stack: bool = ...,
+    ) -> Matches: ...
+
+    @overload
+    def search(  # type: ignore[overload-overlap]
+        self,
+        *,
+        photos: Source,
+        texts: str = ...,
+        k: int = ...,
+        filter: Filter | None = ...,
+        text_weight: float = ...,
+        stack: bool = ...,
+    ) -> Matches: ...
+
+    @overload
+    def search(  # type: ignore[overload-overlap]
+        self, *, texts: str, k: int = ..., filter: Filter | None = ..., stack: bool = ...
+    ) -> Matches: ...
+
+    @overload
     def search(
         self,
-        sketches: Sequence[Source] = (),
-        photos: Sequence[Source] = (),
-        texts: Sequence[str] = (),
+        sketches: Sequence[Source] = ...,
+        photos: Sequence[Source] = ...,
+        texts: Sequence[str] = ...,
+        vectors: np.ndarray | None = ...,
+        k: int = ...,
+        filter: Filter | Sequence[Filter | None] | None = ...,
+        text_weight: float = ...,
+        stack: bool = ...,
+    ) -> list[list[Match]]: ...
+
+    def search(
+        self,
+        sketches: Source | Sequence[Source] = (),
+        photos: Source | Sequence[Source] = (),
+        texts: str | Sequence[str] = (),
         vectors: np.ndarray | None = None,
         k: int = 10,
         filter: Filter | Sequence[Filter | None] | None = None,
         text_weight: float = 0.5,
-    ) -> list[list[Match]]:
+        stack: bool = False,
+    ) -> Matches | list[list[Match]]:
         """The best pictures of each query, best first; fewer than ``k`` if no more pass the filter.
 
+        One query gets its matches: ``search("horse.png")``, ``search("horse.png", texts="brown")``, ``search(texts="red car")``.
+        Lists of queries get a list of as many.
+
         Args:
-            sketches: drawings, dark on white or on transparency: files, bytes of files, or PIL pictures.
-            photos: pictures to find similar ones of.
+            sketches: drawings, dark on white or on transparency: a file, the bytes of one, a PIL picture, or an array uint8
+                ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``; or a list of such.
+            photos: pictures to find similar ones of, the same.
             texts: what is to be seen, e.g. ``red car``: the model puts its prompt before it. With sketches or photos:
                 one for all or one for each, added to them.
             vectors: float32 ``[Q, D]`` instead of the above.
             k: pictures a query.
             filter: one for all queries or one for each; see :class:`splip.gallery.catalog.Filter`.
             text_weight: 0: picture only, 1: text only; see :meth:`embed`.
+            stack: pictures of the same content are one of the ``k``, with the ids of the others in ``copies``.
 
         Raises:
             UserError: a picture cannot be read, nothing is drawn on a sketch, the model has no text tower, ...
         """
+        given = (sketches, photos, texts)
+        single = [isinstance(value, _ONE) for value in given]
+        if single[0] and single[1]:
+            raise UserError("a sketch and a photo are two queries: give them as lists, or as one with compose")
+        many: list[Any] = [[value] if one else value for value, one in zip(given, single, strict=True)]
         if vectors is None:
-            vectors = self.embed(sketches, photos, texts, text_weight)
-        elif len(sketches) or len(photos) or len(texts):
+            vectors = self.embed(many[0], many[1], many[2], text_weight)
+        elif any(map(len, many)):
             raise UserError("vectors cannot be combined with sketches, photos or texts")
-        return self.search_vectors(vectors, k, filter)
+        if stack:
+            queries, filters = checked(vectors, self.dim, k, filter)
+            found: list[list[Match]] = list(stacks.search(self, queries, k, filters))
+        else:
+            found = self.search_vectors(vectors, k, filter)
+        if not any(single) or not all(one or not len(value) for one, value in zip(single, many, strict=True)):
+            return found
+        return found[0] if isinstance(found[0], Matches) else Matches(found[0])
 
     @abstractmethod
     def search_vectors(
@@ -284,8 +349,19 @@ def reading(encoder: "Encoder", modality: str, decoding: int) -> tuple[int, int]
     return images.least_side(encoder.image_size, encoder.crop_sketches and modality == "sketch"), decoding
 
 
-def _encoded(source: Path | bytes | Image.Image) -> Path | bytes:
-    """A PIL picture as the bytes of a file, so that all pictures are read in the same way."""
+def _encoded(source: Path | bytes | Image.Image | np.ndarray) -> Path | bytes:
+    """A PIL picture or an array as the bytes of a file, so that all pictures are read in the same way.
+
+    Raises:
+        UserError: the array is no picture.
+    """
+    if isinstance(source, np.ndarray):
+        shape = source.shape
+        if source.dtype != np.uint8 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))) or 0 in shape:
+            raise UserError(
+                f"an array as a picture must be uint8 [H, W], [H, W, 3] or [H, W, 4], got {source.dtype} {list(shape)}"
+            )
+        source = Image.fromarray(source)
     if not isinstance(source, Image.Image):
         return source
     image, file = ImageOps.exif_transpose(source), io.BytesIO()

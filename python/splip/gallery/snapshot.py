@@ -211,7 +211,7 @@ class Snapshots:
         matches: list[list[Match]] = []
         for places in found:
             ranked = [(score, items[place]) for score, place in places]
-            matches.append(Matches((Match(i.id, s, i.path, i.label, dict(i.tags)) for s, i in ranked), not whole))
+            matches.append(Matches((Match.of(item, score) for score, item in ranked), not whole))
         return matches
 
     def scan(

@@ -1,9 +1,10 @@
 """What galleries of a folder have in common, whether this process searches them or a cluster does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from splip.gallery.browse import Browsed, Timeline
 from splip.gallery.catalog import Filter, Item
 from splip.gallery.folder import GalleryFolder
 from splip.gallery.queries import QueryEncoder
@@ -92,3 +93,38 @@ class StoredGallery(QueryEncoder):
     def items(self, filter: Filter | None = None) -> Iterator[Item]:
         """All items that pass a filter, by id; a consistent list however long it is read."""
         return self._files.items(filter)
+
+    def browse(
+        self,
+        sort: str = "newest",
+        limit: int = 100,
+        cursor: str | None = None,
+        filter: Filter | None = None,
+        stack: bool = False,
+    ) -> Browsed:
+        """A page of items, without a query; the next one begins at its ``next``.
+
+        Args:
+            sort: newest, oldest (by when they were taken; undated ones come last, by the time of their file), name (path)
+                or added (last first).
+            limit: items at most.
+            cursor: what an earlier page said is next; None: the first page.
+            filter: which items.
+            stack: items of the same content are one, the first of them, with the ids of the others in ``copies``.
+
+        Raises:
+            UserError: an order that is none, a limit out of range, a cursor that is damaged or of another order.
+        """
+        return self._files.browse(sort, limit, cursor, filter, stack)
+
+    def timeline(self, filter: Filter | None = None, stack: bool = False) -> Timeline:
+        """How many items that pass a filter were taken in which month; ``stack``: copies count as one."""
+        return self._files.timeline(filter, stack)
+
+    def copies(self, hashes: Iterable[bytes], filter: Filter | None = None) -> dict[bytes, list[int]]:
+        """The ids of the items of some contents (``hash``) that pass a filter."""
+        return self._files.copies(hashes, filter)
+
+    def note_missing(self, ids: Sequence[int], missing: bool) -> bool:
+        """Keep whether the files of items are gone: see :meth:`splip.gallery.catalog.Catalog.note_missing`."""
+        return self._files.catalog.note_missing(ids, missing)

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, JpegImagePlugin, features
+from PIL import Image, ImageChops, ImageCms, JpegImagePlugin, TiffImagePlugin, features
 
 from splip.errors import Skipped, UnreadablePicture, shown
-from splip.images import archive
+from splip.images import archive, header
 
 Fit = Literal["pad", "stretch", "crop", "pad-black"]
 
@@ -147,6 +147,8 @@ def least_side(side: int, crop_ink: bool = False) -> int:
 def read(source: Path | bytes, name: object = None, least: int | None = None, decoding: int = DECODING) -> Image.Image:
     """Decode a picture to RGB: first frame, upright (EXIF), transparency on white, in sRGB.
 
+    What its header says is in its ``info["header"]``, a :class:`splip.images.header.Header`.
+
     Args:
         source: a file, also one in a tar file (:mod:`splip.images.archive`), or the bytes of one.
         name: what errors call it; a file's own path if None.
@@ -173,6 +175,27 @@ def read(source: Path | bytes, name: object = None, least: int | None = None, de
         raise UnreadablePicture(path, _reason(error)) from None
 
 
+def read_header(source: Path | bytes) -> header.Header | None:
+    """What a picture's header says, without decoding any of it; None: it cannot be read.
+
+    Args:
+        source: a file, also one in a tar file, or the bytes of one.
+    """
+    try:
+        if isinstance(source, Path) and archive.split(source) is not None:
+            source = archive.read(source)
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            if (size := _webp_size(file)) is not None:
+                return header.of_webp(size, file)
+            with _open(file) as image:
+                size, orientation = image.size, _orientation(image)
+                if isinstance(image, TiffImagePlugin.TiffImageFile):  # some Pillows tell the size of what is upright
+                    size = int(image.tag_v2[256]), int(image.tag_v2[257])
+                return header.of(size, orientation, header.tags(image, file))
+    except Exception:  # as read: many types
+        return None
+
+
 def _reason(error: Exception) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return shown(" ".join(text.split())) or type(error).__name__
@@ -194,7 +217,8 @@ def _decode(file: BinaryIO, least: int | None, decoding: int) -> Image.Image:
 
 def _shrunk(image: Image.Image, file: BinaryIO, least: int | None, decoding: int, room: bool = True) -> Image.Image:
     """Decode what was opened; ``room``: when there is room for it."""
-    pixels, drafted = image.width * image.height, None
+    size, pixels, drafted = image.size, image.width * image.height, None
+    found = header.tags(image, file)  # before TIFFs are decoded, which closes them
     if decoding == 1 and pixels <= IN_FULL:
         least = None
     cost = pixels * COEFFICIENTS if _many_scans(image, file) else 0
@@ -210,12 +234,24 @@ def _shrunk(image: Image.Image, file: BinaryIO, least: int | None, decoding: int
     with decoding_memory.room(cost) if room else contextlib.nullcontext():
         image.load()
         width, height = drafted[1][2:] if drafted is not None else image.size
-        orientation, profile = image.getexif().get(0x0112), image.info.get("icc_profile")
+        orientation, profile = _orientation(image), image.info.get("icc_profile")
+        about = header.of(size, orientation, found or header.tags(image, file))
         small = _shrink(image, factor)
         small = _to_srgb(small, profile) if profile and decoding >= 2 else small.convert("RGB")
         image.close()  # and with it its pixels: ``small`` is another picture
         _give_back(cost)
-    return _turn(small, (width / factor, height / factor), orientation)
+    small = _turn(small, (width / factor, height / factor), orientation)
+    small.info["header"] = about
+    return small
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """EXIF's number; None where what stands there is no EXIF."""
+    with contextlib.suppress(Exception):  # Pillow's are of many types
+        # The method of the class: that of PNGs decodes the picture, for what may stand behind it.
+        number = Image.Image.getexif(image).get(0x0112)
+        return number if isinstance(number, int) else None
+    return None
 
 
 def _give_back(freed: int) -> None:

@@ -59,6 +59,7 @@ def expression(filter: Filter | None) -> str:
     """
     if not filter:
         return ""
+    filter.need_no_photographs("a Milvus collection")
     terms = []
     if filter.labels:
         terms.append(f"label in [{', '.join(map(quoted, filter.labels))}]")
@@ -229,7 +230,7 @@ class Collection:
                 anns_field="vector",
                 filter=condition,
                 limit=k,
-                output_fields=["uri", "label", "tags"],
+                output_fields=list(FACTS),
                 search_params={"metric_type": "IP"},
                 consistency_level=self.address.consistency,
                 timeout=TIMEOUT,

@@ -1,7 +1,7 @@
 """A gallery whose vectors a Milvus collection keeps and searches; ``splip index push`` fills it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from splip.gallery.matches import Match
 from splip.gallery.protocol import Searchable
 from splip.gallery.queries import QueryEncoder, checked
 from splip.milvus.address import is_address, parse, to_path
-from splip.milvus.collection import FACTS, LIMIT, Collection, expression
+from splip.milvus.collection import FACTS, LABELS, LIMIT, Collection, expression
 
 if TYPE_CHECKING:
     from splip.encoders.encoder import Encoder
@@ -70,6 +70,16 @@ class MilvusGallery(QueryEncoder):
             self._collection.close()
             raise
 
+    @property
+    def most(self) -> int:
+        """Items that a search may ask for."""
+        return LIMIT
+
+    @property
+    def labels_told(self) -> int:
+        """Labels that :meth:`labels` knows at most."""
+        return LABELS
+
     def _properties(self) -> dict[str, str]:
         held = self._collection.properties()
         if held is None:
@@ -101,9 +111,7 @@ class MilvusGallery(QueryEncoder):
         Raises:
             KeyError: no such item (any more).
         """
-        row = self._row(id, FACTS)
-        label, hash = row["label"] or None, bytes.fromhex(row["hash"])
-        return Item(id, to_path(row["uri"]), label, dict(row["tags"]), row["size"], row["mtime_ns"], hash, -1, -1)
+        return _item(self._row(id, FACTS))
 
     def vector(self, id: int) -> np.ndarray:
         """The vector of an item, float32 ``[D]``.
@@ -137,11 +145,13 @@ class MilvusGallery(QueryEncoder):
             for first in range(0, len(numbers), QUERIES):
                 some = numbers[first : first + QUERIES]
                 for number, hits in zip(some, self._collection.search(queries[some], k, condition), strict=True):
-                    found[number] = [
-                        Match(row["id"], score, to_path(row["uri"]), row["label"] or None, dict(row["tags"]))
-                        for score, row in hits
-                    ]
+                    found[number] = [Match.of(_item(row), score) for score, row in hits]
         return found
+
+
+def _item(row: Mapping[str, Any]) -> Item:
+    label, hash = row["label"] or None, bytes.fromhex(row["hash"])
+    return Item(row["id"], to_path(row["uri"]), label, dict(row["tags"]), row["size"], row["mtime_ns"], hash, -1, -1)
 
 
 def open_gallery(

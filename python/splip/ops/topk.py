@@ -18,7 +18,7 @@ from splip.ops import host, reference
 from splip.ops.dispatch import DTYPES, address, call, float_dtype, native, place, register, same_device
 from splip.ops.quantized import EightBitGallery, PackedGallery, PreparedGallery, aligned, pack_for_cpu
 
-PACK_QUERIES, PACK_ROWS = 10, 4096  # from here on packing a gallery for one search costs less than it saves
+PACK_QUERIES, PACK_ROWS = 9, 4096  # from here on packing a gallery for one search costs less than it saves
 PACK_QUERIES_SCALAR = 96  # with the portable kernels, whose scan saves less
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
-from fastapi import Path as InPath
 from fastapi import Query as InQuery
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -20,12 +19,26 @@ from starlette.types import ASGIApp
 
 from splip import __version__
 from splip.errors import UserError
-from splip.serve import bodies, embeddings
+from splip.serve import bodies, embeddings, explain, items
+from splip.serve.items import Id
 from splip.serve.middleware import COOKIE, Access, Guard, Refusal, is_loopback
-from splip.serve.openapi import ADD_BODY, BATCH_BODY, EMBED_BODY, FAILURES, PICTURE, PROBLEMS, SEARCH_BODY, document
+from splip.serve.openapi import (
+    ADD_BODY,
+    BATCH_BODY,
+    EMBED_BODY,
+    FAILURES,
+    GUARDED,
+    PICTURE,
+    PROBLEMS,
+    SEARCH_BODY,
+    TEXT,
+    THUMBNAIL,
+    UPLOAD_BODY,
+    document,
+)
 from splip.serve.queries import Query, Whole
 from splip.serve.requests import client_of, media_type, problem, read_query, unless_gone
-from splip.serve.schemas import About, Added, Answer, Answers, Embeddings, Model, Models, Problem, State
+from splip.serve.schemas import About, Added, Answer, Answers, Embeddings, Model, Models, State
 from splip.serve.service import RETRY, Service
 from splip.serve.thumbnails import SIDES, File
 
@@ -49,9 +62,6 @@ FILES |= {f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for na
 CHUNK = 256 * 2**10
 
 
-Id = Annotated[Whole, InPath(ge=0, lt=2**63, description="Number of a picture in the gallery.")]
-
-
 def create(service: Service, token: str | None = None) -> Guard:
     """The ASGI application of a service, its guard around it."""
     config = service.config
@@ -63,13 +73,16 @@ def create(service: Service, token: str | None = None) -> Guard:
         docs_url=None,  # they would load their scripts from elsewhere; /docs is our own
         redoc_url=None,
         lifespan=service.lifespan,
+        generate_unique_id_function=lambda route: route.name,  # clients name their functions so
     )
     _answer_errors(app, service)
     _add_searches(app, service)
+    explain.add(app, service)
     _add_vectors(app, service)
     _add_gallery(app, service, writes=token is not None and service.writer is not None)
     _add_pictures(app, service)
     _add_items(app, service)
+    app.include_router(items.routes(service))
     _add_service(app, service, access)
     for address, (name, kind) in FILES.items():
         app.get(address, include_in_schema=False)(_page(PAGE / name, kind))
@@ -136,16 +149,34 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
 def _add_searches(app: FastAPI, service: Service) -> None:
     config = service.config
 
-    @app.post("/v1/search", responses=PROBLEMS, response_model=Answer, tags=["search"], openapi_extra=SEARCH_BODY)
-    async def search(request: Request) -> Response:
-        """Find the photos that match a drawing, a picture, a text, or a picture and a text."""
+    async def answer(request: Request, form: bool = False) -> Response:
         began = time.perf_counter()
         deadline = time.monotonic() + config.timeout_s
         _need_ready(service)
+        if form and media_type(request) != "multipart/form-data":
+            raise Refusal(415, "media_type", "send a form, multipart/form-data")
         query, upload = await read_query(request, service)
+        if form and upload is None:
+            raise UserError("image: the form needs a file of this name")
         with service.batcher.admit(client=client_of(request)) as admission:
             work = service.answer(query, upload, admission, deadline, began)
             return JSONResponse(await unless_gone(request, work))
+
+    @app.post("/v1/search", responses=PROBLEMS, response_model=Answer, tags=["search"], openapi_extra=SEARCH_BODY)
+    async def search(request: Request) -> Response:
+        """Find the photos that match a drawing, a picture, a text, or a picture and a text.
+
+        Beside JSON it takes the form of /v1/search/upload, and the bytes of a picture, e.g. as image/png, with the form's other
+        fields in the address.
+        """
+        return await answer(request)
+
+    @app.post(
+        "/v1/search/upload", responses=PROBLEMS, response_model=Answer, tags=["search"], openapi_extra=UPLOAD_BODY
+    )
+    async def search_upload(request: Request) -> Response:
+        """Find the photos that match a picture's file, alone or with a text, sent as a form."""
+        return await answer(request, form=True)
 
     @app.post("/v1/search/batch", responses=PROBLEMS, response_model=Answers, tags=["search"], openapi_extra=BATCH_BODY)
     async def search_batch(request: Request) -> Response:
@@ -225,6 +256,7 @@ def _add_gallery(app: FastAPI, service: Service, writes: bool) -> None:
             dimensions=embeddings.sizes(service),
             image_size=encoder.image_size,
             text=service.text,
+            explains=explain.explains(service),
             writes=writes,
             max_k=config.max_k,
             max_queries=config.max_queries,
@@ -245,7 +277,7 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
         headers = {**_cached(tag), "Content-Length": str(file.size), "Content-Disposition": "inline"}
         return StreamingResponse(_stream(service, file), headers=headers, media_type=file.media_type)
 
-    @app.get("/v1/thumbnails/{id}", responses={**PROBLEMS, **PICTURE}, response_class=Response, tags=["gallery"])
+    @app.get("/v1/thumbnails/{id}", responses={**PROBLEMS, **THUMBNAIL}, response_class=Response, tags=["gallery"])
     async def thumbnail(
         request: Request,
         id: Id,
@@ -293,12 +325,12 @@ def _add_service(app: FastAPI, service: Service, access: Access) -> None:
             response.set_cookie(COOKIE, access.cookie, httponly=True, samesite="strict", secure=secure)
         return response
 
-    @app.get("/healthz", tags=["service"])
+    @app.get("/healthz", tags=["service"], responses=GUARDED)
     async def healthz() -> State:
         """The process is alive."""
         return State(status="ok")
 
-    @app.get("/readyz", tags=["service"], responses={503: {"model": Problem}})
+    @app.get("/readyz", tags=["service"], responses=GUARDED)
     async def readyz() -> State:
         """The service answers searches: the model is loaded and has made one, and somebody works on what waits."""
         _need_ready(service)
@@ -306,7 +338,7 @@ def _add_service(app: FastAPI, service: Service, access: Access) -> None:
             raise Refusal(503, "broken", "the worker of the batches ended and is being started again", RETRY)
         return State(status="ready")
 
-    @app.get("/metrics", tags=["service"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @app.get("/metrics", tags=["service"], response_class=Response, responses={**GUARDED, **TEXT})
     async def metrics() -> Response:
         """Metrics for Prometheus."""
         return Response(

@@ -45,6 +45,7 @@ class Search:
     k: int  # 0: the vector is all that is wanted
     filter: "Filter | None"
     deadline: float  # time.monotonic() after which nobody waits for the answer
+    stack: bool = False  # pictures of the same content are one
     words: str = "photo"  # what a text is prompted as
     more: "Sequence[tuple[np.ndarray | str, float]]" = ()  # unit vectors [D] or texts that are added, with their weights
     stages: dict[str, float] = field(default_factory=dict)  # seconds
@@ -222,6 +223,7 @@ class Batcher:
             return batch
 
     def _answer(self, batch: Sequence[Search]) -> None:
+        from splip.gallery import stacks
         from splip.gallery.matches import Matches
 
         began = time.perf_counter()
@@ -239,7 +241,11 @@ class Batcher:
         same = all(f is None for f in filters)
         if self.before is not None:
             self.before()
-        found = self.gallery.search_vectors(vectors[rows], k=k, filter=None if same else filters)
+        if any(batch[i].stack for i in rows):
+            ks, stack = [batch[i].k for i in rows], [batch[i].stack for i in rows]
+            found: Sequence[list[Match]] = stacks.search(self.gallery, vectors[rows], ks, filters, stack)
+        else:
+            found = self.gallery.search_vectors(vectors[rows], k=k, filter=None if same else filters)
         ended = time.perf_counter()
         for i, matches in zip(rows, found, strict=True):
             batch[i].matches = matches[: batch[i].k]

@@ -77,3 +77,22 @@ class ServeConfig:
     """Memory for thumbnails."""
     log: Literal["text", "json"] = "text"
     """Form of the lines on stderr; none of them holds anything of a query."""
+
+
+@dataclass
+class McpConfig:
+    """Tools of the Model Context Protocol over stdin and stdout, with which an assistant searches a gallery and looks at its
+    pictures. The program that runs the assistant starts this; nothing is changed, and paths of pictures are those of this machine."""
+
+    gallery: Address = field(default_factory=default_address)
+    """Folder that `splip index add` wrote, or the milvus: address of a collection, see `splip index push`."""
+    url: str | None = None
+    """Address of a running service to ask in place of a gallery, e.g. http://127.0.0.1:8000."""
+    token_file: Path | None = None
+    """With --url: file with the service's API token, readable by its owner only; for one that protects searches."""
+    engine: str = "auto"
+    """What encodes the queries: torch, compile, onnxruntime, openvino, tensorrt; auto takes the best that is there."""
+    device: str = "auto"
+    """cpu, cuda, ...; auto takes a GPU if there is one."""
+    model: str | None = None
+    """The gallery's model by any other name, such as an export of it; none: the gallery's own."""

@@ -112,7 +112,7 @@ class Access:
         path = scope["path"]
         if scope["method"] == "OPTIONS":  # a browser asks first, and shows no token then
             return
-        if path.startswith("/v1/items"):
+        if path.startswith("/v1/items") and scope["method"] != "GET":
             if self.token is None:
                 raise Refusal(403, "writes_off", "adding and removing are off: the service has no token")
             # The token itself, not the cookie: another site's page can make a browser send cookies.

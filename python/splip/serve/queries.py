@@ -146,6 +146,15 @@ class Query(BaseModel):
         default_factory=dict, max_length=MAX_LABELS, description="Only photos with all these tags."
     )
 
+    taken_from: str | None = Field(
+        default=None, max_length=MAX_LABEL, description="Only photos taken then or later: 2019, 2019-07, 2019-07-14."
+    )
+    taken_to: str | None = Field(default=None, max_length=MAX_LABEL, description="Only photos taken then or earlier.")
+    min_side: Whole | None = Field(
+        default=None, ge=0, lt=2**31, description="Only photos of so many pixels on the shorter side, or more."
+    )
+    stack: bool = Field(default=True, description="Photos of the same content are one of the k.")
+
     @field_validator("text")
     @classmethod
     def _text(cls, text: str | None) -> str | None:

@@ -41,7 +41,7 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             if not found:
                 raise UserError("tag: write it as name=value")
             fields.setdefault("tags", {})[name] = content
-        elif key in ("k", "text", "text_weight", "modality", "id"):
+        elif key in ("k", "text", "text_weight", "modality", "id", "taken_from", "taken_to", "min_side", "stack"):
             if key in fields:
                 raise UserError(f"{key}: given more than once")
             fields[key] = value

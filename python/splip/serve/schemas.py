@@ -4,26 +4,34 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from splip.serve.photographs import Item
 from splip.serve.queries import Query, Whole
 
 MAX_PATHS = 10_000  # in one request
+Grid = list[list[float]]
 
 
-class Found(BaseModel):
+class Found(Item):
     """A photo that matches."""
 
-    id: int = Field(description="Number in the gallery, e.g. for /v1/images/{id}.")
     score: float = Field(description="Cosine similarity, -1 to 1.")
-    label: str | None = Field(description="What it shows, if it was labelled.")
-    tags: dict[str, str] = Field(description="Names and values it was tagged with.")
-    name: str = Field(description="File name.")
-    path: str | None = Field(description="Where the file is, if the service tells.")
+    likely: bool | None = Field(
+        default=None, description="Whether it is probably what was asked for: not below the cutoff; null: not judged."
+    )
 
 
 class Answer(BaseModel):
     """The photos that match best, and what the search took."""
 
     matches: list[Found] = Field(description="Best first; fewer than k if no more pass the filter.")
+    cutoff: float | None = Field(
+        default=None,
+        description="A match that scores below is probably not what was asked for; null: this search cannot be judged.",
+    )
+    unknown_words: list[str] = Field(
+        default_factory=list,
+        description="Words of the query that the model was never shown, as far as that is known.",
+    )
     partial: bool = Field(description="Some machines that search a part of the gallery did not answer.")
     timing_ms: dict[str, float] = Field(description="decode, prepare, wait, encode, search, lookup, total.")
     batch: int = Field(description="How many searches were made together, this one among them.")
@@ -50,6 +58,35 @@ class Answers(BaseModel):
     answers: list[Answer | Problem]
 
 
+class Explain(Query):
+    """A search, and one of the photos that it found."""
+
+    photo: Whole = Field(ge=0, lt=2**63, description="The photo, by its number in the gallery.")
+
+
+class Why(BaseModel):
+    """Which patches of a photo, and of the drawing, a score comes from."""
+
+    photo: int = Field(description="Number in the gallery.")
+    score: float = Field(description="Cosine similarity of the query and the photo as it is now.")
+    grid: tuple[int, int] = Field(description="Rows and columns of the photo's patches.")
+    heat: Grid = Field(
+        description="How much each patch speaks for the match: 1 for the one that does most, 0 for none."
+    )
+    strongest: float = Field(description="What the patch of heat 1 adds to the score.")
+    box: tuple[float, float, float, float] = Field(
+        description="What the patches cover: left, top, right, bottom in fractions of the upright photo; outside 0 to 1 where "
+        "the model sees it padded."
+    )
+    query_grid: tuple[int, int] | None = Field(description="The same of the drawing or picture asked with; null: none.")
+    query_heat: Grid | None = Field(description="Of the square that the model sees: a drawing is cropped to its lines.")
+    by: str = Field(
+        description="How it was found out: patches (the model's vector is a sum over them), or removal (patches put back "
+        "into an empty picture one after the other). Either way shares add up to the score."
+    )
+    timing_ms: dict[str, float] = Field(description="decode, prepare, wait, encode, explain, total.")
+
+
 class About(BaseModel):
     """The gallery, its model, and what may be asked of it."""
 
@@ -63,6 +100,7 @@ class About(BaseModel):
     dimensions: list[int] = Field(description="Widths that /v1/embeddings can give, D the last.")
     image_size: int = Field(description="S, the side of the square that the model sees, in pixels.")
     text: bool = Field(description="Whether the model understands text.")
+    explains: bool = Field(description="Whether /v1/explain can say why a photo matches.")
     writes: bool = Field(description="Whether items can be added and removed, with the token.")
     max_k: int = Field(description="Photos that a search may ask for.")
     max_queries: int = Field(description="Searches in one request to /v1/search/batch.")

@@ -22,7 +22,7 @@ from splip.errors import Skipped, Unavailable, UnreadablePicture, UserError
 from splip.gallery.sources import find
 from splip.images import archive
 from splip.images.svg import Renderer
-from splip.serve import queries
+from splip.serve import photographs, queries
 from splip.serve.batching import DAMAGED, Admission, Batcher, Search
 from splip.serve.config import ServeConfig
 from splip.serve.metrics import Telemetry, log, timed
@@ -33,6 +33,7 @@ from splip.serve.schemas import Add, Added
 from splip.serve.thumbnails import File, Thumbnails
 
 if TYPE_CHECKING:
+    from splip.gallery.catalog import Item
     from splip.gallery.gallery import Gallery
     from splip.gallery.matches import Match
     from splip.gallery.protocol import Searchable
@@ -114,6 +115,7 @@ class Service:
         for _ in range(RENDERERS):
             self.renderers.put(Renderer())
         self.files = Pool("thumbnails", max(2, threads), 1024)
+        self.lists = Pool("lists", 2, 256)
         self.writes = Pool("writes", 1, 4)
         self.thumbnails = Thumbnails(int(config.thumbnails_mb * 1e6), GALLERY_PIXELS * self.max_pixels, self.telemetry)
         self.batcher = Batcher(
@@ -125,6 +127,7 @@ class Service:
         self.started = int(time.time())
         self.ready = False
         self._labels: dict[str, int] = {}
+        self._gone: set[int] = set()  # pictures whose files were not there
 
     # ---- life ----
 
@@ -143,7 +146,7 @@ class Service:
     def close(self) -> None:
         """Answer what waits, and stop all threads."""
         self.batcher.close()
-        for pool in (self.parsing, self.drawings, self.pictures, self.svg, self.files, self.writes):
+        for pool in (self.parsing, self.drawings, self.pictures, self.svg, self.files, self.lists, self.writes):
             pool.close()
         for _ in range(RENDERERS):
             self.renderers.get().close()
@@ -194,7 +197,13 @@ class Service:
     def _search(self, query: Query, image: np.ndarray | None, vector: np.ndarray | None, deadline: float) -> Search:
         from splip.gallery.catalog import Filter
 
-        restricted = bool(query.labels or query.tags)
+        wanted = Filter(
+            labels=tuple(query.labels),
+            tags=query.tags,
+            taken_from=query.taken_from,
+            taken_to=query.taken_to,
+            min_side=query.min_side,
+        )
         return Search(
             image=image,
             vector=vector,
@@ -202,8 +211,9 @@ class Service:
             text=query.text,
             text_weight=query.text_weight,
             k=query.k,
-            filter=Filter(labels=tuple(query.labels), tags=query.tags) if restricted else None,
+            filter=wanted or None,
             deadline=deadline,
+            stack=query.stack,
         )
 
     def _check(self, query: Query, upload: bytes | None) -> None:
@@ -229,18 +239,20 @@ class Service:
             TimeoutError: not in time.
         """
         self._check(query, upload)
+        if not all(label in self._labels for label in query.labels):
+            query.labels = await self.lists.run(self._meant, query.labels, client=admission.client)
         stages: dict[str, float] = {}
         image = vector = None
         left = deadline - time.monotonic()
         if query.id is not None:
             vector = await asyncio.wait_for(
-                self.drawings.run(self._known, self._vector, query.id, client=admission.client), left
+                self.drawings.run(self.known, self._vector, query.id, client=admission.client), left
             )
         elif query.sources() or upload is not None:
             image = await self.picture_in_time(query, upload, stages, admission.client, deadline)
         search = self._search(query, image, vector, deadline)
         if query.like:
-            work = self.drawings.run(self._known, self._more, query, client=admission.client)
+            work = self.drawings.run(self.known, self._more, query, client=admission.client)
             search.more = await asyncio.wait_for(work, deadline - time.monotonic())
         search.stages = stages
         await admission.answer(search)
@@ -250,7 +262,10 @@ class Service:
         self.observe(stages)
         timing = {name: round(1000 * seconds, 3) for name, seconds in stages.items()}
         timing["total"] = round(1000 * (time.perf_counter() - began), 3)
-        return {"matches": matches, "partial": search.partial, "timing_ms": timing, "batch": search.batch}
+        doubt: dict[str, Any] = {"cutoff": None, "unknown_words": []}
+        return {
+            "matches": matches, **doubt, "partial": search.partial, "timing_ms": timing, "batch": search.batch
+        }  # fmt: skip
 
     def observe(self, stages: dict[str, float]) -> None:
         """Count the seconds of a query's stages."""
@@ -258,14 +273,16 @@ class Service:
             self.telemetry.stage(name, seconds)
 
     def _found(self, match: "Match") -> dict[str, Any]:
-        return {
-            "id": match.id,
-            "score": round(float(match.score), 6),
-            "label": match.label,
-            "tags": match.tags,
-            "name": match.path.name,
-            "path": str(match.path) if self.show_paths else None,
-        }
+        return {"score": round(float(match.score), 6), "likely": None, **self.described(match)}
+
+    def described(self, item: "Item | Match") -> dict[str, Any]:
+        """A picture as answers tell of it."""
+        return photographs.described(item, self.show_paths, self._gone)
+
+    def _meant(self, labels: list[str]) -> list[str]:
+        from splip.gallery import labels as names
+
+        return list(names.meant(self.gallery, labels))
 
     def _vector(self, id: int) -> np.ndarray:
         check_files(self.gallery)
@@ -346,14 +363,34 @@ class Service:
             Missing: no such id.
             Refusal: the file is gone, or something else by now.
         """
-        item = self._known(self.gallery.item, id)
+        item = self.known(self.gallery.item, id)
         try:
-            return File(item.path)
+            file = File(item.path)
         except UnreadablePicture as error:
+            if not archive.exists(item.path):
+                self._note(item, True)
             raise Refusal(404, "gone", str(error)) from None
+        if item.missing or id in self._gone:
+            self._note(item, False)
+        return file
+
+    def _note(self, item: "Item", missing: bool) -> None:
+        """Remember that a file is gone, or there again: here, and in the gallery where that can be."""
+        if missing:
+            self._gone.add(item.id)
+        else:
+            self._gone.discard(item.id)
+        note = getattr(self.gallery, "note_missing", None)
+        if note is not None and item.missing != missing:
+            note([item.id], missing)
 
     @staticmethod
-    def _known(look_up: Callable[[Any], T], what: Any) -> T:
+    def known(look_up: Callable[[Any], T], what: Any) -> T:
+        """What the gallery says of an id.
+
+        Raises:
+            Missing: no such id. Unavailable: its files are damaged.
+        """
         try:
             return look_up(what)
         except KeyError:

@@ -86,4 +86,5 @@ def progress() -> Progress:
         TextColumn("loss {task.fields[loss]:.3f}  val mAP {task.fields[val]:.1f}%"),
         TimeRemainingColumn(),
         transient=False,
+        lines=False,  # the loop prints its rows
     )

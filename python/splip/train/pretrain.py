@@ -281,7 +281,7 @@ def _train_visual(
                TextColumn("loss {task.fields[loss]:.3f}"))  # fmt: skip
     model.train()
     step = start
-    with stop_signals() as stop, bars(*columns) as progress:
+    with stop_signals() as stop, bars(*columns, lines=False) as progress:
         bar = progress.add_task("Training", total=config.steps, completed=start, loss=math.nan)
         while step < config.steps and not stop:
             # Every random number of a step comes from (seed, step), so a resumed run is the same run.

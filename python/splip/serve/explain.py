@@ -1,0 +1,135 @@
+"""Why a photo matches, over HTTP: which of its patches, and which of the drawing's, the score comes from."""
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+
+from splip import images
+from splip.errors import UserError
+from splip.serve import bodies
+from splip.serve.batching import Admission
+from splip.serve.metrics import timed
+from splip.serve.middleware import Refusal
+from splip.serve.openapi import PROBLEMS
+from splip.serve.requests import client_of, media_type, unless_gone
+from splip.serve.schemas import Explain, Grid, Why
+from splip.serve.service import GALLERY_PIXELS, RETRY, Service
+
+if TYPE_CHECKING:
+    from splip.encoders.explanation import Box, Explanation
+
+EXPLAIN_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Explain"}}},
+    }
+}
+
+
+def parse(body: bytes) -> Explain:
+    """The request in a JSON document.
+
+    Raises:
+        TooLarge: it holds more than a search can.
+        UserError: not JSON, or not such a request.
+    """
+    bodies.check(body, 1, bodies.LISTS)
+    try:
+        return Explain.model_validate(bodies._parsed(body))
+    except ValidationError as error:
+        raise UserError(bodies.invalid(error)) from None
+
+
+def explains(service: Service) -> bool:
+    """Whether the gallery's model can say why."""
+    return getattr(service.gallery.encoder, "explains_by", None) is not None
+
+
+async def answer(
+    service: Service, asked: Explain, admission: Admission, deadline: float, began: float
+) -> dict[str, Any]:
+    """The explanation, as it is sent.
+
+    Raises:
+        UserError, Refusal: it cannot be explained; Missing: no such id.
+        TimeoutError: not in time.
+    """
+    if not explains(service):
+        raise Refusal(404, "unsupported", "this gallery's model cannot say why a photo matches")
+    service._check(asked, None)
+    stages: dict[str, float] = {}
+    image = vector = None
+    if asked.id is not None:
+        work = service.drawings.run(service._known, service._vector, asked.id, client=admission.client)
+        vector = await asyncio.wait_for(work, deadline - time.monotonic())
+    elif asked.sources():
+        image = await service.picture_in_time(asked, None, stages, admission.client, deadline)
+    search = service._search(asked, image, vector, deadline)
+    search.k, search.stages = 0, stages  # the vector is all that is wanted of the batches
+    if asked.like:
+        more = service.drawings.run(service._known, service._more, asked, client=admission.client)
+        search.more = await asyncio.wait_for(more, deadline - time.monotonic())
+    await admission.answer(search)
+    assert search.found is not None
+    work = service.pictures.run(_explain, service, asked, search.found, image, stages, client=admission.client)
+    found, box = await asyncio.wait_for(work, deadline - time.monotonic())
+    service.observe(stages)
+    timing = {name: round(1000 * seconds, 3) for name, seconds in stages.items()}
+    timing["total"] = round(1000 * (time.perf_counter() - began), 3)
+    of_query = found.query
+    return {
+        "photo": asked.photo,
+        "score": round(found.score, 6),
+        "grid": found.photo.patches.shape,
+        "heat": _rounded(found.photo.heat()),
+        "strongest": round(max(0.0, float(found.photo.patches.max())), 6),
+        "box": [round(edge, 6) for edge in box],
+        "query_grid": None if of_query is None else of_query.patches.shape,
+        "query_heat": None if of_query is None else _rounded(of_query.heat()),
+        "by": service.gallery.encoder.explains_by,
+        "timing_ms": timing,
+    }
+
+
+def _explain(
+    service: Service, asked: Explain, vector: np.ndarray, image: np.ndarray | None, stages: dict[str, float]
+) -> "tuple[Explanation, Box]":
+    """The explanation, and what of the photo its patches cover; in a thread."""
+    encoder = service.gallery.encoder
+    end = timed(stages, "explain")
+    file = service.open(asked.photo)
+    data = file.read(GALLERY_PIXELS * service.max_pixels)
+    photo = images.read(data, "the photo", *service.gallery.reading("photo"))
+    pixels = np.ascontiguousarray(encoder.prepare(photo, "photo"))
+    found = encoder.explain_query(vector, pixels, image, asked.modality)
+    end()
+    return found, encoder.box(photo)
+
+
+def _rounded(heat: np.ndarray) -> Grid:
+    rows: Grid = np.round(heat.astype(np.float64), 4).tolist()
+    return rows
+
+
+def add(app: FastAPI, service: Service) -> None:
+    """Add ``/v1/explain`` to the application."""
+    config = service.config
+
+    @app.post("/v1/explain", responses=PROBLEMS, response_model=Why, tags=["search"], openapi_extra=EXPLAIN_BODY)
+    async def explain(request: Request) -> Response:
+        """Why a photo matches a query: which of its patches the score comes from."""
+        began = time.perf_counter()
+        deadline = time.monotonic() + config.timeout_s
+        if not service.ready:
+            raise Refusal(503, "starting", "the service is starting", RETRY)
+        if media_type(request) != "application/json":
+            raise Refusal(415, "media_type", "send JSON")
+        body, client = await request.body(), client_of(request)
+        asked = await service.parsing.run(parse, body, client=client)
+        with service.batcher.admit(client=client) as admission:
+            return JSONResponse(await unless_gone(request, answer(service, asked, admission, deadline, began)))

@@ -1,0 +1,290 @@
+"""The tools of ``splip mcp``: a gallery for assistants that take the Model Context Protocol.
+
+The gallery is one of this machine, or a running service is asked (``--url``). Either way a search is the one of
+``POST /v1/search``, checked as that is.
+"""
+
+import base64
+import binascii
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from splip import __version__, images
+from splip.client import Client
+from splip.errors import UserError
+from splip.gallery.catalog import Filter
+from splip.gallery.parts import total
+from splip.images.svg import Renderer
+from splip.serve import bodies, queries, thumbnails
+from splip.serve.queries import Like, Query
+from splip.serve.service import GALLERY_PIXELS
+
+if TYPE_CHECKING:
+    from mcp.server import MCPServer
+
+    from splip.gallery.matches import Match
+    from splip.gallery.protocol import Searchable
+
+MAX_PIXELS = 40_000_000  # of a picture that is sent in a call
+MAX_K, MAX_SHOWN = 100, 12
+SHOWN = 256  # longer side of the pictures beside a search's answer
+SENT = 1024  # longer side of a file that goes to a service: no model sees more
+ABOUT = (
+    "Finds pictures of the user's gallery: by a drawing (SVG, strokes or a picture file), by a photo, by words, or by several of "
+    "them. Scores are cosine similarities; the best match of a search need not be a good one, so look at the pictures."
+)
+
+Picture = Annotated[
+    str | None, Field(description="Path of a picture file on this machine, or a picture as base64 or data: URL.")
+]
+Strokes = Annotated[
+    list[list[tuple[float, float]]] | None,
+    Field(description="Lines of a drawing, each a list of points [x, y], y downwards."),
+]
+
+
+class Hits(BaseModel):
+    """What a search found."""
+
+    matches: list[dict[str, Any]] = Field(
+        description="Best first: id, score, label, tags, name, path and what else is known."
+    )
+
+
+class Facts(BaseModel):
+    """What is known of a picture, or of the gallery."""
+
+    facts: dict[str, Any]
+
+
+class Backend(Protocol):
+    """Who answers the tools."""
+
+    def search(self, query: Query, picture: Path | bytes | None) -> list[dict[str, Any]]:
+        """Matches, best first; ``picture``: a file or its bytes, when the query has one."""
+
+    def item(self, id: int) -> dict[str, Any]:
+        """What is known of a picture."""
+
+    def thumbnail(self, id: int, side: int) -> bytes:
+        """A JPEG of it."""
+
+    def about(self) -> dict[str, Any]:
+        """What is in the gallery."""
+
+
+class Local:
+    """A gallery of this machine."""
+
+    def __init__(self, gallery: "Searchable") -> None:
+        self.gallery, self.renderer = gallery, Renderer()
+
+    def search(self, query: Query, picture: Path | bytes | None) -> list[dict[str, Any]]:
+        vector = self._vector(query, picture)
+        chosen = Filter(labels=tuple(query.labels), tags=query.tags)
+        found = self.gallery.search_vectors(vector[None], query.k, chosen if chosen else None)[0]
+        return [{"id": m.id, "score": round(m.score, 6)} | self._told(m) for m in found]
+
+    def _vector(self, query: Query, picture: Path | bytes | None) -> np.ndarray:
+        """The query as a unit vector, float32 ``[D]``."""
+        embed, words = self.gallery.embed, [query.text] if query.text is not None else []
+        found: np.ndarray | None = None
+        if query.id is not None:
+            found = self._known(query.id)
+            if words:
+                mixed = (1 - query.text_weight) * found + query.text_weight * embed(texts=words)[0]
+                found = (mixed / max(float(np.linalg.norm(mixed)), 1e-12)).astype(np.float32)
+        elif query.sources() or picture is not None:
+            sources: list[Any] = [self._picture(query, picture)]
+            of = {"sketches": sources} if query.modality == "sketch" else {"photos": sources}
+            found = embed(**of, texts=words, text_weight=query.text_weight)[0]
+        elif words:
+            found = embed(texts=words)[0]
+        if not query.like:
+            if found is None:
+                raise UserError("an empty query: give a drawing, a photo, an id or a text")
+            return found
+        vectors, weights = ([], []) if found is None else ([found], [1.0])
+        for part in query.like:
+            vectors.append(self._known(part.id) if part.id is not None else embed(texts=[part.text or ""])[0])
+            weights.append(part.weight)
+        if max(weights) < 0:
+            raise UserError("only things that are not looked for: a query needs something that is")
+        return total(weights, np.stack(vectors))
+
+    def _picture(self, query: Query, picture: Path | bytes | None) -> Any:
+        """What the gallery prepares: a file, bytes or a PIL picture."""
+        if query.strokes is not None:
+            return queries.draw_strokes(query)
+        if query.svg is not None:
+            return self.renderer.png(query.svg.encode(errors="replace"))
+        if isinstance(picture, bytes):
+            if queries.looks_like_svg(picture):
+                return self.renderer.png(picture)
+            queries.check_size(picture, MAX_PIXELS)
+        return picture
+
+    def _known(self, id: int) -> np.ndarray:
+        try:
+            vector = self.gallery.vector(id)
+        except KeyError:
+            raise UserError(f"id: the gallery has no picture {id}") from None
+        unit: np.ndarray = vector / max(float(np.linalg.norm(vector)), 1e-12)
+        return unit
+
+    def item(self, id: int) -> dict[str, Any]:
+        try:
+            return {"id": id} | self._told(self.gallery.item(id))
+        except KeyError:
+            raise UserError(f"id: the gallery has no picture {id}") from None
+
+    @staticmethod
+    def _told(of: "Match | Any") -> dict[str, Any]:
+        return {"label": of.label, "tags": of.tags, "name": of.path.name, "path": str(of.path)}
+
+    def thumbnail(self, id: int, side: int) -> bytes:
+        return thumbnails.make(thumbnails.File(Path(self.item(id)["path"])), side, GALLERY_PIXELS * MAX_PIXELS)
+
+    def about(self) -> dict[str, Any]:
+        self.gallery.refresh()
+        return {"count": len(self.gallery), "labels": self.gallery.labels(), "model": self.gallery.model}
+
+
+class Remote:
+    """A running service."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def search(self, query: Query, picture: Path | bytes | None) -> list[dict[str, Any]]:
+        fields = query.model_dump(exclude_defaults=True)
+        if isinstance(picture, Path):  # in a format and a size that a service takes
+            image = images.read(picture, picture)
+            image.thumbnail((SENT, SENT))
+            out = io.BytesIO()
+            image.save(out, "PNG" if query.modality == "sketch" else "JPEG")
+            picture = out.getvalue()
+        found: list[dict[str, Any]] = self.client.search(
+            picture, k=query.k, **{n: fields[n] for n in fields if n != "k"}
+        ).answer["matches"]
+        return found
+
+    def item(self, id: int) -> dict[str, Any]:
+        return {name: value for name, value in vars(self.client.item(id)).items() if value is not None}
+
+    def thumbnail(self, id: int, side: int) -> bytes:
+        return self.client.thumbnail(id, side)
+
+    def about(self) -> dict[str, Any]:
+        about = self.client.gallery()
+        return {name: about[name] for name in ("count", "labels", "model", "text") if name in about}
+
+
+def given_picture(given: str, name: str) -> Path | bytes:
+    """A picture of a tool's call: a path, or bytes that came as base64.
+
+    Raises:
+        UserError: neither.
+    """
+    try:
+        if not given.startswith("data:") and Path(given).expanduser().is_file():
+            return Path(given).expanduser()
+    except (OSError, ValueError):  # too long for a name
+        pass
+    try:
+        data = base64.b64decode(given.partition(",")[2] if given.startswith("data:") else given, validate=True)
+    except (binascii.Error, ValueError):
+        data = b""
+    if len(data) < 16:  # shorter than the head of any picture; a word may be base64, too
+        raise UserError(f"{name}: no such file on this machine, nor a picture as base64; words are text")
+    return data
+
+
+def server(backend: Backend) -> "MCPServer":
+    """The tools of a gallery."""
+    from mcp.server import MCPServer
+    from mcp.server.mcpserver import Image
+    from mcp.server.mcpserver.exceptions import ToolError
+    from mcp_types import CallToolResult, TextContent, ToolAnnotations
+
+    made: MCPServer = MCPServer("splip", version=__version__, instructions=ABOUT, log_level="WARNING")
+    reads = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+
+    def result(told: dict[str, Any], pictures: list[bytes]) -> CallToolResult:
+        shown = [Image(data=data, format="jpeg").to_image_content() for data in pictures]
+        text = TextContent(type="text", text=json.dumps(told, ensure_ascii=False))
+        return CallToolResult(content=[text, *shown], structured_content=told)
+
+    @made.tool(annotations=reads, title="Search pictures")
+    def search(
+        text: Annotated[str | None, Field(description="What is to be seen, e.g. red car.")] = None,
+        sketch: Picture = None,
+        photo: Picture = None,
+        svg: Annotated[
+            str | None, Field(description="A drawing as an SVG document of shapes and paths, dark on white.")
+        ] = None,
+        strokes: Strokes = None,
+        id: Annotated[int | None, Field(description="A picture of the gallery: find more like it.")] = None,
+        text_weight: Annotated[float, Field(description="Of the text beside a picture or drawing, 0 to 1.")] = 0.5,
+        like: Annotated[
+            list[Like], Field(description="What else pictures are to be like; with a weight below 0, or not.")
+        ] = [],  # noqa: B006
+        labels: Annotated[list[str], Field(description="Only pictures with one of these labels.")] = [],  # noqa: B006
+        tags: Annotated[dict[str, str], Field(description="Only pictures with all of these tags.")] = {},  # noqa: B006
+        k: Annotated[int, Field(ge=1, le=MAX_K, description="Pictures to find.")] = 10,
+        show: Annotated[
+            int, Field(ge=0, le=MAX_SHOWN, description="How many of the best to show as small pictures.")
+        ] = 4,
+    ) -> Annotated[CallToolResult, Hits]:
+        """Find pictures by a drawing (sketch, svg or strokes), a photo, a picture of the gallery, words, or words beside one of them."""
+        try:
+            picture = given_picture(sketch, "sketch") if sketch else given_picture(photo, "photo") if photo else None
+            query = asked(
+                text=text, svg=svg, strokes=strokes, id=id, text_weight=text_weight, like=like, labels=labels, tags=tags,
+                k=k, modality="photo" if photo else "sketch",
+            )  # fmt: skip
+            if sum((bool(sketch), bool(photo), *map(bool, query.sources()))) > 1:
+                raise UserError("one drawing or picture a search; give more of them as like")
+            found = backend.search(query, picture)
+            return result({"matches": found}, [backend.thumbnail(match["id"], SHOWN) for match in found[:show]])
+        except UserError as error:
+            raise ToolError(str(error)) from None
+
+    @made.tool(annotations=reads, title="Look at a picture")
+    def fetch(
+        id: Annotated[int, Field(description="Of a match.")],
+        size: Annotated[Literal[128, 256, 512, 1024, 2048], Field(description="Longer side, in pixels.")] = 512,
+    ) -> Annotated[CallToolResult, Facts]:
+        """A picture of the gallery, and what is known of it."""
+        try:
+            return result({"facts": backend.item(id)}, [backend.thumbnail(id, size)])
+        except UserError as error:
+            raise ToolError(str(error)) from None
+
+    @made.tool(annotations=reads, title="What is in the gallery")
+    def gallery() -> Annotated[CallToolResult, Facts]:
+        """How many pictures there are, the labels that searches can ask for, and the model."""
+        try:
+            return result({"facts": backend.about()}, [])
+        except UserError as error:
+            raise ToolError(str(error)) from None
+
+    return made
+
+
+def asked(**fields: Any) -> Query:
+    """A search, checked.
+
+    Raises:
+        UserError: it makes no sense.
+    """
+    fields["like"] = [part.model_dump() for part in fields["like"]]
+    try:
+        return Query.model_validate(fields)
+    except ValidationError as error:
+        raise UserError(bodies.invalid(error)) from None
