@@ -65,14 +65,14 @@ async def answer(
     stages: dict[str, float] = {}
     image = vector = None
     if asked.id is not None:
-        work = service.drawings.run(service._known, service._vector, asked.id, client=admission.client)
+        work = service.drawings.run(service.known, service._vector, asked.id, client=admission.client)
         vector = await asyncio.wait_for(work, deadline - time.monotonic())
     elif asked.sources():
         image = await service.picture_in_time(asked, None, stages, admission.client, deadline)
     search = service._search(asked, image, vector, deadline)
     search.k, search.stages = 0, stages  # the vector is all that is wanted of the batches
     if asked.like:
-        more = service.drawings.run(service._known, service._more, asked, client=admission.client)
+        more = service.drawings.run(service.known, service._more, asked, client=admission.client)
         search.more = await asyncio.wait_for(more, deadline - time.monotonic())
     await admission.answer(search)
     assert search.found is not None
