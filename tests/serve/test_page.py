@@ -350,6 +350,10 @@ def test_touch_on_a_small_screen(browser, served):
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, "nothing sticks out"
         assert page.evaluate("scrollY") == 0, "drawing does not scroll"
         settled(page)
+        swipe = {"x": 180, "y": 600, "yDistance": -200, "gestureSourceType": "touch", "speed": 2000}
+        devtools.send("Input.synthesizeScrollGesture", swipe)
+        assert page.evaluate("scrollY") > 100, "below the canvas a finger scrolls"
+        page.evaluate("scrollTo(0, 0)")
         page.locator("#grid .photo").first.tap()
         page.wait_for_selector("#viewer:visible")
         assert page.locator("#more").bounding_box()["x"] + page.locator("#more").bounding_box()["width"] <= 360
