@@ -5,7 +5,7 @@ gallery shows many things, so that of all its photos nearly none fits any one qu
 kind and the gallery's photos is therefore that of what does not fit, whatever the gallery holds. Its middle and its upper
 tenth are kept in the gallery; from them follows what the best of N photos scores that do not fit, were scores normally
 distributed: the middle and ``sqrt(2 ln N)`` deviations. The cutoff is a share of that way, the same for all models and
-galleries, chosen once on queries whose answer is known (``docs/how-to/doubt.md``, ``benchmarks/bench_doubt.py``).
+galleries, chosen once on queries whose answer is known (``docs/how-to/answers.md``, ``benchmarks/bench_doubt.py``).
 
 The queries of a kind are here: drawings and words of everyday things that come with the package, and of photos the
 gallery's own. Nothing is computed when somebody searches.
