@@ -158,7 +158,8 @@ def commands() -> dict[str, str]:
     ]
     pages["index"] = (
         "# Commands\n\n`splip VERB --help` says the same; for the verbs with most options `--help-all` does, and `--help` shows the common ones. Settings come from defaults, then `--config` files (`splip train`, "
-        "`splip serve`), then [variables](../environment.md) (`splip serve`), then flags.\nExit codes: 0 good, 1 failed, 2 wrong usage or input; a user's mistake is one line.\n\n| | |\n|---|---|\n"
+        "`splip serve`), then [variables](../environment.md) (`splip serve`), then flags.\nWith `--json` (`--json -` where it names a "
+        "file) stdout gets one JSON object and nothing else; what people read goes to stderr then, as progress always does.\nExit codes: 0 good, 1 failed, 2 wrong usage or input; a user's mistake is one line.\n\n| | |\n|---|---|\n"
         + "\n".join(rows)
         + "\n"
     )

@@ -9,11 +9,14 @@ import time
 
 import pytest
 from drawing import draw
+from gallery_faults import MODEL, PixelEncoder
+from photographs import exif, photograph
 from PIL import Image
 from serving import BOX, SHAPES, TOKEN, FakeGallery, running, sketch
 
 from splip.client import Client, Item, Match, ServiceError
 from splip.errors import UserError
+from splip.gallery import Gallery
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,28 @@ def test_items_are_added_and_removed(client, place):
     assert found[0].tags == {"a": "b"} and len(found) == 1
     client.remove(found[0].id)
     assert not client.search(text="pole", tags={"a": "b"})
+
+
+def test_items_come_page_by_page(tmp_path):
+    (tmp_path / "model").write_bytes(MODEL)
+    for number in range(5):
+        photograph(tmp_path / f"{number}.jpg", seed=number, size=(40, 30), tags=exif(f"201{number}:05:01 12:00:00"))
+    with (
+        Gallery.create(tmp_path / "gallery", tmp_path / "model", encoder=PixelEncoder()) as gallery,
+        running(gallery) as service,
+        Client(service.address) as client,
+    ):
+        gallery.add(sorted(tmp_path.glob("*.jpg")), label="may")
+        gallery.refresh()
+        items = list(client.items(sort="oldest", limit=2))
+        assert [item.name for item in items] == [f"{number}.jpg" for number in range(5)]
+        assert (items[0].taken, items[0].camera, items[0].width) == ("2010-05-01T12:00:00", "Canon EOS 80D", 40)
+        assert [item.name for item in client.items(taken_from="2012", taken_to="2013")] == ["3.jpg", "2.jpg"]
+        assert client.item(items[0].id) == items[0] and not items[0].missing
+        found = client.search(tmp_path / "3.jpg", modality="photo", taken_to="2012", k=5)
+        assert {match.name for match in found} == {"0.jpg", "1.jpg", "2.jpg"} and found[0].taken is not None
+        with pytest.raises(ServiceError, match="taken_from"):
+            list(client.items(taken_from="yesterday"))
 
 
 def test_refusals_are_errors_with_the_words_of_the_service(client, service, place):

@@ -64,7 +64,7 @@ for number in range(3):
 splip = [sys.executable, "-m", "splip"]
 subprocess.run([*splip, "index", "add", "0.png", "1.png", "2.png", "--gallery", "gallery", "--model", "exported"], check=True)
 search = [*splip, "search", "--gallery", "gallery", "--photo", "1.png", "-k", "1", "--json"]
-found = json.loads(subprocess.run(search, check=True, capture_output=True, text=True).stdout)[0]["matches"]
+found = json.loads(subprocess.run(search, check=True, capture_output=True, text=True).stdout)["queries"][0]["matches"]
 assert found[0]["path"].endswith("1.png") and found[0]["score"] > 0.999, found
 print("splip index add, splip search: ok")
 """

@@ -58,7 +58,7 @@ def test_without_a_model_and_without_a_gallery(tree, tmp_path, cli, monkeypatch)
     with Gallery.open(tmp_path / "data/splip/gallery") as opened:
         assert "splip-tiny-2" in opened.facts["model"] and len(opened) == 16
     code, out, err = cli("search", "--text", "a ball", "-k", "3", "--json")
-    assert code == 0 and len(json.loads(out)[0]["matches"]) == 3, err
+    assert code == 0 and len(json.loads(out)["queries"][0]["matches"]) == 3, err
     code, out, err = cli("index", "list")
     assert code == 0 and out.count("photo") == 16
     assert "package's own model" not in cli("index", "add", tree / "photo")[2]  # it is made
@@ -101,36 +101,38 @@ def test_search_prints_and_draws(gallery, tmp_path, cli):
     assert all(line.split()[2].endswith(".jpg") for line in lines[1:])
     assert Image.open(tmp_path / "o.png").width > 500
     args = ("search", "--gallery", gallery, "--sketch", tmp_path / "my.png", tmp_path / "my.png", "--json")
-    report = json.loads(cli(*args)[1])
+    report = json.loads(cli(*args)[1])["queries"]
     assert len(report) == 2 and len(report[0]["matches"]) == 10 and report[0]["matches"][0]["rank"] == 1
-    assert report[0] == report[1] and set(report[0]) == {"sketch", "matches"}
+    assert report[0] == report[1] and set(report[0]) == {"sketch", "cutoff", "unknown_words", "matches"}
 
 
 def test_search_by_words_pictures_and_both(gallery, tree, tmp_path, cli):
     photo, sketch = tree / "photo" / "box" / "0.jpg", tree / "sketch" / "box" / "0.png"
     args = ("search", "--gallery", gallery, "--json", "-k", "3")
-    report = json.loads(cli(*args, "--photo", photo)[1])
+    report = json.loads(cli(*args, "--photo", photo)[1])["queries"]
     assert report[0]["matches"][0]["path"] == str(photo) and report[0]["matches"][0]["score"] > 0.9999
-    words = json.loads(cli(*args, "--text", "a box", "a ball", "--grid", tmp_path / "w.png")[1])
+    words = json.loads(cli(*args, "--text", "a box", "a ball", "--grid", tmp_path / "w.png")[1])["queries"]
     assert [q["text"] for q in words] == ["a box", "a ball"] and (tmp_path / "w.png").stat().st_size > 1000
-    both = json.loads(cli(*args, "--sketch", sketch, "--text", "a box", "--text-weight", "1")[1])
+    both = json.loads(cli(*args, "--sketch", sketch, "--text", "a box", "--text-weight", "1")[1])["queries"]
     assert [m["id"] for m in both[0]["matches"]] == [m["id"] for m in words[0]["matches"]]
-    assert set(both[0]) == {"sketch", "text", "matches"}
+    assert set(both[0]) == {"sketch", "text", "cutoff", "unknown_words", "matches"}
 
 
 def test_one_query_of_several_parts(gallery, tree, tmp_path, cli, refused):
     box, ball = (str(tree / "sketch" / name / "0.png") for name in ("box", "ball"))
     args = ("search", "--gallery", gallery, "-k", "16")
-    first, second = (json.loads(cli(*args, "--json", *more)[1]) for more in (("--sketch", box), ("--sketch", ball)))
+    first, second = (
+        json.loads(cli(*args, "--json", *more)[1])["queries"] for more in (("--sketch", box), ("--sketch", ball))
+    )
     scores = [{m["id"]: m["score"] for m in one[0]["matches"]} for one in (first, second)]
-    report = json.loads(cli(*args, "--json", "--sketch", f"{box}:2", "--not-sketch", f"{ball}:0.5")[1])
+    report = json.loads(cli(*args, "--json", "--sketch", f"{box}:2", "--not-sketch", f"{ball}:0.5")[1])["queries"]
     assert report[0]["parts"] == [{"sketch": box, "weight": 2.0}, {"sketch": ball, "weight": -0.5}]
     got = {m["id"]: m["score"] for m in report[0]["matches"]}
     want = {id: 2 * scores[0][id] - 0.5 * scores[1][id] for id in got}
     ratio = np.array([got[id] for id in got]) / np.array([want[id] for id in got])
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)  # the length of the sum
-    assert len(json.loads(cli(*args, "--json", "--sketch", box, ball, "--one")[1])) == 1
-    assert len(json.loads(cli(*args, "--json", "--sketch", box, ball)[1])) == 2
+    assert len(json.loads(cli(*args, "--json", "--sketch", box, ball, "--one")[1])["queries"]) == 1
+    assert len(json.loads(cli(*args, "--json", "--sketch", box, ball)[1])["queries"]) == 2
     out = cli(*args, "--sketch", box, "--text", "red", "--not-text", "blue:2", "--grid", tmp_path / "g.png")[1]
     assert out.splitlines()[0] == f"{box} + red - 2 x blue" and (tmp_path / "g.png").stat().st_size > 1000
     assert "only things that are not looked for" in refused(*args, "--not-text", "blue")
@@ -142,7 +144,7 @@ def test_search_filters(gallery, tree, cli):
     sketch = ("search", "--gallery", gallery, "--sketch", tree / "sketch" / "cone" / "1.png", "--json")
 
     def labels(*args):
-        return {m["label"] for m in json.loads(cli(*sketch, *args)[1])[0]["matches"]}
+        return {m["label"] for m in json.loads(cli(*sketch, *args)[1])["queries"][0]["matches"]}
 
     assert labels("--label", "box", "--label", "cone") == {"box", "cone"}
     assert labels("--tag", "shape=square") == labels("--under", tree / "photo" / "box") == {"box"}
@@ -334,9 +336,7 @@ def test_list(gallery, tree, cli):
     assert code == 0 and len(out.splitlines()) == 16
     (line,) = [line for line in out.splitlines() if "box/0.jpg" in line and "red" not in line]
     assert line.split(maxsplit=4)[1:] == ["-", "box", f"{tree}/photo/box/0.jpg", "a=b c"]
-    rows = [
-        json.loads(x) for x in cli("index", "list", "--gallery", gallery, "--json", "--label", "box")[1].splitlines()
-    ]
+    rows = json.loads(cli("index", "list", "--gallery", gallery, "--json", "--label", "box")[1])["items"]
     assert [row["tags"] for row in rows] == [{"a": "b c"}] * 2 and rows[0]["size"] > 0 and len(rows[0]["hash"]) == 32
     assert cli("index", "list", "--gallery", gallery, "--labels")[1].split()[:2] == ["2", "ball"]
     assert cli("index", "list", "--gallery", gallery, "--under", tree / "sketch")[1] == ""

@@ -37,13 +37,13 @@ def gallery(model, photos, tmp_path, cli):
 
 
 def names(text):
-    return [json.loads(line)["path"].rsplit("/", 1)[1] for line in text.splitlines()]
+    return [item["path"].rsplit("/", 1)[1] for item in json.loads(text)["items"]]
 
 
 def test_lists_by_date(gallery, cli):
     out = cli("index", "list", "--gallery", gallery, "--sort", "newest", "--json")[1]
     assert names(out) == ["3.jpg", "2.jpg", "copy.jpg", "1.jpg", "0.jpg", "bare.jpg"]
-    first = json.loads(out.splitlines()[0])
+    first = json.loads(out)["items"][0]
     facts = {key: first[key] for key in ("taken", "camera", "width", "height", "missing")}
     assert facts == {
         "taken": "2020-01-01T00:00:00",
@@ -62,7 +62,7 @@ def test_searches_by_date_and_size(gallery, photos, cli):
     def search(*more):
         code, out, err = cli("search", "--gallery", gallery, "--photo", photos / "Sea" / "1.jpg", "--json", *more)
         assert code == 0, err
-        return json.loads(out)[0]["matches"]
+        return json.loads(out)["queries"][0]["matches"]
 
     july = search("--taken-from", "2019-07", "--taken-to", "2019-07")
     assert [m["path"].rsplit("/", 1)[1] for m in july] == ["1.jpg", "2.jpg"]
@@ -139,8 +139,8 @@ def test_files_that_are_gone(gallery, photos, cli):
     how = f"`splip index remove --missing --gallery {gallery}` takes them out"
     assert code == 0 and f"1 picture is missing: 3.jpg; {how}" in out
     listed = {
-        json.loads(x)["path"]: json.loads(x)["missing"]
-        for x in cli("index", "list", "--gallery", gallery, "--json")[1].splitlines()
+        item["path"]: item["missing"]
+        for item in json.loads(cli("index", "list", "--gallery", gallery, "--json")[1])["items"]
     }
     assert [path.rsplit("/", 1)[1] for path, missing in listed.items() if missing] == [
         "3.jpg"

@@ -67,6 +67,13 @@ def test_a_part_of_matches_is_matches(gallery, photos):
     assert Matches(found, partial=True)[:2].partial
 
 
+def test_filters_take_folders_as_text_and_no_label_for_its_letters(gallery, photos):
+    found = gallery.search(photos[2], k=6, filter=Filter(under=str(photos[0].parent)))
+    assert len(found) == 6 and gallery.search(photos[2], filter=Filter(under="/elsewhere")) == []
+    with pytest.raises(UserError, match=r"labels: a tuple of them, \('spot',\), and not 'spot'"):
+        Filter(labels="spot")
+
+
 def test_it_is_opened_in_a_word(gallery, photos, monkeypatch):
     for place in (gallery.folder, str(gallery.folder)):
         with splip.open(place) as again:
@@ -120,6 +127,12 @@ def test_a_notebook_shows_pictures_scores_and_labels(gallery, photos):
         with Image.open(io.BytesIO(base64.b64decode(attrs["src"].removeprefix("data:image/jpeg;base64,")))) as image:
             assert image.size == (int(attrs["width"]), int(attrs["height"])) and max(image.size) <= 144
     assert f"1. {found[0].score:.3f} spot" in read.text and photos[2].name in read.text
+    assert "pale" not in read.text and "opacity:.5" not in found._repr_html_()
+    found.cutoff = found[1].score
+    html = found._repr_html_()
+    assert html.count("opacity:.5") == 1 and "probably not: the pale ones" in html
+    found.cutoff = 2.0
+    assert "probably not: any of these" in found[:2]._repr_html_()
     assert "no picture passes" in Matches()._repr_html_()
     assert "some machines did not answer" in Matches(found, partial=True)._repr_html_()
 

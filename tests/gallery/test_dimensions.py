@@ -42,7 +42,7 @@ def test_searches_use_the_size_of_the_gallery(gallery, model, tree, cli):
             max(vector @ encoder.sized(32).encode_text(["cone"])[0] for vector in photos.values()), abs=1e-5
         )
     answer = json.loads(cli("search", "--gallery", gallery, "--sketch", sketch, "--json", "-k", "16")[1])
-    assert [m["id"] for m in answer[0]["matches"]] == [m.id for m in found]
+    assert [m["id"] for m in answer["queries"][0]["matches"]] == [m.id for m in found]
     code, out, _ = cli("index", "check", "--gallery", gallery)  # the checkpoint's copy is known by its own hash
     assert code == 0 and "in order" in out
 

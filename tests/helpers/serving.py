@@ -62,6 +62,9 @@ class FakeEncoder:
                 raise UserError("text: too long for this model")
         return np.stack([self.meanings.get(text, np.eye(64, dtype=np.float32)[0]) for text in texts])
 
+    def unknown_words(self, texts):
+        return [text for text in texts if text not in self.meanings]
+
     def explain_query(self, vector, photo, query=None, modality="sketch"):
         def share(pixels, kind, towards):
             return explanation.by_removal(lambda batch: self.encode(batch, kind), pixels, towards)
@@ -82,6 +85,7 @@ class FakeGallery:
 
     def __init__(self, folder):
         self.encoder = FakeEncoder()
+        self.cutoffs = {}  # by the kind of query
         self.items, self.vectors = {}, {}
         for number in range(24):
             kind, i = number % 6, number // 6
@@ -124,6 +128,9 @@ class FakeGallery:
                 found.append(Match.of(item, float(vector @ self.vectors[id])))
             answers.append(sorted(found, key=lambda match: (-match.score, match.id))[:k])
         return answers
+
+    def cutoff(self, kind, filter=None):
+        return None if filter or kind is None else self.cutoffs.get(kind)
 
     def reading(self, modality):
         return None, decode.DECODING

@@ -395,12 +395,14 @@ def test_command_line(place, tree, tmp_path, settings, cli, refused):
     query = ("--sketch", tmp_path / "my.png", "--json", "-k", "5", "--label", "ball", "--label", "box")
     query += ("--tag", "year=2025", "--under", tree / "photo")
     answers = [
-        json.loads(cli("search", "--gallery", at, "--model", model, *query, "--grid", tmp_path / "o.png")[1])
+        json.loads(cli("search", "--gallery", at, "--model", model, *query, "--grid", tmp_path / "o.png")[1])["queries"]
         for at in (folder, place)
     ]
     assert len(answers[0][0]["matches"]) == 4 and (tmp_path / "o.png").stat().st_size > 1000
     for local, there in zip(answers[0][0]["matches"], answers[1][0]["matches"], strict=True):
         assert there.pop("score") == pytest.approx(local.pop("score"), abs=1e-6)
+        for name in ("width", "height"):  # which a collection does not hold
+            assert local.pop(name) and there.pop(name) is None
         assert there == local
     assert "holds no model: name the one of its pictures" in refused("search", "--gallery", place, *query)
     with MilvusGallery(place, model=model) as there:

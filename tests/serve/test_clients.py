@@ -89,6 +89,19 @@ def test_python_gets_pictures(client, made, place):
         assert made("api.vectors.embed").sync(client=them, body=made("models").Embed(input_="ball")).data[0].index == 0
 
 
+def test_python_reads_what_is_nested(client, made):
+    """Grids of numbers, and what this gallery cannot do."""
+    models = made("models")
+    with made("client").Client(base_url=client.address) as them:
+        asked = models.Explain.from_dict({**BOX, "photo": 2})
+        why = made("api.search.explain").sync(client=them, body=asked)
+        assert isinstance(why, models.Why) and len(why.heat) == why.grid[0] and len(why.heat[0]) == why.grid[1]
+        assert made("api.items.item").sync(client=them, id=2).name == "photo 0.jpg"
+        for name in ("items.items", "gallery.timeline"):
+            problem = made(f"api.{name}").sync(client=them, label=["box"], stack=False)
+            assert isinstance(problem, models.Problem) and problem.error == "unsupported"
+
+
 def test_python_adds_with_the_token(client, made, place):
     models = made("models")
     body = models.Add(paths=[str(place / "more")], label="pole")

@@ -77,16 +77,18 @@ def test_an_assistant_starts_it_and_searches(folder):
             answer = await client.call_tool("search", {"photo": str(folder / "photos" / "3.png"), "k": 5, "show": 2})
             assert matches(answer)[0]["name"] == "3.png" and matches(answer)[0]["score"] > 0.999
             assert [part.type for part in answer.content] == ["text", "image", "image"]
+            assert answer.structured_content["shown"] == [match["id"] for match in matches(answer)[:2]]
             picture = await client.call_tool("fetch", {"id": matches(answer)[0]["id"], "size": 128})
             facts, image = picture.content
-            assert picture.structured_content["facts"]["tags"] == {"third": "0"} and "3.png" in facts.text
+            told = picture.structured_content["facts"]
+            assert told["tags"] == {"third": "0"} and "3.png" in facts.text and told["width"] == 64
             assert image.mime_type == "image/jpeg"
             with Image.open(io.BytesIO(base64.b64decode(image.data))) as shown:
                 assert shown.size == (64, 64)
             wrong = await client.call_tool("fetch", {"id": 999})
             assert refused(wrong) == "id: the gallery has no picture 999"
 
-    asyncio.run(asyncio.wait_for(ask(), 60))
+    asyncio.run(asyncio.wait_for(ask(), 300))
 
 
 def test_a_search_is_the_one_of_the_gallery(local, folder):
@@ -123,9 +125,19 @@ def test_drawings_that_an_assistant_makes(local):
     assert scores == sorted(scores, reverse=True)
 
 
+def test_filters_are_those_of_the_service(local):
+    assert matches(call(local, "search", text="a ball", min_side=65, show=0)) == []
+    assert len(matches(call(local, "search", text="a ball", min_side=64, k=30, show=0))) == 18
+    assert matches(call(local, "search", text="a ball", taken_from="1900", show=0)) == []  # none says when it was taken
+    named = matches(call(local, "search", text="a ball", labels=["BALL"], show=0))
+    assert {match["label"] for match in named} == {"ball"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"text": "a", "taken_from": "yesterday"}, "taken_from"),
+        ({"text": "a", "labels": ["bal"]}, "no picture has the label 'bal'; did you mean 'ball'?"),
         ({}, "an empty query: give a drawing, a photo, an id or a text"),
         ({"sketch": "horse"}, "sketch: no such file on this machine, nor a picture as base64; words are text"),
         ({"sketch": "x" * 3000}, "cannot read picture upload: not a picture, damaged, or a format that is not taken"),
@@ -162,6 +174,12 @@ def test_a_service_is_asked_in_place_of_a_gallery(tmp_path):
                 backend, "search", text="cone", tags={"colour": "blue"}, like=[{"text": "ball", "weight": -0.5}]
             )
             assert {match["tags"]["colour"] for match in matches(blue)} == {"blue"}
+            service.service.gallery.item(matches(blue)[0]["id"]).path.unlink()
+            again = call(
+                backend, "search", text="cone", tags={"colour": "blue"}, like=[{"text": "ball", "weight": -0.5}]
+            )
+            ids = [match["id"] for match in matches(again)]  # one is told and not shown
+            assert ids[0] == matches(blue)[0]["id"] and again.structured_content["shown"] == ids[1:5]
             assert call(backend, "gallery").structured_content["facts"]["text"] is True
             assert refused(call(backend, "search", id=999)) == "the gallery has no picture with this id"
         with Service(service.address) as client:

@@ -34,9 +34,10 @@ def test_every_operation_is_named_after_its_endpoint(client, schema):
     inner = client.guard
     while not hasattr(inner, "openapi"):
         inner = inner.app
+    included = [getattr(route, "original_router", None) for route in inner.routes]
     names = {
         (route.path, method.lower()): route.endpoint.__name__
-        for route in inner.routes
+        for route in [*inner.routes, *(route for router in included if router for route in router.routes)]
         if getattr(route, "include_in_schema", False)
         for method in getattr(route, "methods", ())
     }
@@ -106,6 +107,14 @@ def test_examples_fit_their_schemas(schema):
             for content in answer.get("content", {}).values():
                 if "example" in content:
                     check(content["example"], content["schema"], schema, path)
+
+
+def test_the_example_of_an_answer_has_all_that_an_answer_has(client, schema):
+    """Names of fields and of stages that came later stand in it, too."""
+    example = schema["paths"]["/v1/search"]["post"]["responses"]["200"]["content"]["application/json"]["example"]
+    answer = client.post("/v1/search", json={"strokes": [[[0, 0], [40, 40]]], "k": 1}).json()
+    assert set(example) == set(answer) and set(example["timing_ms"]) == set(answer["timing_ms"])
+    assert set(example["matches"][0]) == set(answer["matches"][0])
 
 
 def test_examples_are_answered(client, schema):

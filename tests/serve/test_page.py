@@ -24,15 +24,28 @@ __all__ = ["browser"]  # a fixture
 pytestmark = needs_chromium
 
 
-@pytest.fixture
-def gallery(tmp_path):
-    return FakeGallery(tmp_path)
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return FakeGallery(tmp_path_factory.mktemp("gallery"))
 
 
-@pytest.fixture
-def served(gallery):
-    with running(gallery) as client:
+@pytest.fixture(scope="module")
+def served(shared):
+    with running(shared) as client:
         yield client
+
+
+@pytest.fixture
+def gallery(shared):
+    """The gallery that is served; a test may watch its encoder."""
+    yield shared
+    shared.encoder.hold.set()
+    vars(shared.encoder).pop("prepare", None)
+
+
+@pytest.fixture
+def own(tmp_path):
+    return FakeGallery(tmp_path)
 
 
 @pytest.fixture
@@ -337,6 +350,10 @@ def test_touch_on_a_small_screen(browser, served):
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, "nothing sticks out"
         assert page.evaluate("scrollY") == 0, "drawing does not scroll"
         settled(page)
+        swipe = {"x": 180, "y": 600, "yDistance": -200, "gestureSourceType": "touch", "speed": 2000}
+        devtools.send("Input.synthesizeScrollGesture", swipe)
+        assert page.evaluate("scrollY") > 100, "below the canvas a finger scrolls"
+        page.evaluate("scrollTo(0, 0)")
         page.locator("#grid .photo").first.tap()
         page.wait_for_selector("#viewer:visible")
         assert page.locator("#more").bounding_box()["x"] + page.locator("#more").bounding_box()["width"] <= 360
@@ -389,15 +406,15 @@ def test_a_service_that_goes_away_and_comes_back(page, served):
     forgive(page, "ERR_FAILED")
 
 
-def test_a_service_that_is_starting(browser, gallery):
-    gallery.encoder.hold.clear()
-    with running(gallery, wait=False) as client:
+def test_a_service_that_is_starting(browser, own):
+    own.encoder.hold.clear()
+    with running(own, wait=False) as client:
         context = browser.new_context()
         page = context.new_page()
         page.goto(client.address)
         page.wait_for_selector("#problem:visible")
         assert "starting" in page.locator("#problem").text_content()
-        gallery.encoder.hold.set()
+        own.encoder.hold.set()
         page.wait_for_selector("#problem", state="hidden")
         page.wait_for_selector("#text:visible")
         context.close()
@@ -420,9 +437,9 @@ def test_busy_is_said_and_tried_again(page, served):
     forgive(page, "429")
 
 
-def test_an_empty_gallery(browser, gallery):
-    gallery.items.clear()
-    with running(gallery) as client:
+def test_an_empty_gallery(browser, own):
+    own.items.clear()
+    with running(own) as client:
         for page in opened(browser, client.address):
             until(page, "document.getElementById('invite').textContent.includes('splip index add')")
             draw(page, BOX)
@@ -430,8 +447,8 @@ def test_an_empty_gallery(browser, gallery):
             assert shown(page) == [] and page.locator("#filters-open").is_hidden()
 
 
-def test_a_gallery_that_asks_for_a_token(browser, gallery):
-    with running(gallery, token=TOKEN, protect="all") as client:
+def test_a_gallery_that_asks_for_a_token(browser, own):
+    with running(own, token=TOKEN, protect="all") as client:
         for page in opened(browser, client.address):
             page.fill("#token", "wrong")
             page.keyboard.press("Enter")

@@ -331,7 +331,9 @@ def test_every_shipped_row_trains(settings, name):
     assert torch.equal(fresh.encode_sketch(images), features) == (name == "zero-shot")
     trained, before = set(model.trainable()), dict(fresh.named_parameters())
     for parameter, value in model.named_parameters():  # what is to learn has moved, the rest has not
-        if not row.loss.classification and parameter.startswith(("backbone.clip.transformer", "backbone.clip.ln_final")):
+        if not row.loss.classification and parameter.startswith(
+            ("backbone.clip.transformer", "backbone.clip.ln_final")
+        ):
             continue  # nothing reads the texts
         assert torch.equal(value, before[parameter]) == (parameter not in trained), parameter
 

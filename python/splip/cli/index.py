@@ -1,7 +1,6 @@
 """``splip index add|remove|list|check|compact|export|push`` and ``splip search``: the command line of galleries."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -36,6 +35,7 @@ from splip.milvus.address import parse
 from splip.report import Report
 
 STOPPED = 130  # exit code after Ctrl-C
+COUNTS = ("new", "changed", "moved", "duplicates", "relabelled", "unchanged")
 NAMED = 5  # missing pictures whose names are told
 PHOTOGRAPH = ("taken", "camera", "width", "height", "missing")  # that JSON tells of an item
 
@@ -61,7 +61,7 @@ def _filter(
     return Filter(labels=names, tags=_tags(config.tag), under=config.under, **dates)
 
 
-def add(config: IndexAddConfig) -> int:
+def add(config: IndexAddConfig) -> Report:
     """``splip index add``."""
     if not config.folders and not config.list:
         raise UserError("no folder of pictures given")
@@ -87,7 +87,8 @@ def add(config: IndexAddConfig) -> int:
             print(f"{gallery.folder}: {_count(len(gallery), 'picture')} ({_summary(done)})")
             if done.encoded:
                 print(_rate(done))
-            if config.folders and not done.stopped and (gone := gallery.find_missing(config.folders)):
+            gone = gallery.find_missing(config.folders) if config.folders and not done.stopped else []
+            if gone:
                 print(_missing(gone, config))
             if skipped:
                 where = gallery.folder / "skipped.txt"
@@ -98,10 +99,17 @@ def add(config: IndexAddConfig) -> int:
             if done.stopped:
                 of = "" if progress.total is None else f" of {progress.total}"
                 print(f"stopped after {done.committed}{of} pictures; the same command goes on")
-                return STOPPED
-            if skipped and not len(gallery):
+            elif skipped and not len(gallery):
                 raise UserError(f"none of {_count(len(skipped), 'picture')} can be read; the first: {skipped[0]}")
-    return 0
+            return Report(
+                STOPPED if done.stopped else 0,
+                gallery=str(gallery.folder),
+                pictures=len(gallery),
+                **{name: getattr(done, name) for name in COUNTS},
+                stopped=done.stopped,
+                skipped=[{"path": str(one.path), "reason": one.reason} for one in skipped],
+                missing=[str(item.path) for item in gone],
+            )
 
 
 def _missing(gone: list[Item], config: IndexAddConfig) -> str:
@@ -174,18 +182,11 @@ def _count(number: int, noun: str) -> str:
 
 
 def _summary(done: Added) -> str:
-    words = {
-        "new": done.new,
-        "changed": done.changed,
-        "moved": done.moved,
-        "duplicates": done.duplicates,
-        "relabelled": done.relabelled,
-        "unchanged": done.unchanged,
-    }
-    return ", ".join(f"{count} {word}" for word, count in words.items() if count) or "nothing new"
+    counts = {name: getattr(done, name) for name in COUNTS}
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "nothing new"
 
 
-def remove(config: IndexRemoveConfig) -> int:
+def remove(config: IndexRemoveConfig) -> Report:
     """``splip index remove``."""
     if not (config.paths or config.label or config.tag or config.under or config.missing):
         raise UserError("nothing to remove: give pictures, folders, --label, --tag, --under or --missing")
@@ -211,28 +212,36 @@ def remove(config: IndexRemoveConfig) -> int:
             for item in found.values():
                 print(shown(item.path))
             print(f"{_count(len(found), 'picture')} would be removed")
-            return 0
+            gone = list(found.values())
+            return Report(gallery=str(gallery.folder), would_remove=[str(item.path) for item in gone])
         gone = gallery.remove(found)
         gallery.refresh()
         print(f"{gallery.folder}: {_count(len(gone), 'picture')} removed, {len(gallery)} left")
-    return 0
+        return Report(gallery=str(gallery.folder), removed=[str(item.path) for item in gone], pictures=len(gallery))
 
 
-def show(config: IndexListConfig) -> int:
+def show(config: IndexListConfig) -> Report:
     """``splip index list``."""
+    if config.json and not config.labels:
+        return Report(gallery=str(config.gallery), items=_listed(config))
     with Gallery.open(config.gallery) as gallery:
         if config.labels:
-            for label, count in gallery.labels().items():
-                print(json.dumps({"label": label, "count": count}) if config.json else f"{count:8d}  {shown(label)}")
-            return 0
+            labels = gallery.labels()
+            for label, count in {} if config.json else labels.items():
+                print(f"{count:8d}  {shown(label)}")
+            return Report(gallery=str(config.gallery), labels=labels)
         for item in _sorted(gallery, _filter(config, gallery), config.sort):
-            if config.json:
-                print(json.dumps(_described(item)))
-            else:
-                tags = "".join(f"  {shown(key)}={shown(value)}" for key, value in sorted(item.tags.items()))
-                day, gone = (item.taken or "-")[:10], "  missing" * item.missing
-                print(f"{item.id:8d}  {day:10}  {shown(item.label or '-'):16}  {shown(item.path)}{tags}{gone}")
-    return 0
+            tags = "".join(f"  {shown(key)}={shown(value)}" for key, value in sorted(item.tags.items()))
+            day, gone = (item.taken or "-")[:10], "  missing" * item.missing
+            print(f"{item.id:8d}  {day:10}  {shown(item.label or '-'):16}  {shown(item.path)}{tags}{gone}")
+    return Report()
+
+
+def _listed(config: IndexListConfig) -> Iterator[dict[str, Any]]:
+    """All items, for programs: more of them than should be held at once."""
+    with Gallery.open(config.gallery) as gallery:
+        for item in _sorted(gallery, _filter(config, gallery), config.sort):
+            yield _described(item)
 
 
 def _sorted(gallery: Gallery, filter: Filter, sort: str | None) -> Iterator[Item]:
@@ -272,25 +281,25 @@ def check(config: IndexCheckConfig) -> Report:
     return Report(int(bool(found.damage)), **facts)
 
 
-def compact(config: IndexCompactConfig) -> int:
+def compact(config: IndexCompactConfig) -> Report:
     """``splip index compact``."""
     with Gallery.open(config.gallery, write=True) as gallery:
         done = gallery.compact()
         print(
             f"{gallery.folder}: {_count(done.rows, 'vector')}, {done.dropped} dropped, {done.freed / 1e6:.1f} MB given back"
         )
-    return 0
+        return Report(gallery=str(gallery.folder), **dataclasses.asdict(done))
 
 
-def export(config: IndexExportConfig) -> int:
+def export(config: IndexExportConfig) -> Report:
     """``splip index export``."""
     with Gallery.open(config.gallery) as gallery:
         count = gallery.export(config.out, config.format, _filter(config, gallery))
         print(f"{config.out}: {_count(count, 'picture')}, vectors.npy and items.{config.format}")
-    return 0
+    return Report(out=str(config.out), pictures=count, format=config.format)
 
 
-def push(config: IndexPushConfig) -> int:
+def push(config: IndexPushConfig) -> Report:
     """``splip index push``."""
     address = parse(config.to)
     with Gallery.open(config.gallery) as gallery:
@@ -303,5 +312,4 @@ def push(config: IndexPushConfig) -> int:
     print(f"{address}: {_count(done.seen, 'picture')} ({summary})")
     if done.stopped:
         print(f"stopped after {done.seen} of {_count(done.total, 'picture')}; the same command goes on")
-        return STOPPED
-    return 0
+    return Report(STOPPED if done.stopped else 0, to=str(address), pictures=done.seen, **counts, stopped=done.stopped)

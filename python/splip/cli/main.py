@@ -383,7 +383,7 @@ def _work(verb: str, config: Any) -> int:
     from splip import report
 
     asked = getattr(config, "json", None)
-    wanted = (asked is True or str(asked) == "-") and verb not in ("search", "index list")  # which print their own
+    wanted = asked is True or str(asked) == "-"
     if wanted and asked is not True:  # of verbs whose --json names a file
         config = dataclasses.replace(config, json=None)
     with contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext():

@@ -1,6 +1,5 @@
 """`splip search`."""
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from splip.cli import answers
 from splip.cli.index import PHOTOGRAPH, _filter
 from splip.cluster import ray as clusters
 from splip.cluster import shards
@@ -16,14 +16,18 @@ from splip.gallery import stacks
 from splip.gallery.config import (
     SearchConfig,
 )
-from splip.gallery.matches import Match, Matches
+from splip.gallery.matches import Match, Matches, likely
 from splip.gallery.parts import AGAINST, Part, check, weighted
+from splip.gallery.protocol import Searchable
 from splip.images import grid
+from splip.report import Report
 
 
-def search(config: SearchConfig) -> int:
+def search(config: SearchConfig) -> Report:
     """``splip search``."""
     parts = asked(config)
+    if config.explain and config.grid is None:
+        raise UserError("--explain draws into the picture of --grid: give --grid FILE as well")
     if not parts:
         raise UserError("nothing to search for: give --sketch, --photo or --text")
     one = config.one or any(part.weight != 1 for part in parts)
@@ -57,24 +61,28 @@ def search(config: SearchConfig) -> int:
                 text_weight=config.text_weight,
                 stack=config.stack,
             )
-    if config.json:
-        partial = {"partial": True} if _partial(results) else {}
-        print(
-            json.dumps([q | partial | {"matches": _ranked(m)} for q, m in zip(queries, results, strict=True)], indent=1)
-        )
-    else:
-        for query, matches in zip(queries, results, strict=True):
+        said = [answers.said(query, matches, gallery) for query, matches in zip(queries, results, strict=True)]
+        if config.explain and config.grid is not None:
+            _draw(config.grid, queries, results, gallery, config.text_weight)
+    if not config.json:
+        for query, about, matches in zip(queries, said, results, strict=True):
             print(_title(query))
+            for line in about.lines:
+                print(f"       {line}")
             for rank, match in enumerate(matches, 1):
                 label = "" if match.label is None else f"  ({shown(match.label)})"
-                print(f"{rank:5d}  {match.score:7.4f}  {shown(match.path)}{label}{_more(match)}")
+                print(f"{rank:5d}  {match.score:7.4f}{about.mark(match)} {shown(match.path)}{label}{_more(match)}")
             if not matches:
                 print("       no picture passes the filter")
     if _partial(results):
         print("splip: some machines did not answer: a part of the gallery was searched", file=sys.stderr)
-    if config.grid is not None:
+    if config.grid is not None and not config.explain:
         _draw(config.grid, queries, results)
-    return 0
+    partial = {"partial": True} if _partial(results) else {}
+    told = zip(queries, said, results, strict=True)
+    return Report(
+        queries=[query | partial | about.json() | {"matches": _ranked(found)} for query, about, found in told]
+    )
 
 
 def asked(config: SearchConfig) -> list[Part]:
@@ -130,11 +138,19 @@ def _ranked(matches: list[Match]) -> list[dict[str, Any]]:
     return [
         {"rank": rank, "id": m.id, "score": m.score, "path": str(m.path), "label": m.label, "tags": m.tags}
         | {key: getattr(m, key) for key in (*PHOTOGRAPH, "copies")}
+        | {"likely": likely(m, matches.cutoff if isinstance(matches, Matches) else None)}
         for rank, m in enumerate(matches, 1)
     ]
 
 
-def _draw(path: Path, queries: list[dict[str, Any]], results: list[list[Match]]) -> None:
+def _draw(
+    path: Path,
+    queries: list[dict[str, Any]],
+    results: list[list[Match]],
+    explain: Searchable | None = None,
+    text_weight: float = 0.5,
+) -> None:
+    """The queries and what they found as a picture; with a gallery to ``explain`` them, the heat over each."""
     with tempfile.TemporaryDirectory() as folder:
         rows = []
         for number, (query, matches) in enumerate(zip(queries, results, strict=True)):
@@ -150,7 +166,11 @@ def _draw(path: Path, queries: list[dict[str, Any]], results: list[list[Match]])
                     words if "parts" in query or "text" in query else drawn.stem,
                 )
             )
+            if explain is not None:
+                rows[-1] = answers.explain(explain, query, rows[-1], Path(folder), text_weight)
         grid.save(path, rows)
+        if explain is not None:
+            answers.add_legend(path)
 
 
 def _card(path: Path, words: str) -> Path:

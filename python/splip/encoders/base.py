@@ -105,6 +105,7 @@ def describe(found: Path | Model, model: Any) -> Manifest:
             "width": clip.visual_width,
             "prompts": [0 if p is None else sum(len(layer) for layer in p) for p in model.visual_prompts()],
             "classes": len(model.classes),
+            "class_names": list(model.classes),
         },
         verification={},
         versions={},

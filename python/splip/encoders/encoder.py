@@ -25,7 +25,9 @@ from splip.encoders.tensorrt import TensorRtRunner
 from splip.encoders.text import TextTower
 from splip.encoders.torch import TorchRunner
 from splip.errors import UserError
+from splip.models import vocabulary
 from splip.models.names import Model, resolve
+from splip.models.vocabulary import Vocabulary
 
 ENGINES = ("torch", "compile", "onnxruntime", "onnxruntime-tensorrt", "openvino", "tensorrt")
 FILES = {"onnxruntime": "onnx", "onnxruntime-tensorrt": "onnx", "openvino": "openvino", "tensorrt": "tensorrt"}
@@ -61,6 +63,7 @@ class Encoder:
         self._whole = about.embed_dim, about.identity, about.name
         self._runner: Runner | None = runner
         self._low, self._high = low, high
+        self._model = about.model
         self._text = runner if isinstance(runner, TorchRunner) else text
 
     @classmethod
@@ -312,6 +315,19 @@ class Encoder:
     def box(self, image: Image.Image) -> Box:
         """What the square that :meth:`prepare` makes of a photo covers: see :func:`splip.encoders.explanation.box`."""
         return box(image, self.image_size, self.fit)
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The words that its text tower was shown; None: that is not known."""
+        names = self._model.get("class_names")
+        if names is None and self._model.get("classes"):  # an export of before says how many, not which
+            return None
+        return vocabulary.of(self._model.get("backbone") or {}, names or [])
+
+    def unknown_words(self, texts: Sequence[str]) -> list[str]:
+        """Words of some texts that the model was never shown, each once; none where that is not known."""
+        known = self.vocabulary
+        return [] if known is None else known.unknown(texts)
 
     def prepare(self, image: Image.Image, modality: str) -> np.ndarray:
         """A picture as this model takes it: uint8 ``[S, S, 3]``."""

@@ -74,6 +74,8 @@ class IndexAddConfig:
     of this machine for as long as the command runs."""
     workers: int | None = None
     """With --engine ray: processes that encode; none: one for each GPU, without GPUs one for each machine."""
+    json: bool = False
+    """Print JSON."""
 
 
 @dataclass
@@ -94,6 +96,8 @@ class IndexRemoveConfig:
     """Those whose files are gone."""
     dry_run: bool = False
     """Only print what would be taken out."""
+    json: bool = False
+    """Print JSON."""
 
 
 @dataclass
@@ -119,7 +123,7 @@ class IndexListConfig:
     labels: bool = False
     """Print the labels and how many pictures have each instead."""
     json: bool = False
-    """Print JSON, one object a line."""
+    """Print JSON."""
 
 
 @dataclass
@@ -140,6 +144,8 @@ class IndexCompactConfig:
 
     gallery: Folder = field(default_factory=default_gallery)
     """Folder of the gallery."""
+    json: bool = False
+    """Print JSON."""
 
 
 @dataclass
@@ -158,6 +164,8 @@ class IndexExportConfig:
     """Only pictures with this tag, KEY=VALUE."""
     under: Path | None = None
     """Only pictures in this folder, at any depth."""
+    json: bool = False
+    """Print JSON."""
 
 
 @dataclass
@@ -171,6 +179,8 @@ class IndexPushConfig:
     a ?: database=NAME, tls=on, consistency=bounded. The environment's MILVUS_TOKEN is user:password or a key."""
     replace: bool = False
     """Drop a collection that another gallery or another model filled."""
+    json: bool = False
+    """Print JSON."""
 
 
 @dataclass
@@ -217,6 +227,8 @@ class SearchConfig:
     """Print JSON instead of a table."""
     grid: Path | None = None
     """Write the queries and what they find as a picture to this file."""
+    explain: bool = False
+    """With --grid: colour in each picture where the score comes from."""
     model: str | None = None
     """The model by any name, in place of the gallery's own; must be the same model. Milvus has none."""
     engine: str = "auto"

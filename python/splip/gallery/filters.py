@@ -27,14 +27,14 @@ class Filter:
     """Which items may be results: all conditions that are given must hold.
 
     Raises:
-        UserError: a date that is none, an end before its beginning, or a side below 0.
+        UserError: one label in place of a tuple, a date that is none, an end before its beginning, or a side below 0.
     """
 
     labels: tuple[str, ...] = ()
     """One of these labels."""
     tags: dict[str, str] = field(default_factory=dict)
     """All of these tags, with these values."""
-    under: Path | None = None
+    under: Path | str | None = None
     """In this folder, at any depth."""
     ids: tuple[int, ...] | None = None
     """One of these items."""
@@ -46,6 +46,8 @@ class Filter:
     """Of so many pixels on the shorter side, or more."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.labels, str):
+            raise UserError(f"labels: a tuple of them, ({self.labels!r},), and not {self.labels!r}")
         for name in ("taken_from", "taken_to"):
             if (date := getattr(self, name)) is not None:
                 check_date(name, date)

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from splip import disk
 from splip.errors import UserError
-from splip.gallery import browse, catalog
+from splip.gallery import browse, catalog, doubt
 from splip.gallery.browse import Browsed, Timeline
 from splip.gallery.catalog import Catalog, Filter, Item
+from splip.gallery.doubt import Doubt
 from splip.gallery.lock import WriterLock
 from splip.gallery.segments import Segments, sync_folder
 from splip.images import decode
@@ -51,6 +52,7 @@ class GalleryFolder:
         self.path = path
         self.lock = WriterLock(path) if write else None
         self._labels: tuple[int, dict[str, int]] | None = None
+        self._doubt: tuple[int, Doubt | None] | None = None
         self._counts: dict[Key, tuple[int, Any]] = {}  # revision and answer
         try:
             self.catalog = Catalog(path / "gallery.db")
@@ -115,6 +117,14 @@ class GalleryFolder:
                 rows = db.execute("SELECT label, count(*) FROM items WHERE label IS NOT NULL GROUP BY label")
                 self._labels = revision, dict(rows)
             return dict(self._labels[1])
+
+    def doubt(self) -> Doubt | None:
+        """What is known of the scores of what does not fit; None: nothing."""
+        with self.catalog.reading() as db:
+            revision = catalog.revision(db)
+            if self._doubt is None or self._doubt[0] != revision:
+                self._doubt = revision, doubt.read(catalog.facts(db))
+            return self._doubt[1]
 
     def item(self, id: int) -> Item:
         """An item.

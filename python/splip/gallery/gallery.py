@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from splip.gallery import catalog, ingest, maintenance
+from splip.gallery import catalog, doubt, ingest, maintenance
 from splip.gallery.catalog import Catalog, Filter, Item
 from splip.gallery.folder import make, need_free
 from splip.gallery.ingest import Added, Picture
@@ -233,9 +233,12 @@ class Gallery(StoredGallery):
     ) -> Added:
         """Embed pictures and keep them: see :func:`splip.gallery.ingest.add`."""
         with self.writing():
-            return ingest.add(
+            done = ingest.add(
                 self, pictures, label=label, tags=tags or {}, batch_size=batch_size, threads=threads, notify=notify, stop=stop
             )  # fmt: skip
+            if done.encoded and not done.stopped:
+                doubt.calibrate(self)
+            return done
 
     def remove(self, items: Iterable[int | Path | str] = (), filter: Filter | None = None) -> list[Item]:
         """Take out items by id or path, and those that pass a filter, all at once; the files stay.

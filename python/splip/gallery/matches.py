@@ -43,10 +43,17 @@ class Match:
 class Matches(list[Match]):
     """What a query found, best first. A notebook shows it as pictures."""
 
-    def __init__(self, matches: Iterable[Match] = (), partial: bool = False) -> None:
+    def __init__(self, matches: Iterable[Match] = (), partial: bool = False, cutoff: float | None = None) -> None:
         super().__init__(matches)
         self.partial = partial
         """Some of the gallery could not be searched: only where a gallery is searched by several machines."""
+        self.cutoff = cutoff
+        """The score below which a match is probably not what was asked for; None: that cannot be said of this search."""
+
+    @property
+    def likely(self) -> list[bool | None]:
+        """Of each match whether it is probably what was asked for; None: that cannot be said."""
+        return [likely(match, self.cutoff) for match in self]
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> Match: ...
@@ -56,9 +63,14 @@ class Matches(list[Match]):
 
     def __getitem__(self, index: SupportsIndex | slice) -> "Match | Matches":
         found = super().__getitem__(index)
-        return Matches(found, self.partial) if isinstance(found, list) else found
+        return Matches(found, self.partial, self.cutoff) if isinstance(found, list) else found
 
     def _repr_html_(self) -> str:
         from splip.gallery.notebook import page
 
-        return page(self, self.partial)
+        return page(self, self.partial, self.cutoff)
+
+
+def likely(match: Match, cutoff: float | None) -> bool | None:
+    """Whether a match is probably what was asked for; None: that cannot be said."""
+    return None if cutoff is None else match.score >= cutoff

@@ -31,19 +31,21 @@ class Shown(Protocol):
     label: str | None
 
 
-def page(matches: Sequence[Shown], partial: bool = False) -> str:
-    """HTML of matches, best first; whatever labels and names hold, it is text."""
-    cells = [_cell(rank, match) for rank, match in enumerate(matches[:MOST], 1)]
-    notes = [f"and {len(matches) - MOST} more"] * (len(matches) > MOST)
+def page(matches: Sequence[Shown], partial: bool = False, cutoff: float | None = None) -> str:
+    """HTML of matches, best first; whatever labels and names hold, it is text. Those below the cutoff are pale."""
+    doubtful = [cutoff is not None and match.score < cutoff for match in matches]
+    cells = [_cell(rank, match, doubtful[rank - 1]) for rank, match in enumerate(matches[:MOST], 1)]
+    notes = [f"probably not: {'any of these' if all(doubtful) else 'the pale ones'}"] * any(doubtful)
+    notes += [f"and {len(matches) - MOST} more"] * (len(matches) > MOST)
     notes += ["no picture passes the filter"] * (not matches)
     notes += ["some machines did not answer: a part of the gallery was searched"] * partial
     return "<div>" + "".join(cells) + "".join(f"<div>{note}</div>" for note in notes) + "</div>"
 
 
-def _cell(rank: int, match: Shown) -> str:
+def _cell(rank: int, match: Shown, doubtful: bool) -> str:
     label = "" if match.label is None else f" {_text(match.label)}"
     return (
-        f'<div style="{CELL}" title="{_text(match.path)}">{_picture(match)}<div style="{LINE}">{rank}. '
+        f'<div style="{CELL}{";opacity:.5" * doubtful}" title="{_text(match.path)}">{_picture(match)}<div style="{LINE}">{rank}. '
         f'<b>{match.score:.3f}</b>{label}</div><div style="{LINE};opacity:.7">{_text(match.path.name)}</div></div>'
     )
 

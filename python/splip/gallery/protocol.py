@@ -84,6 +84,9 @@ class Searchable(Protocol):
     ) -> list[list[Match]]:
         """The best pictures for each of the vectors, float32 ``[Q, D]``: score descending, then id ascending."""
 
+    def cutoff(self, kind: str | None, filter: Filter | None = None) -> float | None:
+        """The score below which a match is probably not what was asked for; None: that cannot be said."""
+
     def __len__(self) -> int:
         """Items, as of the last refresh."""
 

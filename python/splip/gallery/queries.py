@@ -288,6 +288,7 @@ class QueryEncoder(ABC):
         if single[0] and single[1]:
             raise UserError("a sketch and a photo are two queries: give them as lists, or as one with compose")
         many: list[Any] = [[value] if one else value for value, one in zip(given, single, strict=True)]
+        judged = vectors is None
         if vectors is None:
             vectors = self.embed(many[0], many[1], many[2], text_weight)
         elif any(map(len, many)):
@@ -297,9 +298,37 @@ class QueryEncoder(ABC):
             found: list[list[Match]] = list(stacks.search(self, queries, k, filters))
         else:
             found = self.search_vectors(vectors, k, filter)
+        if judged:
+            self._judge(found, many, filter)
         if not any(single) or not all(one or not len(value) for one, value in zip(single, many, strict=True)):
             return found
         return found[0] if isinstance(found[0], Matches) else Matches(found[0])
+
+    def _judge(
+        self, found: Sequence[list[Match]], asked: Sequence[Any], filter: Filter | Sequence[Filter | None] | None
+    ) -> None:
+        """Note the cutoffs of answers to sketches, photos and texts that were asked with, where they can be said."""
+        sketches, photos, texts = asked
+        kinds: list[str] = []  # none of sketches or photos with texts
+        if not len(sketches) and not len(photos):
+            kinds = ["text"] * len(texts)
+        elif not len(texts):
+            kinds = [*["sketch"] * len(sketches), *["photo"] * len(photos)]
+        filters = [filter] * len(found) if filter is None or isinstance(filter, Filter) else filter
+        for number, (matches, kind) in enumerate(zip(found, kinds, strict=False)):
+            cutoff = self.cutoff(kind, filters[number])
+            unknown = kind == "text" and cutoff is not None and self.encoder.unknown_words([texts[number]])
+            if isinstance(matches, Matches) and not unknown:
+                matches.cutoff = cutoff
+
+    def cutoff(self, kind: str | None, filter: Filter | None = None) -> float | None:
+        """The score below which a match is probably not what was asked for; None: that cannot be said.
+
+        Args:
+            kind: of the query: sketch, photo, or text of words that the model knows; None: of several parts.
+            filter: of the search: one that lets some items pass only cannot be judged.
+        """
+        return None
 
     @abstractmethod
     def search_vectors(

@@ -74,6 +74,11 @@ class StoredGallery(QueryEncoder):
         """Grows with every commit; as of the last search or refresh."""
         return self._snapshots.state.revision
 
+    def cutoff(self, kind: str | None, filter: Filter | None = None) -> float | None:
+        """As :meth:`splip.gallery.queries.QueryEncoder.cutoff`, if the gallery was measured: see :mod:`splip.gallery.doubt`."""
+        known = None if filter else self._files.doubt()
+        return None if known is None else known.cutoff(kind, len(self))
+
     def labels(self) -> dict[str, int]:
         """Items of each label, by name; those without one are not counted."""
         return self._files.labels()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from splip.errors import Unavailable, UserError
+from splip.serve.doubt import judge
 from splip.serve.metrics import Telemetry, log
 from splip.serve.queries import Busy
 
@@ -53,6 +54,8 @@ class Search:
     found: np.ndarray | None = None  # float32 [D], with k = 0
     batch: int = 0  # size of the batch it was part of
     partial: bool = False  # some of the gallery could not be searched
+    cutoff: float | None = None  # below it a match is probably not what was asked for
+    unknown_words: list[str] = field(default_factory=list)  # of its texts, that the model was never shown
     error: UserError | None = None
     queued: float = 0.0
     done: "asyncio.Future[None] | None" = None
@@ -251,6 +254,7 @@ class Batcher:
             batch[i].matches = matches[: batch[i].k]
             batch[i].partial = isinstance(matches, Matches) and matches.partial
             batch[i].stages["search"] = ended - encoded
+            judge(batch[i], self.gallery)
 
     def _vectors(self, batch: Sequence[Search]) -> np.ndarray:
         """Unit-length float32 ``[len(batch), D]``: of the picture, of the text, or between the two."""

@@ -15,20 +15,13 @@ from splip.serve import bodies
 from splip.serve.batching import Admission
 from splip.serve.metrics import timed
 from splip.serve.middleware import Refusal
-from splip.serve.openapi import PROBLEMS
+from splip.serve.openapi import EXPLAIN_BODY, PROBLEMS
 from splip.serve.requests import client_of, media_type, unless_gone
 from splip.serve.schemas import Explain, Grid, Why
 from splip.serve.service import GALLERY_PIXELS, RETRY, Service
 
 if TYPE_CHECKING:
     from splip.encoders.explanation import Box, Explanation
-
-EXPLAIN_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Explain"}}},
-    }
-}
 
 
 def parse(body: bytes) -> Explain:

@@ -62,6 +62,17 @@ TAGS = [
     {"name": "service", "description": "Whether it is well, and who may ask."},
 ]
 
+
+def _field(name: str) -> dict[str, Any]:
+    """A field of a search as a form has it: left out where JSON has null."""
+    field = {**queries.Query.model_json_schema()["properties"][name]}
+    field.pop("title", None)
+    kinds = [kind for kind in field.pop("anyOf", []) if kind.get("type") != "null"]
+    if field.get("default", ...) is None:
+        del field["default"]
+    return {**(kinds[0] if kinds else {}), **field}
+
+
 _FORM: dict[str, Any] = {
     "image": {"type": "string", "format": "binary", "description": "PNG, JPEG, WebP, GIF, BMP, AVIF or SVG."},
     "text": {"type": "string", "maxLength": queries.MAX_TEXT, "description": "What is to be seen, e.g. red car."},
@@ -79,6 +90,7 @@ _FORM: dict[str, Any] = {
         "description": "What the picture is.",
     },
     "k": {"type": "integer", "minimum": 1, "default": 24, "description": "Photos to find."},
+    **{name: _field(name) for name in ("taken_from", "taken_to", "min_side", "stack")},
     "label": {"type": "array", "items": {"type": "string"}, "description": "Only photos of these labels."},
     "tag": {"type": "array", "items": {"type": "string"}, "description": "Only photos with this tag: name=value."},
 }
@@ -101,7 +113,7 @@ _DRAWING = {"strokes": [[[0, 0], [40, 0], [40, 40], [0, 40], [0, 0]]], "k": 5}
 SEARCH_BODY = json_body(
     queries.Query,
     drawing=("Lines of a drawing, y downwards", _DRAWING),
-    words=("What is to be seen", {"text": "brown horse", "k": 5, "labels": ["animals"]}),
+    words=("What is to be seen", {"text": "brown horse", "k": 5}),
     both=("A drawing and words, mostly the drawing", _DRAWING | {"text": "red", "text_weight": 0.3}),
     alike=("More like a photo of the gallery, but without snow", {"id": 7, "like": [{"text": "snow", "weight": -0.5}]}),
 )
@@ -111,6 +123,18 @@ UPLOAD_BODY: dict[str, Any] = {
         "content": {"multipart/form-data": {"schema": {"type": "object", "required": ["image"], "properties": _FORM}}},
     }
 }
+EXPLAIN_BODY = json_body(
+    Explain, drawing=("Why photo 7 matches a drawing", {"strokes": _DRAWING["strokes"], "photo": 7})
+)
+_FOUND = {
+    "id": 7, "score": 0.412, "likely": True, "label": "horse", "tags": {"year": "2019"}, "name": "meadow.jpg", "path": None,
+    "taken": "2019-07-14T10:02:03", "camera": "Canon EOS 80D", "width": 6000, "height": 4000, "bytes": 7_402_113,
+    "modified": "2019-07-14T08:02:03Z", "missing": False, "copies": [],
+}  # fmt: skip
+_TIMES = {"decode": 0.4, "prepare": 0.6, "wait": 2.1, "encode": 5.8, "search": 0.3, "lookup": 0.1, "total": 9.9}
+ANSWER: dict[str, Any] = {
+    "matches": [_FOUND], "cutoff": 0.31, "unknown_words": [], "partial": False, "timing_ms": _TIMES, "batch": 1
+}  # fmt: skip
 BATCH_BODY = json_body(Queries, two=("Two searches", {"queries": [_DRAWING, {"text": "brown horse"}]}))
 ADD_BODY = json_body(
     Add,
@@ -166,6 +190,7 @@ def document(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
     for name in ("Query", "Explain"):
         shapes[name]["properties"]["k"]["maximum"] = config.max_k
     shapes["Queries"]["properties"]["queries"]["maxItems"] = config.max_queries
+    _simplify(shapes)
     schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for path, method, operation in operations(schema):
         operation["summary"] = re.split(r"[.:;](?:\s|$)", operation["description"])[0]
@@ -174,11 +199,24 @@ def document(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
             name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
             if name == "HTTPValidationError":
                 del operation["responses"][code]
+            elif name == "Answer":
+                content["example"] = ANSWER
             elif name == "Problem":
                 content["example"] = {"error": WORDS[int(code)][0], "message": WORDS[int(code)][1]}
         if writes(path, method) or (config.protect == "all" and path.startswith("/v1/")):
             operation["security"] = [{"token": []}]
     return schema
+
+
+def _simplify(node: Any) -> None:
+    """Say lists of as many alike, such as points, in the words that all programs know: the length beside one kind of item."""
+    if isinstance(node, dict):
+        kinds = node.get("prefixItems", ())
+        if kinds and all(kind == kinds[0] for kind in kinds):
+            del node["prefixItems"]
+            node["items"] = kinds[0]
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _simplify(value)
 
 
 def operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

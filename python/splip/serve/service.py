@@ -19,12 +19,14 @@ import numpy as np
 from PIL import Image
 
 from splip.errors import Skipped, Unavailable, UnreadablePicture, UserError
+from splip.gallery.matches import likely
 from splip.gallery.sources import find
 from splip.images import archive
 from splip.images.svg import Renderer
 from splip.serve import photographs, queries
 from splip.serve.batching import DAMAGED, Admission, Batcher, Search
 from splip.serve.config import ServeConfig
+from splip.serve.doubt import told
 from splip.serve.metrics import Telemetry, log, timed
 from splip.serve.middleware import Refusal, is_loopback
 from splip.serve.pools import Pool, Room
@@ -257,14 +259,13 @@ class Service:
         search.stages = stages
         await admission.answer(search)
         end = timed(stages, "lookup")
-        matches = [self._found(match) for match in search.matches]
+        matches = [self._found(match) | {"likely": likely(match, search.cutoff)} for match in search.matches]
         end()
         self.observe(stages)
         timing = {name: round(1000 * seconds, 3) for name, seconds in stages.items()}
         timing["total"] = round(1000 * (time.perf_counter() - began), 3)
-        doubt: dict[str, Any] = {"cutoff": None, "unknown_words": []}
         return {
-            "matches": matches, **doubt, "partial": search.partial, "timing_ms": timing, "batch": search.batch
+            "matches": matches, **told(search), "partial": search.partial, "timing_ms": timing, "batch": search.batch
         }  # fmt: skip
 
     def observe(self, stages: dict[str, float]) -> None:
@@ -273,7 +274,7 @@ class Service:
             self.telemetry.stage(name, seconds)
 
     def _found(self, match: "Match") -> dict[str, Any]:
-        return {"score": round(float(match.score), 6), "likely": None, **self.described(match)}
+        return {"score": round(float(match.score), 6), **self.described(match)}
 
     def described(self, item: "Item | Match") -> dict[str, Any]:
         """A picture as answers tell of it."""

@@ -6,6 +6,7 @@ The gallery is one of this machine, or a running service is asked (``--url``). E
 
 import base64
 import binascii
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -17,17 +18,21 @@ from pydantic import BaseModel, Field, ValidationError
 from splip import __version__, images
 from splip.client import Client
 from splip.errors import UserError
-from splip.gallery.catalog import Filter
+from splip.gallery import labels, stacks
+from splip.gallery.filters import Filter
+from splip.gallery.matches import likely
 from splip.gallery.parts import total
 from splip.images.svg import Renderer
-from splip.serve import bodies, queries, thumbnails
+from splip.serve import bodies, photographs, queries, thumbnails
+from splip.serve.batching import Search
+from splip.serve.doubt import judge, told
+from splip.serve.photographs import DATES
 from splip.serve.queries import Like, Query
 from splip.serve.service import GALLERY_PIXELS
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer
 
-    from splip.gallery.matches import Match
     from splip.gallery.protocol import Searchable
 
 MAX_PIXELS = 40_000_000  # of a picture that is sent in a call
@@ -52,8 +57,13 @@ class Hits(BaseModel):
     """What a search found."""
 
     matches: list[dict[str, Any]] = Field(
-        description="Best first: id, score, label, tags, name, path and what else is known."
+        description="Best first: id, score, label, tags, name, path, when it was taken and what else is known."
     )
+    shown: list[int] = Field(description="Ids of those that are shown, in the order of the pictures.")
+    cutoff: float | None = Field(
+        default=None, description="A match that scores below is probably not what was asked for."
+    )
+    unknown_words: list[str] = Field(default_factory=list, description="Words that the model was never shown.")
 
 
 class Facts(BaseModel):
@@ -65,8 +75,8 @@ class Facts(BaseModel):
 class Backend(Protocol):
     """Who answers the tools."""
 
-    def search(self, query: Query, picture: Path | bytes | None) -> list[dict[str, Any]]:
-        """Matches, best first; ``picture``: a file or its bytes, when the query has one."""
+    def search(self, query: Query, picture: Path | bytes | None) -> dict[str, Any]:
+        """``matches``, best first, and what is said of them; ``picture``: a file or its bytes, when the query has one."""
 
     def item(self, id: int) -> dict[str, Any]:
         """What is known of a picture."""
@@ -84,11 +94,27 @@ class Local:
     def __init__(self, gallery: "Searchable") -> None:
         self.gallery, self.renderer = gallery, Renderer()
 
-    def search(self, query: Query, picture: Path | bytes | None) -> list[dict[str, Any]]:
+    def search(self, query: Query, picture: Path | bytes | None) -> dict[str, Any]:
         vector = self._vector(query, picture)
-        chosen = Filter(labels=tuple(query.labels), tags=query.tags)
-        found = self.gallery.search_vectors(vector[None], query.k, chosen if chosen else None)[0]
-        return [{"id": m.id, "score": round(m.score, 6)} | self._told(m) for m in found]
+        chosen = Filter(
+            labels=labels.meant(self.gallery, query.labels) if query.labels else (), tags=query.tags,
+            taken_from=query.taken_from, taken_to=query.taken_to, min_side=query.min_side,
+        )  # fmt: skip
+        found = stacks.search(self.gallery, vector[None], query.k, chosen if chosen else None, query.stack)[0]
+        asked = Search(  # as the service has it, which judges it
+            image=vector if picture is not None or query.strokes or query.svg else None,
+            vector=None if query.id is None else vector,
+            modality=query.modality, text=query.text, text_weight=query.text_weight, k=query.k,
+            filter=chosen if chosen else None, deadline=0.0,
+            more=[(part.text or vector, part.weight) for part in query.like],
+        )  # fmt: skip
+        judge(asked, self.gallery)
+        matches = [
+            {"score": round(float(match.score), 6), "likely": likely(match, asked.cutoff)}
+            | photographs.described(match, True)
+            for match in found
+        ]
+        return {"matches": matches, **told(asked)}
 
     def _vector(self, query: Query, picture: Path | bytes | None) -> np.ndarray:
         """The query as a unit vector, float32 ``[D]``."""
@@ -139,13 +165,9 @@ class Local:
 
     def item(self, id: int) -> dict[str, Any]:
         try:
-            return {"id": id} | self._told(self.gallery.item(id))
+            return photographs.described(self.gallery.item(id), True)
         except KeyError:
             raise UserError(f"id: the gallery has no picture {id}") from None
-
-    @staticmethod
-    def _told(of: "Match | Any") -> dict[str, Any]:
-        return {"label": of.label, "tags": of.tags, "name": of.path.name, "path": str(of.path)}
 
     def thumbnail(self, id: int, side: int) -> bytes:
         return thumbnails.make(thumbnails.File(Path(self.item(id)["path"])), side, GALLERY_PIXELS * MAX_PIXELS)
@@ -161,7 +183,7 @@ class Remote:
     def __init__(self, client: Client) -> None:
         self.client = client
 
-    def search(self, query: Query, picture: Path | bytes | None) -> list[dict[str, Any]]:
+    def search(self, query: Query, picture: Path | bytes | None) -> dict[str, Any]:
         fields = query.model_dump(exclude_defaults=True)
         if isinstance(picture, Path):  # in a format and a size that a service takes
             image = images.read(picture, picture)
@@ -169,10 +191,8 @@ class Remote:
             out = io.BytesIO()
             image.save(out, "PNG" if query.modality == "sketch" else "JPEG")
             picture = out.getvalue()
-        found: list[dict[str, Any]] = self.client.search(
-            picture, k=query.k, **{n: fields[n] for n in fields if n != "k"}
-        ).answer["matches"]
-        return found
+        answer = self.client.search(picture, k=query.k, **{name: fields[name] for name in fields if name != "k"}).answer
+        return {name: answer[name] for name in ("matches", "cutoff", "unknown_words") if name in answer}
 
     def item(self, id: int) -> dict[str, Any]:
         return {name: value for name, value in vars(self.client.item(id)).items() if value is not None}
@@ -236,22 +256,23 @@ def server(backend: Backend) -> "MCPServer":
         ] = [],  # noqa: B006
         labels: Annotated[list[str], Field(description="Only pictures with one of these labels.")] = [],  # noqa: B006
         tags: Annotated[dict[str, str], Field(description="Only pictures with all of these tags.")] = {},  # noqa: B006
+        taken_from: Annotated[str | None, Field(description=f"Only pictures taken then or later; {DATES}.")] = None,
+        taken_to: Annotated[str | None, Field(description="Only pictures taken then or earlier.")] = None,
+        min_side: Annotated[
+            int | None, Field(description="Only pictures whose shorter side has so many pixels.")
+        ] = None,
         k: Annotated[int, Field(ge=1, le=MAX_K, description="Pictures to find.")] = 10,
         show: Annotated[
             int, Field(ge=0, le=MAX_SHOWN, description="How many of the best to show as small pictures.")
         ] = 4,
     ) -> Annotated[CallToolResult, Hits]:
         """Find pictures by a drawing (sketch, svg or strokes), a photo, a picture of the gallery, words, or words beside one of them."""
+        fields = {
+            "text": text, "svg": svg, "strokes": strokes, "id": id, "text_weight": text_weight, "like": like, "labels": labels,
+            "tags": tags, "taken_from": taken_from, "taken_to": taken_to, "min_side": min_side, "k": k,
+        }  # fmt: skip
         try:
-            picture = given_picture(sketch, "sketch") if sketch else given_picture(photo, "photo") if photo else None
-            query = asked(
-                text=text, svg=svg, strokes=strokes, id=id, text_weight=text_weight, like=like, labels=labels, tags=tags,
-                k=k, modality="photo" if photo else "sketch",
-            )  # fmt: skip
-            if sum((bool(sketch), bool(photo), *map(bool, query.sources()))) > 1:
-                raise UserError("one drawing or picture a search; give more of them as like")
-            found = backend.search(query, picture)
-            return result({"matches": found}, [backend.thumbnail(match["id"], SHOWN) for match in found[:show]])
+            return result(*looked_for(backend, show, sketch, photo, fields))
         except UserError as error:
             raise ToolError(str(error)) from None
 
@@ -275,6 +296,28 @@ def server(backend: Backend) -> "MCPServer":
             raise ToolError(str(error)) from None
 
     return made
+
+
+def looked_for(
+    backend: Backend, show: int, sketch: str | None, photo: str | None, fields: dict[str, Any]
+) -> tuple[dict[str, Any], list[bytes]]:
+    """What a search finds, and small pictures of the first of it; those whose files are gone are told and not shown.
+
+    Raises:
+        UserError: it makes no sense, or cannot be answered.
+    """
+    picture = given_picture(sketch, "sketch") if sketch else given_picture(photo, "photo") if photo else None
+    query = asked(**fields, modality="photo" if photo else "sketch")
+    if sum((bool(sketch), bool(photo), *map(bool, query.sources()))) > 1:
+        raise UserError("one drawing or picture a search; give more of them as like")
+    found = backend.search(query, picture)
+    pictures: dict[int, bytes] = {}
+    for match in found["matches"]:
+        if len(pictures) == show:
+            break
+        with contextlib.suppress(UserError):
+            pictures[match["id"]] = backend.thumbnail(match["id"], SHOWN)
+    return {**found, "shown": list(pictures)}, list(pictures.values())
 
 
 def asked(**fields: Any) -> Query:

@@ -93,7 +93,7 @@ export function startFilters() {
   };
   const label = $("label");
   label.oninput = offer;
-  label.onfocus = offer;
+  label.onclick = offer;
   label.onblur = () => expand(false);
   label.onkeydown = (event) => {
     if (event.key === "ArrowDown") mark(1);

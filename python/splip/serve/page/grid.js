@@ -32,12 +32,16 @@ function tile(item) {
   made.element = element("li", {}, photo, made.more, made.less, element("p", {}, made.name, made.facts));
   made.element.dataset.id = item.id;
   photo.onclick = () => shown.open(shown.items.findIndex((one) => one.id === made.item.id));
-  image.onload = () => natural.set(item.id, image.naturalWidth / image.naturalHeight);
+  image.onload = () => {
+    natural.set(item.id, image.naturalWidth / image.naturalHeight);
+    if (made.gone) Object.assign(made, { gone: false, label: "" });
+  };
   image.onerror = () => markMissing(made);
   return made;
 }
 
 function markMissing(made) {
+  Object.assign(made, { gone: true, sharp: 0, width: 0 }); // with the next answer it is tried again
   made.element.classList.add("missing");
   made.facts.textContent = "the file is gone";
 }
@@ -46,16 +50,22 @@ function fill(made, item, rank) {
   made.item = item;
   const name = title(item);
   const facts = [day(item.taken) || item.label?.replaceAll("_", " "), item.copies?.length && `${item.copies.length + 1} copies`];
+  const told = item.missing || made.gone ? "the file is gone" : facts.filter(Boolean).join(" · ");
   const score = item.score === undefined ? "" : `, similarity ${item.score.toFixed(2)}`;
-  made.name.textContent = name;
-  made.facts.textContent = facts.filter(Boolean).join(" · ");
-  made.element.title = score ? `${name}${score}` : name;
+  const label = `${rank + 1}: ${[name, told].filter(Boolean).join(", ")}${score}`;
+  if (made.label === label && made.likely === item.likely) return; // what is written again is laid out again
+  Object.assign(made, { label, likely: item.likely });
+  made.photo.setAttribute("aria-label", label);
+  made.element.title = `${name}${score}`;
   made.element.classList.toggle("unlikely", item.likely === false);
-  const label = `${rank + 1}: ${[name, made.facts.textContent].filter(Boolean).join(", ")}${score}`;
-  if (made.photo.ariaLabel !== label) made.photo.setAttribute("aria-label", label);
-  made.more.setAttribute("aria-label", `More like ${name}`);
-  made.less.setAttribute("aria-label", `Less like ${name}`);
-  if (item.missing) markMissing(made);
+  made.image.loading = rank < 40 ? "eager" : "lazy";
+  if (made.name.textContent !== name) {
+    made.name.textContent = name;
+    made.more.setAttribute("aria-label", `More like ${name}`);
+    made.less.setAttribute("aria-label", `Less like ${name}`);
+  }
+  if (made.facts.textContent !== told) made.facts.textContent = told;
+  made.element.classList.toggle("missing", item.missing === true || made.gone === true);
 }
 
 // ---- rows ----
@@ -127,7 +137,6 @@ export function show(items, headings = new Map()) {
     const made = tiles.get(item.id) ?? tile(item);
     tiles.set(item.id, made);
     fill(made, item, rank);
-    made.image.loading = rank < 40 ? "eager" : "lazy";
     rows.push(made.element);
   });
   layOut();

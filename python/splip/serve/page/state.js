@@ -74,9 +74,6 @@ export async function question() {
   return body;
 }
 
-/** Whether one thing alone is asked for, which the service can explain. */
-export const isSimple = () => parts().length === 1;
-
 function dataUrl(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();

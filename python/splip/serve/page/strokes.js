@@ -101,6 +101,7 @@ function keep() {
 }
 
 function keepNow() {
+  keeping = 0;
   const text = written();
   for (const store of ["sessionStorage", "localStorage"]) {
     try {
@@ -131,4 +132,4 @@ export function recall() {
   }
 }
 
-addEventListener("pagehide", keepNow);
+addEventListener("pagehide", () => keeping && keepNow()); // else an old tab's drawing would come after a newer one

@@ -119,7 +119,10 @@ export function startViewer() {
     event.preventDefault();
     leave();
   });
-  addEventListener("popstate", () => !history.state?.viewer && viewer.open && viewer.close());
+  addEventListener("popstate", () => {
+    if (!history.state?.viewer && viewer.open) viewer.close();
+    else if (history.state?.viewer && !viewer.open) history.replaceState({ query: history.state.query }, ""); // forward again
+  });
   viewer.addEventListener("close", () => {
     const item = current();
     image.removeAttribute("src");

@@ -2,15 +2,16 @@
 
 import { explain } from "./api.js";
 import { $ } from "./dom.js";
-import { isSimple, question, state } from "./state.js";
+import { parts, question, state } from "./state.js";
 
 let asking = null;
+let told = null; // the answer that is shown
 
-export const canExplain = () => Boolean(state.gallery?.explains) && isSimple();
+export const canExplain = () => Boolean(state.gallery?.explains) && parts().length > 0;
 
 export function hideWhy() {
   asking?.abort();
-  asking = null;
+  asking = told = null;
   $("heat").hidden = true;
   $("why-line").hidden = true;
   $("why").setAttribute("aria-pressed", "false");
@@ -28,20 +29,24 @@ export async function toggleWhy(item) {
     $("why-line").hidden = false;
     $("why-line").textContent = line;
   };
+  say("Looking for the places that speak for the match …");
   try {
     const { labels, taken_from, taken_to, min_side, ...query } = await question(); // a filter explains nothing
     const answer = await explain({ ...query, photo: item.id }, signal);
     if (signal.aborted) return;
-    paint(answer);
     say("Bright places speak for the match.");
+    told = answer;
+    paint();
   } catch (error) {
     if (error.name !== "AbortError") say(error.message);
   }
 }
 
 /** The heat as a picture of as many pixels as it has places, laid where the model saw them. */
-function paint({ heat, box = [0, 0, 1, 1] }) {
+function paint() {
   const image = $("large");
+  if (!told || !image.naturalWidth) return;
+  const { heat, box = [0, 0, 1, 1] } = told;
   const canvas = $("heat");
   const [rows, columns] = [heat.length, heat[0].length];
   const small = new OffscreenCanvas(columns, rows);
@@ -61,3 +66,5 @@ function paint({ heat, box = [0, 0, 1, 1] }) {
   context.drawImage(small, left * canvas.width, top * canvas.height, (right - left) * canvas.width, (bottom - top) * canvas.height);
   canvas.hidden = false;
 }
+
+new ResizeObserver(paint).observe($("large"));
