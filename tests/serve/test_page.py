@@ -350,9 +350,13 @@ def test_touch_on_a_small_screen(browser, served):
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, "nothing sticks out"
         assert page.evaluate("scrollY") == 0, "drawing does not scroll"
         settled(page)
-        swipe = {"x": 180, "y": 600, "yDistance": -200, "gestureSourceType": "touch", "speed": 2000}
-        devtools.send("Input.synthesizeScrollGesture", swipe)
-        assert page.evaluate("scrollY") > 100, "below the canvas a finger scrolls"
+        for number, y in enumerate(range(640, 340, -50)):
+            kind = "touchMove" if number else "touchStart"
+            devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": 180, "y": y}]})
+            page.wait_for_timeout(30)
+        devtools.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        until(page, "scrollY > 100")  # below the canvas a finger scrolls
+        page.wait_for_timeout(300)
         page.evaluate("scrollTo(0, 0)")
         page.locator("#grid .photo").first.tap()
         page.wait_for_selector("#viewer:visible")
