@@ -471,5 +471,9 @@ def test_the_list_of_the_api(browser, served):
     for page in opened(browser, served.address):
         page.click("header a")
         page.wait_for_selector("code:text-is('/v1/search/batch')")
+        width = (
+            "Math.min(...[...document.querySelectorAll('main > *')].map((one) => one.getBoundingClientRect().width))"
+        )
+        assert page.evaluate(width) > 600, "below one another"
         assert page.locator("section h3").count() >= 10
         assert page.evaluate("document.documentElement.scrollWidth") <= 1280
