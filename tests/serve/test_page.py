@@ -429,11 +429,11 @@ def test_busy_is_said_and_tried_again(page, served):
     expect_first(page, "box")
     refusal = {
         "status": 429,
-        "headers": {"Retry-After": "1"},
+        "headers": {"Retry-After": "3"},
         "json": {"error": "busy", "message": "too many searches"},
     }
     page.route("**/v1/search", lambda route: route.fulfill(**refusal), times=1)
-    draw(page, [[(10, 10), (20, 20)]], settle=False)
+    page.fill("#text", "box")  # one search, while a stroke may make two
     page.wait_for_selector("#problem:visible")
     assert "too many searches" in page.locator("#problem").text_content() and shown(page) == []
     page.wait_for_selector("#problem", state="hidden")
