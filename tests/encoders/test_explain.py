@@ -1,5 +1,7 @@
 """Why a photo is found: shares add up to the score, and each belongs to the patch that it is said to."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from splip.encoders.encoder import Encoder
 from splip.encoders.explanation import Share
 from splip.errors import UserError
 from splip.models import build
-from splip.models.config import BackboneConfig, TrainConfig
+from splip.models.config import BackboneConfig, LossConfig, TrainConfig
 from splip.models.towers.table import FAMILIES
 
 CASES = [("clip-ln", None), ("clip-at", 1), ("splip", 2)]
@@ -156,3 +158,46 @@ def test_the_box_is_what_the_square_covers(fit, size):
         assert min(64, (1 - low) / (high - low) * 64) == pytest.approx(last, abs=0.01)
     if fit == "crop":
         assert (right - left) * size[0] == pytest.approx((bottom - top) * size[1])  # a square of the picture
+
+
+def test_shorter_vectors_are_explained_as_they_are(tmp_path):
+    torch.manual_seed(5)
+    loss = LossConfig(matryoshka=(32, 64))
+    model = build(TrainConfig(backbone=BackboneConfig(name="icon-vit-16"), loss=loss), ["dog", "cat"])
+    torch.save(model.checkpoint(), tmp_path / "best.pt")
+    e = Encoder.load(tmp_path / "best.pt", device="cpu", dimensions=32)
+    pixels = np.random.default_rng(1).integers(0, 255, (2, 64, 64, 3)).astype(np.uint8)
+    assert e.parts(pixels, "photo").shape == (2, 17, 32)
+    np.testing.assert_allclose(e.parts(pixels, "photo").sum(axis=1), e.encode(pixels, "photo"), atol=1e-5)
+    score = float(e.encode(pixels[:1], "sketch")[0] @ e.encode(pixels[1:], "photo")[0])
+    assert e.explain(pixels[0], pixels[1]).score == pytest.approx(score, abs=1e-5)
+
+
+@pytest.mark.parametrize(("fit", "blank"), [("pad", 255), ("crop", 40)])
+def test_whatever_engine_encodes_can_explain(encoder, fit, blank):
+    """An engine that only encodes: cells come into an empty picture, white where models see white borders."""
+    seen = []
+
+    class Engine:
+        precision = "fp32"
+
+        def __call__(self, pixels, modality):
+            seen.append(pixels)
+            found = np.stack([pixels[:, 0, 0, 0], np.full(len(pixels), 100)], axis=1).astype(np.float32)
+            return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+        def close(self): ...
+
+    about = dataclasses.replace(encoder._runner.about, image_size=128, embed_dim=2, dimensions=[2], fit=fit)
+    e = Encoder("export", "onnxruntime", Engine(), about, high=16)
+    photo = np.full((128, 128, 3), 40, np.uint8)
+    photo[:32, :32] = 200
+    photo[32:64, :32] = 0
+    photo[64:96, :32] = 0
+    photo[96:, :32] = 0
+    got = e.explain_towards(np.array([1, 0], np.float32), photo)
+    assert e.explains_by == "removal" and abs(got.patches.ravel()[1:]).max() == 0
+    assert got.score == pytest.approx(200 / np.hypot(200, 100), abs=1e-6)
+    empty = seen[0][0]
+    assert abs(int(empty[0, 0, 0]) - blank) <= 12 and (empty == empty[0, 0]).all()
+    assert sum(map(len, seen)) == 2 + 2 * 15 and max(map(len, seen)) == 16

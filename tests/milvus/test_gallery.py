@@ -401,6 +401,8 @@ def test_command_line(place, tree, tmp_path, settings, cli, refused):
     assert len(answers[0][0]["matches"]) == 4 and (tmp_path / "o.png").stat().st_size > 1000
     for local, there in zip(answers[0][0]["matches"], answers[1][0]["matches"], strict=True):
         assert there.pop("score") == pytest.approx(local.pop("score"), abs=1e-6)
+        for name in ("width", "height"):  # which a collection does not hold
+            assert local.pop(name) and there.pop(name) is None
         assert there == local
     assert "holds no model: name the one of its pictures" in refused("search", "--gallery", place, *query)
     with MilvusGallery(place, model=model) as there:

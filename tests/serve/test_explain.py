@@ -45,6 +45,7 @@ def test_what_cannot_be_explained(client):
     refused(ask(client, strokes=[], photo=1), 422, "blank")
     refused(ask(client, **BOX, photo=1, unknown=2), 422, "invalid")
     refused(client.post("/v1/explain", content=b"x"), 415, "media_type")
+    assert "too long for this model" in refused(ask(client, text="x" * 350, photo=1), 422, "invalid")
     assert "cancel out" in refused(
         ask(client, text="cone", like=[{"text": "cone", "weight": -1}], photo=1), 422, "invalid"
     )

@@ -350,9 +350,13 @@ def test_touch_on_a_small_screen(browser, served):
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, "nothing sticks out"
         assert page.evaluate("scrollY") == 0, "drawing does not scroll"
         settled(page)
-        swipe = {"x": 180, "y": 600, "yDistance": -200, "gestureSourceType": "touch", "speed": 2000}
-        devtools.send("Input.synthesizeScrollGesture", swipe)
-        assert page.evaluate("scrollY") > 100, "below the canvas a finger scrolls"
+        for number, y in enumerate(range(640, 340, -50)):
+            kind = "touchMove" if number else "touchStart"
+            devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": 180, "y": y}]})
+            page.wait_for_timeout(30)
+        devtools.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        until(page, "scrollY > 100")  # below the canvas a finger scrolls
+        page.wait_for_timeout(300)
         page.evaluate("scrollTo(0, 0)")
         page.locator("#grid .photo").first.tap()
         page.wait_for_selector("#viewer:visible")
@@ -425,11 +429,11 @@ def test_busy_is_said_and_tried_again(page, served):
     expect_first(page, "box")
     refusal = {
         "status": 429,
-        "headers": {"Retry-After": "1"},
+        "headers": {"Retry-After": "3"},
         "json": {"error": "busy", "message": "too many searches"},
     }
     page.route("**/v1/search", lambda route: route.fulfill(**refusal), times=1)
-    draw(page, [[(10, 10), (20, 20)]], settle=False)
+    page.fill("#text", "box")  # one search, while a stroke may make two
     page.wait_for_selector("#problem:visible")
     assert "too many searches" in page.locator("#problem").text_content() and shown(page) == []
     page.wait_for_selector("#problem", state="hidden")
@@ -467,5 +471,9 @@ def test_the_list_of_the_api(browser, served):
     for page in opened(browser, served.address):
         page.click("header a")
         page.wait_for_selector("code:text-is('/v1/search/batch')")
+        width = (
+            "Math.min(...[...document.querySelectorAll('main > *')].map((one) => one.getBoundingClientRect().width))"
+        )
+        assert page.evaluate(width) > 600, "below one another"
         assert page.locator("section h3").count() >= 10
         assert page.evaluate("document.documentElement.scrollWidth") <= 1280

@@ -18,8 +18,8 @@ COMMON: dict[str, tuple[str, ...]] = {
         "--features", "--labels", "--out", "--json", "--per-query", "--grid", "--device",
     ),
     "serve": (
-        "--gallery", "--model", "--host", "--port", "--engine", "--device", "--token-file", "--protect", "--allow-root",
-        "--behind-proxy", "--log",
+        "--gallery", "--model", "--host", "--port", "--open", "--engine", "--device", "--token-file", "--protect",
+        "--allow-root", "--behind-proxy", "--log",
     ),
 }  # fmt: skip
 

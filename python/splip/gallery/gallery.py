@@ -4,6 +4,7 @@ What the folder holds stands at the top of :mod:`splip.gallery.folder`. One proc
 meanwhile; every search sees one committed state (:mod:`splip.gallery.snapshot`).
 """
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from splip.errors import UserError
 from splip.gallery import catalog, doubt, ingest, maintenance
 from splip.gallery.catalog import Catalog, Filter, Item
 from splip.gallery.folder import make, need_free
@@ -245,7 +247,8 @@ class Gallery(StoredGallery):
                 notify=notify, stop=stop,
             )  # fmt: skip
             if done.encoded and not done.stopped:
-                doubt.calibrate(self)
+                with contextlib.suppress(UserError):  # the pictures are safe; it is tried again with the next ones
+                    doubt.calibrate(self)
             return done
 
     def remove(self, items: Iterable[int | Path | str] = (), filter: Filter | None = None) -> list[Item]:

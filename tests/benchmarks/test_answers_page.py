@@ -1,0 +1,54 @@
+"""docs/how-to/answers.md says what was measured."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from splip.gallery import doubt
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/how-to/answers.md").read_text(encoding="utf-8")
+
+
+def result(name):
+    return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+
+
+def cells(line):
+    return [cell.strip().strip("*") for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("drawings", "sketch"), ("photos", "photo"), ("known words", "text")])
+def test_doubt(name, kind):
+    found = result("doubt")
+    assert found["factors"] == doubt.FACTORS and f"{doubt.FACTORS[kind]:.2f}" in PAGE
+    rows = [cells(line) for line in PAGE.splitlines() if line.startswith(f"| {name}, ")]
+    models = found["results"][kind]["reported"]["bulk (splip)"]["models"]
+    assert [row[0] for row in rows] == [f"{name}, {model.replace('SpLIP, ', 'SpLIP ')}" for model in models]
+    for row, measured in zip(rows, models.values(), strict=True):
+        wanted = [f"{measured['auc']:.2f}", f"{measured['false_alarms']:.0%}", f"{measured['misses']:.0%}"]
+        assert [cell.replace(" %", "%") for cell in row[1:]] == wanted
+
+
+def test_explanations():
+    found = result("explain")
+    models = ["splip-tiny", "splip-tiny-2", "a plain ViT"]
+    titles = {
+        "at random": "at random",
+        "where there is ink": "where there is ink",
+        "parts": "patches",
+        "removal": "removal",
+    }
+    for kind, title in titles.items():
+        (row,) = [cells(line) for line in PAGE.splitlines() if line.startswith(f"| {title} |")]
+        orders = [found[model]["orders"][kind] for model in models]
+        assert row[1:] == [f"{o['insertion'] - o['deletion']:.3f}" for o in orders]
+    times = found["vit-b-32"]["cpu_ms"]
+    took, share, plain = re.search(
+        r"one photo, (\d+) ms of processor time on two threads, ([\d.]+) times what encoding it takes \((\d+) ms\)",
+        " ".join(PAGE.split()),
+    ).groups()
+    assert (took, plain) == (f"{times['explain']:.0f}", f"{times['encode']:.0f}")
+    assert share == f"{times['explain'] / times['encode']:.2f}"
