@@ -18,7 +18,7 @@ from splip.serve.middleware import Refusal
 from splip.serve.openapi import EXPLAIN_BODY, PROBLEMS
 from splip.serve.requests import client_of, media_type, unless_gone
 from splip.serve.schemas import Explain, Grid, Why
-from splip.serve.service import GALLERY_PIXELS, RETRY, Service
+from splip.serve.service import GALLERY_PIXELS, Service
 
 if TYPE_CHECKING:
     from splip.encoders.explanation import Box, Explanation
@@ -118,8 +118,7 @@ def add(app: FastAPI, service: Service) -> None:
         """Why a photo matches a query: which of its patches the score comes from."""
         began = time.perf_counter()
         deadline = time.monotonic() + config.timeout_s
-        if not service.ready:
-            raise Refusal(503, "starting", "the service is starting", RETRY)
+        service.need_ready()
         if media_type(request) != "application/json":
             raise Refusal(415, "media_type", "send JSON")
         body, client = await request.body(), client_of(request)
