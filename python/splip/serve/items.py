@@ -1,6 +1,7 @@
 """Addresses that look through the gallery without a query: pages of items, one item, months."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
@@ -33,10 +34,40 @@ To = Annotated[Day | None, Empty, InQuery(description=f"Taken then or earlier; {
 Pixels = Annotated[Whole, Field(ge=0, lt=2**31)]
 Side = Annotated[Pixels | None, Empty, InQuery(description="Pixels that the shorter side has at least.")]
 Stack = Annotated[bool, InQuery(description="Pictures of the same content are one.")]
-
-
 FILTERS = ("label", "labels", "taken_from", "taken_to", "min_side", "stack")
 SEVERAL = ("label", "labels")  # may come more than once
+
+
+@dataclass(frozen=True)
+class Which:
+    """Which pictures, by the parameters that pages and months have in common."""
+
+    labels: list[str]
+    taken_from: str | None
+    taken_to: str | None
+    min_side: int | None
+    stack: bool
+
+    def filter(self, service: Service) -> Filter | None:
+        """They as the gallery takes them.
+
+        Raises:
+            UserError: a date that is none, or a label that no picture has.
+        """
+        labels = tuple(service.meant(self.labels)) if self.labels else ()
+        found = Filter(labels=labels, taken_from=self.taken_from, taken_to=self.taken_to, min_side=self.min_side)
+        return found or None
+
+
+async def _which(  # no plain function, nor a class: FastAPI would call those in a thread
+    label: Labels = None,
+    labels: More = None,
+    taken_from: From = None,
+    taken_to: To = None,
+    min_side: Side = None,
+    stack: Stack = True,
+) -> Which:
+    return Which([*(label or ()), *(labels or ())], taken_from, taken_to, min_side, stack)
 
 
 def routes(service: Service) -> APIRouter:
@@ -52,6 +83,7 @@ def routes(service: Service) -> APIRouter:
     )
     async def items(
         request: Request,
+        which: Annotated[Which, Depends(_which)],
         sort: Annotated[
             Literal["newest", "oldest", "name", "added"],
             InQuery(
@@ -62,12 +94,6 @@ def routes(service: Service) -> APIRouter:
         cursor: Annotated[
             str | None, InQuery(max_length=20_000, description="What the page before said is next.")
         ] = None,
-        label: Labels = None,
-        labels: More = None,
-        taken_from: From = None,
-        taken_to: To = None,
-        min_side: Side = None,
-        stack: Stack = True,
     ) -> Response:
         """A page of the gallery, in an order."""
 
@@ -75,8 +101,8 @@ def routes(service: Service) -> APIRouter:
             gallery = _listed(service)
             if cursor is not None:
                 browse._place(sort, cursor)  # what is wrong from here on is no fault of the request
-            wanted = _filter(service, [*(label or ()), *(labels or ())], taken_from, taken_to, min_side)
-            found = service.guarded(gallery.browse, sort, limit, cursor, wanted, stack)
+            wanted = which.filter(service)
+            found = service.guarded(gallery.browse, sort, limit, cursor, wanted, which.stack)
             told = [service.described(item) for item in found.items]
             return _json(photographs.Items, {"items": told, "next": found.next, "total": found.total})
 
@@ -105,21 +131,13 @@ def routes(service: Service) -> APIRouter:
         tags=["gallery"],
         dependencies=[_only(*FILTERS)],
     )
-    async def timeline(
-        request: Request,
-        label: Labels = None,
-        labels: More = None,
-        taken_from: From = None,
-        taken_to: To = None,
-        min_side: Side = None,
-        stack: Stack = True,
-    ) -> Response:
+    async def timeline(request: Request, which: Annotated[Which, Depends(_which)]) -> Response:
         """How many pictures were taken in which month."""
 
         def months() -> bytes:
             gallery = _listed(service)
-            wanted = _filter(service, [*(label or ()), *(labels or ())], taken_from, taken_to, min_side)
-            found = service.guarded(gallery.timeline, wanted, stack)
+            wanted = which.filter(service)
+            found = service.guarded(gallery.timeline, wanted, which.stack)
             told = {"months": [{"month": m, "count": n} for m, n in found.months], "undated": found.undated}
             return _json(photographs.Timeline, told)
 
@@ -131,7 +149,7 @@ def routes(service: Service) -> APIRouter:
 def _only(*names: str) -> Any:
     """A dependency that refuses parameters of the address that mean nothing: a filter must not be overlooked."""
 
-    def check(request: Request) -> None:
+    async def check(request: Request) -> None:
         given = [name for name, _ in request.query_params.multi_items()]
         if unknown := [name for name in dict.fromkeys(given) if name not in names]:
             raise UserError(f"unknown parameter {', '.join(map(short, unknown[:5]))}; {_taken(names)}")
@@ -166,10 +184,3 @@ def _listed(service: Service) -> "StoredGallery":
         raise Refusal(404, "unsupported", "the pictures of this gallery are listed where its folder is")
     gallery: StoredGallery = service.gallery  # type: ignore[assignment]
     return gallery
-
-
-def _filter(
-    service: Service, labels: list[str], taken_from: str | None, taken_to: str | None, min_side: int | None
-) -> Filter | None:
-    known = tuple(service.meant(labels)) if labels else ()
-    return Filter(labels=known, taken_from=taken_from, taken_to=taken_to, min_side=min_side) or None
