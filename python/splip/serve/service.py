@@ -118,6 +118,8 @@ class Service:
         self.renderers: queue.SimpleQueue[Renderer] = queue.SimpleQueue()
         for _ in range(RENDERERS):
             self.renderers.put(Renderer())
+        # Dozens of encodes each, beside those of the batches: one at a time.
+        self.explanations = Pool("explanations", 1, 16, share=1)
         self.files = Pool("thumbnails", max(2, threads), 1024)
         self.lists = Pool("lists", 2, 256)
         self.writes = Pool("writes", 1, 4)
@@ -150,7 +152,8 @@ class Service:
     def close(self) -> None:
         """Answer what waits, and stop all threads."""
         self.batcher.close()
-        for pool in (self.parsing, self.drawings, self.pictures, self.svg, self.files, self.lists, self.writes):
+        uploads = (self.parsing, self.drawings, self.pictures, self.svg)
+        for pool in (*uploads, self.explanations, self.files, self.lists, self.writes):
             pool.close()
         for _ in range(RENDERERS):
             self.renderers.get().close()
