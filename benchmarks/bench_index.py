@@ -6,12 +6,15 @@
 Indexing: `--pictures` made-up JPEGs of 256 x 256 go through `Gallery.add` into a new gallery. Beside it the engine's own
 rate: the same batches, prepared before, one encode after the other; both turn by turn, `--repeats` times, medians.
 Models: splip-tiny and ViT-B-32 with random weights, or checkpoints and export folders by their paths.
+Photographs: `--photographs` made-up JPEGs and `--heics` HEICs of 12 megapixels with EXIF, as cameras write them: reading, decoding
+(one thread and several) and encoding alone, and all of it together, turn by turn (photographs.py).
 Opening: a gallery of `--rows` made-up vectors of width 512, in a process of its own that imports everything first;
 then the first search. Memory: what the process gained, apart by its own (anonymous) and mapped files.
 """
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -23,6 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import photographs
 import torch
 from harness import RESULTS, machine
 from PIL import Image
@@ -177,6 +181,18 @@ def opening(rows: int, place: Path) -> dict[str, Any]:
     return {"case": "open", "dim": 512, "fill_s": filled, "disk_MB": size / 1e6, **json.loads(done.stdout)}
 
 
+def of_photographs(args: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
+    rows = []
+    for form, count in (("JPEG", args.photographs), ("HEIF", args.heics)):
+        paths = photographs.make(place / form, form, count) if count else []
+        for model in args.models if count else ():
+            source = checkpoint(model, place)
+            row = photographs.measure(source, args.engine, paths, args.batch, args.repeats, place, args.threads)
+            print(photographs.told(row), flush=True)
+            rows.append(row)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=["splip-tiny", "ViT-B-32"], help="architectures or paths")
@@ -184,18 +200,23 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--photographs", type=int, default=64, help="JPEGs of 12 megapixels; 0: none")
+    parser.add_argument("--heics", type=int, default=16, help="HEICs of 12 megapixels; 0: none")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="that decode photographs")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the gallery that is opened; 0: none")
     parser.add_argument("--folder", type=Path, help="where pictures and galleries are made (default: a temporary one)")
     parser.add_argument("--quick", action="store_true", help="a few of everything, to try the script")
     parser.add_argument("--save", metavar="TAG", help="write results/index-TAG.json")
     args = parser.parse_args()
     if args.quick:
-        args.pictures, args.repeats, args.rows = 200, 1, min(args.rows, 40_000)
+        args.pictures, args.repeats, args.rows = min(args.pictures, 200), 1, min(args.rows, 40_000)
+        args.photographs, args.heics = min(args.photographs, 8), min(args.heics, 2)
     rows = []
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         place = Path(temporary)
+        rows += of_photographs(args, place)
         pictures = make_pictures(place / "pictures", args.pictures)
-        for model in args.models:
+        for model in args.models if args.pictures else ():
             # A slow model would take hours for all pictures and learn nothing from it.
             some = pictures if model == "splip-tiny" else pictures[: max(1000, args.pictures // 10)]
             row = indexing(checkpoint(model, place), args.engine, some, args.batch, args.repeats, place)

@@ -260,3 +260,20 @@ def test_galleries_that_know_no_copies():
         matches[n].hash = b""  # of a gallery that has none
     (found,) = stacks.search(Plain(), np.ones((1, 4)), 10)
     assert [m.id for m in found] == list(range(10)) and found[0].copies == ()
+
+
+def test_a_gallery_of_one_picture_and_of_none(tmp_path):
+    (tmp_path / "model").write_bytes(faults.MODEL)
+    with Gallery.create(tmp_path / "gallery", tmp_path / "model", encoder=PixelEncoder()) as gallery:
+        query = np.ones((1, DIM), np.float32)
+        for sort in SORTS:
+            page = gallery.browse(sort, stack=True)
+            assert (page.items, page.next, page.total) == ([], None, 0)
+        assert stacks.search(gallery, query, 5) == [[]] and gallery.timeline().months == []
+        photograph(tmp_path / "a.jpg")
+        gallery.add([tmp_path / "a.jpg"])
+        for sort in SORTS:
+            page = gallery.browse(sort, 1, stack=True)
+            assert ([item.id for item in page.items], page.next, page.total) == ([1], None, 1)
+        assert [m.id for m in stacks.search(gallery, query, 5)[0]] == [1]
+        assert gallery.timeline(stack=True).months == [("2019-07", 1)]

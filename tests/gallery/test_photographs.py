@@ -1,5 +1,6 @@
 """What a gallery knows of its pictures as photographs: from headers, for filters, in galleries of before too."""
 
+import builtins
 import os
 import shutil
 import sqlite3
@@ -64,7 +65,7 @@ def old(tmp_path):
         gallery.add(paths)
     db = sqlite3.connect(folder / "gallery.db")
     db.executescript(
-        "DROP INDEX items_taken; DROP INDEX items_undated; DROP INDEX items_label; DROP INDEX items_hash; PRAGMA user_version = 2"
+        "DROP INDEX items_taken; DROP INDEX items_undated; DROP INDEX items_label; DROP INDEX items_hash; DROP INDEX items_side; PRAGMA user_version = 2"
     )
     for column in ("taken", "camera", "width", "height", "looked", "missing"):
         db.execute(f"ALTER TABLE items DROP COLUMN {column}")
@@ -197,3 +198,17 @@ def test_a_picture_that_comes_back_is_not_missing(make, tmp_path):
             db.execute("UPDATE items SET missing = 1")
         assert gallery.item(1).missing
         assert gallery.add([tmp_path / "a.png"]).unchanged == 1 and not gallery.item(1).missing
+
+
+def test_each_file_is_read_once(make, tmp_path, monkeypatch):
+    """Hash, header, pixels and thumbnail come from the same bytes."""
+    paths = [tmp_path / f"{n}.jpg" for n in range(3)]
+    for n, path in enumerate(paths):
+        photograph(path, seed=n)
+    opened = []
+    real = builtins.open
+    monkeypatch.setattr(builtins, "open", lambda file, *a, **k: (opened.append(str(file)), real(file, *a, **k))[1])
+    with make() as gallery:
+        gallery.add(paths, thumbnails=True)
+        assert gallery.item(1).taken is not None and gallery.item(3).hash != gallery.item(2).hash
+    assert sorted(name for name in opened if name.endswith(".jpg")) == [str(path) for path in paths]

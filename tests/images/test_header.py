@@ -6,6 +6,7 @@ import struct
 import tarfile
 import tracemalloc
 
+import numpy as np
 import pytest
 from photographs import exif, photograph
 from PIL import Image
@@ -151,3 +152,11 @@ def test_a_webp_whose_chunks_claim_more_than_there_is():
     place = data.index(b"EXIF")
     assert header.of_webp((4, 3), io.BytesIO(data[:place] + b"EXIF\xff\xff\xff\xff")) == Header(4, 3)
     assert header.of_webp((4, 3), io.BytesIO(data[:12] + b"ABCD\xff\xff\xff\xff" + data[20:])) == Header(4, 3)
+
+
+def test_scans_are_counted_where_they_are(monkeypatch):
+    monkeypatch.setattr(decode, "MARKERS", 8)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        data = rng.choice(np.array([0xFF, 0xDA, 0], np.uint8), rng.integers(0, 40)).tobytes()
+        assert decode._scans(data) == data.count(b"\xff\xda")

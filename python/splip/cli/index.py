@@ -132,7 +132,7 @@ def _embed(
     """Here, or on a cluster."""
     how: dict[str, Any] = {"tags": tags, "batch_size": config.batch_size, "threads": config.threads, "stop": stop}
     if cluster is None:
-        return gallery.add(pictures, notify=progress, **how)
+        return gallery.add(pictures, thumbnails=config.thumbnails or None, notify=progress, **how)
 
     def tell(line: str) -> None:
         print(f"splip: {line}", file=sys.stderr, flush=True)

@@ -110,9 +110,9 @@ class Worker:
         left, looking = iter(entries), deque[Future[Look]]()
         how = reading(self.encoder, "photo", self.task.decoding)
 
-        def prepare(data: bytes, name: object) -> tuple[np.ndarray, Header | None]:
+        def prepare(data: bytes, name: object) -> tuple[np.ndarray, Header | None, None]:
             image = images.read(data, name, *how)
-            return self.encoder.prepare(image, "photo"), image.info.get("header")
+            return self.encoder.prepare(image, "photo"), image.info.get("header"), None
 
         with ThreadPoolExecutor(self.task.threads, "decode") as pool:
             while True:

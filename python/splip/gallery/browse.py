@@ -21,6 +21,8 @@ from splip.gallery.filters import Filter
 Sort = Literal["newest", "oldest", "name", "added"]
 SORTS: tuple[str, ...] = get_args(Sort)
 MOST = 1000  # items of a page
+SIDE = "min(width, height)"  # as the index has it
+FEW = 5000
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,13 @@ def page(
     if not 1 <= limit <= MOST:
         raise UserError(f"limit: between 1 and {MOST}, got {limit}")
     found: list[tuple[int, int, object]] = []  # id, run, key
+    which, more = _which(filter, stack)
+    if filter and filter.min_side and _few(db, filter.min_side):
+        # Else all items would be gone through, in order, to find them.
+        which, more = f"id IN (SELECT id FROM items WHERE {SIDE} >= ?) AND {which}", [filter.min_side, *more]
     for number, condition, values, order in _parts(sort, cursor):
         if len(found) > limit:
             break
-        which, more = _which(filter, stack)
         statement = (
             f"SELECT id, {RUNS[sort][number].column} FROM items WHERE {condition} AND {which} ORDER BY {order} LIMIT ?"
         )
@@ -100,6 +105,12 @@ def page(
         same = copies(db, [item.hash for item in items], filter)
         items = [replace(item, copies=tuple(i for i in same[item.hash] if i != item.id)) for item in items]
     return items, _cursor(sort, *shown[-1]) if len(found) > limit else None
+
+
+def _few(db: sqlite3.Connection, side: int) -> bool:
+    """Whether so few items are of this size that it is quicker to begin with them."""
+    statement = f"SELECT count(*) FROM (SELECT 1 FROM items WHERE {SIDE} >= ? LIMIT {FEW})"
+    return bool(db.execute(statement, (side,)).fetchone()[0] < FEW)
 
 
 def _parts(sort: str, cursor: str | None) -> list[tuple[int, str, list[object], str]]:

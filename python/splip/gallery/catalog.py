@@ -68,6 +68,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX items_label ON items (label, taken);
     DROP INDEX items_hash;
     CREATE INDEX items_hash ON items (hash, taken);
+    CREATE INDEX items_side ON items (min(width, height));
     """,
 )
 LOOKED = 1  # the reader of headers of this version

@@ -61,6 +61,9 @@ class IndexAddConfig:
     """Pictures per pass of the encoder."""
     threads: int | None = None
     """Threads that read and decode; none: one for each processor."""
+    thumbnails: bool = False
+    """Keep small versions of the pictures in the gallery, made while they are decoded, for the service's page: some 15 kB each.
+    Once a gallery has some, later additions keep theirs, too."""
     memory_gb: float = 1.5
     """For all pictures that are being read, files and pixels; one that needs more is read alone."""
     engine: str = "auto"

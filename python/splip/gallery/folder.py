@@ -23,6 +23,7 @@ from splip.gallery.catalog import Catalog, Filter, Item
 from splip.gallery.doubt import Doubt
 from splip.gallery.lock import WriterLock
 from splip.gallery.segments import Segments, sync_folder
+from splip.gallery.thumbnails import Store
 from splip.images import decode
 from splip.models import hub
 from splip.models.names import Model
@@ -62,6 +63,7 @@ class GalleryFolder:
                 self.facts: dict[str, Any] = catalog.facts(db)
             self.segment_rows = int(self.facts["segment_rows"])
             self.files = Segments(path / "vectors", int(self.facts["dim"]))
+            self.thumbnails = Store(path)
         except BaseException:
             self.close()
             raise
@@ -88,6 +90,8 @@ class GalleryFolder:
         """Release the database and the right to write."""
         if hasattr(self, "catalog"):
             self.catalog.close()
+        if hasattr(self, "thumbnails"):
+            self.thumbnails.close()
         if self.lock is not None:
             self.lock.release()
             self.lock = None

@@ -26,6 +26,7 @@ from splip.gallery.scan import Part, vector
 from splip.gallery.segments import Segments
 from splip.gallery.snapshot import State
 from splip.gallery.stored import StoredGallery
+from splip.gallery.thumbnails import Store
 from splip.gallery.writer import Writer
 from splip.models.names import resolve
 
@@ -159,6 +160,11 @@ class Gallery(StoredGallery):
         return self._files.files
 
     @property
+    def thumbnails(self) -> Store:
+        """Small versions of its pictures, if it keeps them."""
+        return self._files.thumbnails
+
+    @property
     def segment_rows(self) -> int:
         """Vectors a file."""
         return self._files.segment_rows
@@ -230,13 +236,15 @@ class Gallery(StoredGallery):
         tags: Mapping[str, str] | None = None,
         batch_size: int = 64,
         threads: int | None = None,
+        thumbnails: bool | None = None,
         notify: Callable[[Added], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> Added:
         """Embed pictures and keep them: see :func:`splip.gallery.ingest.add`."""
         with self.writing():
             done = ingest.add(
-                self, pictures, label=label, tags=tags or {}, batch_size=batch_size, threads=threads, notify=notify, stop=stop
+                self, pictures, label=label, tags=tags or {}, batch_size=batch_size, threads=threads, thumbnails=thumbnails,
+                notify=notify, stop=stop,
             )  # fmt: skip
             if done.encoded and not done.stopped:
                 with contextlib.suppress(UserError):  # the pictures are safe; it is tried again with the next ones

@@ -35,12 +35,13 @@ from splip.gallery import catalog
 from splip.gallery.catalog import Item, text
 from splip.gallery.protocol import Writable
 from splip.gallery.segments import is_full
+from splip.gallery.thumbnails import make as make_thumbnail
 from splip.images import archive, decode
 from splip.images.header import Header
 
 T = TypeVar("T")
-Prepare = Callable[[bytes, object], tuple[np.ndarray, Header | None]]
-"""Bytes of a file and its name to pixels, and what its header says."""
+Prepare = Callable[[bytes, object], tuple[np.ndarray, Header | None, bytes | None]]
+"""Bytes of a file and its name to pixels, what its header says, and a thumbnail if it is wanted."""
 
 COMMIT_ROWS, COMMIT_SECONDS = 2048, 5.0  # what a kill can undo
 LOOK_UP = 256  # paths asked of the database at once
@@ -94,6 +95,7 @@ class Look:
     vector: np.ndarray | None = None  # float32 [D], once encoded or copied
     header: Header | None = None  # None: not looked at, or it cannot be read
     looked: bool = False
+    thumbnail: bytes | None = None  # a JPEG
 
     @property
     def stays(self) -> bool:
@@ -109,6 +111,7 @@ def add(
     tags: Mapping[str, str] | None = None,
     batch_size: int = 64,
     threads: int | None = None,
+    thumbnails: bool | None = None,
     notify: Callable[[Added], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Added:
@@ -121,6 +124,7 @@ def add(
         tags: of all pictures, besides their own.
         batch_size: pictures a pass of the encoder.
         threads: that read and decode; None: one for each processor.
+        thumbnails: keep small versions in the gallery, see :mod:`splip.gallery.thumbnails`; None: if it has some.
         notify: is called after every batch and commit.
         stop: asked after every batch; True ends the work with what is finished, committed.
 
@@ -148,7 +152,8 @@ def add(
         looks, pending[:] = list(pending), []
         return pool.submit(commit, gallery, looks, done, notify)
 
-    prepared = _ahead(_batches(gallery, _pictures(pictures, label, tags or {}), batch_size, threads), 3)
+    small = gallery.thumbnails.exists if thumbnails is None else thumbnails
+    prepared = _ahead(_batches(gallery, _pictures(pictures, label, tags or {}), batch_size, threads, small), 3)
     with contextlib.closing(prepared), ThreadPoolExecutor(1, "commit") as pool:
         for looks, waiting, pixels in prepared:
             if waiting:
@@ -233,14 +238,15 @@ def _ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, No
 
 
 def _batches(
-    gallery: Writable, pictures: Iterator[tuple[bytes, Picture]], batch_size: int, threads: int | None
+    gallery: Writable, pictures: Iterator[tuple[bytes, Picture]], batch_size: int, threads: int | None, small: bool
 ) -> Generator[tuple[list[Look], list[Look], np.ndarray], None, None]:
     """Looks in the order given, those of them to encode, and their pixels, uint8 ``[B, S, S, 3]``."""
     threads = threads or len(os.sched_getaffinity(0))
 
-    def prepare(data: bytes, name: object) -> tuple[np.ndarray, Header | None]:
+    def prepare(data: bytes, name: object) -> tuple[np.ndarray, Header | None, bytes | None]:
         image = images.read(data, name, *gallery.reading("photo"))  # loads the model when the first picture is new
-        return gallery.encoder.prepare(image, "photo"), image.info.get("header")
+        thumbnail = make_thumbnail(image) if small else None
+        return gallery.encoder.prepare(image, "photo"), image.info.get("header"), thumbnail
 
     moved: set[int] = set()
     looking: deque[Future[Look]] = deque()
@@ -289,7 +295,7 @@ def look_at(path: bytes, picture: Picture, known: Item | None, prepare: Prepare)
         path: absolute.
         picture: what was given.
         known: the item of this path.
-        prepare: bytes of a file and its name to pixels, and what its header says.
+        prepare: see :data:`Prepare`.
     """
     look = Look(picture, path, known)
     try:
@@ -306,7 +312,7 @@ def look_at(path: bytes, picture: Picture, known: Item | None, prepare: Prepare)
             data = archive.read(os.fsdecode(path))
             look.hash = hashlib.blake2b(data, digest_size=16).digest()
             if known is None or known.hash != look.hash:
-                (look.pixels, look.header), look.looked = prepare(data, picture.path), True
+                (look.pixels, look.header, look.thumbnail), look.looked = prepare(data, picture.path), True
             elif unread:
                 look.header, look.looked = decode.read_header(data), True
     except UnreadablePicture as error:
@@ -349,6 +355,11 @@ def commit(gallery: Writable, looks: list[Look], done: Added, notify: Callable[[
                 counts[_keep(db, look, free)] += 1
     else:
         counts["unchanged"] = len(kept)
+    small = [(look.hash, look.thumbnail) for look in kept if look.hash is not None and look.thumbnail is not None]
+    if small:
+        gallery.thumbnails.put(small)
+    for look in kept:
+        look.thumbnail = None
     for name, count in counts.items():
         setattr(done, name, getattr(done, name) + count)
     done.skipped += [look.error for look in looks if look.error is not None]

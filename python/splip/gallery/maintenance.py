@@ -190,6 +190,7 @@ def compact(gallery: Writable) -> Compacted:
         UserError: a checksum does not match (a copy would hide that), or the disk is full.
     """
     files = gallery.files
+    gallery.thumbnails.sweep(gallery.catalog.path)
     with gallery.catalog.reading() as db:
         segments = db.execute("SELECT number, count, crc FROM segments ORDER BY number").fetchall()
         deleted: dict[int, np.ndarray] = {}

@@ -16,6 +16,7 @@ from splip.gallery.catalog import Catalog, Filter, Item
 from splip.gallery.matches import Match, Source
 from splip.gallery.parts import Part
 from splip.gallery.segments import Segments
+from splip.gallery.thumbnails import Store
 
 if TYPE_CHECKING:
     from splip.encoders.encoder import Encoder
@@ -152,6 +153,9 @@ class Writable(Stored, Protocol):
 
     @property
     def encoder(self) -> "Encoder": ...
+
+    @property
+    def thumbnails(self) -> Store: ...
 
     def reading(self, modality: str) -> tuple[int, int]: ...
 

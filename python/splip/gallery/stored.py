@@ -133,3 +133,7 @@ class StoredGallery(QueryEncoder):
     def note_missing(self, ids: Sequence[int], missing: bool) -> bool:
         """Keep whether the files of items are gone: see :meth:`splip.gallery.catalog.Catalog.note_missing`."""
         return self._files.catalog.note_missing(ids, missing)
+
+    def thumbnail(self, hash: bytes) -> bytes | None:
+        """A JPEG of a content, its longer side at most 256, if the gallery keeps one."""
+        return self._files.thumbnails.get(hash)

@@ -57,6 +57,7 @@ MAX_PIXELS = 178_956_970  # of what is decoded; a JPEG's decoder shrinks first
 MAX_JPEG = 1_000_000_000  # pixels of a JPEG that is shrunk
 MAX_BYTES = 3_000_000_000  # that decoding one picture may take
 IN_FULL = 40_000_000  # pixels up to which decoding 1 is kept to
+MARKERS = 1 << 16  # bytes that are searched at a time
 STRIP = 1 << 20  # pixels that are converted at a time
 KEPT = 64 << 20  # bytes that a thread may keep for its next picture
 
@@ -320,9 +321,16 @@ def _many_scans(image: Image.Image, file: BinaryIO) -> bool:
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
         return False
     # A colour a scan needs three; a thumbnail inside or a second picture behind count without harm.
-    return bool(image.info.get("progressive")) or (
-        isinstance(file, io.BytesIO) and file.getvalue().count(b"\xff\xda") > 2
-    )
+    return bool(image.info.get("progressive")) or (isinstance(file, io.BytesIO) and _scans(file.getvalue()) > 2)
+
+
+def _scans(data: bytes) -> int:
+    """How often a JPEG begins a scan; ``count`` of bytes takes five times as long, and no other thread runs meanwhile."""
+    values, found = np.frombuffer(data, np.uint8), 0
+    for first in range(0, len(values), MARKERS):
+        some = values[first : first + MARKERS + 1]
+        found += int(np.count_nonzero((some[:-1] == 0xFF) & (some[1:] == 0xDA)))
+    return found
 
 
 def _shrink(image: Image.Image, factor: int) -> Image.Image:

@@ -123,7 +123,10 @@ class Service:
         self.files = Pool("thumbnails", max(2, threads), 1024)
         self.lists = Pool("lists", 2, 256)
         self.writes = Pool("writes", 1, 4)
-        self.thumbnails = Thumbnails(int(config.thumbnails_mb * 1e6), GALLERY_PIXELS * self.max_pixels, self.telemetry)
+        self.thumbnails = Thumbnails(
+            int(config.thumbnails_mb * 1e6), GALLERY_PIXELS * self.max_pixels, self.telemetry,
+            getattr(gallery, "thumbnail", None),
+        )  # fmt: skip
         self.batcher = Batcher(
             gallery, self.telemetry, config.max_batch, config.window_ms / 1000, config.max_queue,
             config.max_per_client or max(1, config.max_queue // 2), before=lambda: check_files(gallery),
@@ -390,6 +393,8 @@ class Service:
             raise Refusal(404, "gone", str(UnreadablePicture(item.path.name, error.reason))) from None
         if item.missing or id in self._gone:
             self._note(item, False)
+        if (file.size, file.mtime_ns) == (item.size, item.mtime_ns):
+            file.hash = item.hash
         return file
 
     def _note(self, item: "Item", missing: bool) -> None:

@@ -6,6 +6,7 @@ import os
 import stat
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,7 @@ from splip.serve.metrics import Telemetry
 from splip.serve.queries import MEDIA, TooLarge, open_header
 
 SIDES = (128, 256, 512, 1024, 2048)
+STORED = 256  # that a gallery may keep
 MAX_FILE = 512 * 2**20  # bytes of a file that is read whole
 
 
@@ -30,6 +32,8 @@ class File:
     Raises:
         UnreadablePicture: it is gone, or something else by now.
     """
+
+    hash: bytes | None = None  # of its content, if the gallery knows that it is still this
 
     def __init__(self, path: Path) -> None:
         inside = archive.split(path)
@@ -46,7 +50,7 @@ class File:
             about = os.fstat(descriptor)
             if not stat.S_ISREG(about.st_mode):
                 raise UnreadablePicture(path.name, "it is not a regular file any more")
-            self.size = about.st_size
+            self.size, self.mtime_ns = about.st_size, about.st_mtime_ns
             self.version = hashlib.sha256(f"{path}|{about.st_ino}|{about.st_mtime_ns}|{self.size}".encode(
                 errors="surrogateescape")).hexdigest()[:24]  # fmt: skip
             self._read_header(path.name)
@@ -57,12 +61,14 @@ class File:
     def _open_member(self, path: Path) -> None:
         """A picture in a tar file: read at once, for the tar file is open to be read by others too."""
         try:
-            self.size, written = archive.facts(path)
+            self.size, self.mtime_ns = archive.facts(path)
             data = archive.read(path) if self.size <= MAX_FILE else b""
         except OSError:
             raise UnreadablePicture(path.name, "the file is gone") from None
         self.stream = io.BytesIO(data)
-        self.version = hashlib.sha256(f"{path}|{written}|{self.size}".encode(errors="surrogateescape")).hexdigest()[:24]
+        self.version = hashlib.sha256(
+            f"{path}|{self.mtime_ns}|{self.size}".encode(errors="surrogateescape")
+        ).hexdigest()[:24]
         self._read_header(path.name)
 
     def _read_header(self, name: str) -> None:
@@ -105,10 +111,17 @@ class Thumbnails:
     Args:
         capacity: bytes to keep.
         max_pixels: of a picture to make one of.
+        stored: what the gallery has of a content, its longer side at most ``STORED``.
     """
 
-    def __init__(self, capacity: int, max_pixels: int, telemetry: Telemetry) -> None:
-        self.capacity, self.max_pixels, self.telemetry = capacity, max_pixels, telemetry
+    def __init__(
+        self,
+        capacity: int,
+        max_pixels: int,
+        telemetry: Telemetry,
+        stored: Callable[[bytes], bytes | None] | None = None,
+    ) -> None:
+        self.capacity, self.max_pixels, self.telemetry, self.stored = capacity, max_pixels, telemetry, stored
         self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -120,6 +133,12 @@ class Thumbnails:
             data = self._kept.get(key)
             if data is not None:
                 self._kept.move_to_end(key)
+        if data is None and side == STORED and file.hash is not None and self.stored is not None:
+            data = self.stored(file.hash)
+            if data is not None:
+                self.telemetry.thumbnails.labels("stored").inc()
+                file.close()
+                return data
         self.telemetry.thumbnails.labels("made" if data is None else "kept").inc()
         if data is not None:
             file.close()
