@@ -99,10 +99,8 @@ def routes(service: Service) -> APIRouter:
 
         def page() -> bytes:
             gallery = _listed(service)
-            if cursor is not None:
-                browse._place(sort, cursor)  # what is wrong from here on is no fault of the request
             wanted = which.filter(service)
-            found = service.guarded(gallery.browse, sort, limit, cursor, wanted, which.stack)
+            found = service.guarded(_browsed, gallery, sort, limit, cursor, wanted, which.stack)
             told = [service.described(item) for item in found.items]
             return _json(photographs.Items, {"items": told, "next": found.next, "total": found.total})
 
@@ -167,6 +165,16 @@ def _taken(names: tuple[str, ...]) -> str:
 def _json(model: type[BaseModel], told: dict[str, Any]) -> bytes:
     """An answer as its bytes: a thousand items would hold up everybody else if they were written in the event loop."""
     return model.model_validate(told).model_dump_json().encode()
+
+
+def _browsed(gallery: "StoredGallery", *how: Any) -> browse.Browsed:
+    """A page; of all that is asked for only the cursor can still be wrong, which is no fault of the gallery."""
+    try:
+        return gallery.browse(*how)
+    except UserError as error:
+        if not str(error).startswith("cursor: "):
+            raise
+        raise Refusal(422, "invalid", str(error)) from None
 
 
 async def _answer(service: Service, request: Request, work: Callable[[], bytes]) -> Response:

@@ -466,7 +466,7 @@ class Service:
             Refusal: another process is writing.
         """
         with self._writing() as gallery:
-            if not gallery.remove([id]):
+            if not self.guarded(gallery.remove, [id]):
                 raise Missing("the gallery has no picture with this id")
         self._look()
 
