@@ -25,8 +25,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import made_photographs
+import numpy as np
 import torch
 from harness import RESULTS, machine
 from PIL import Image
