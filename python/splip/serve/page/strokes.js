@@ -82,8 +82,8 @@ export function drawing() {
 
 // ---- kept over a reload: by this tab first; a new tab begins with what was drawn last in any ----
 
-function written() {
-  let strokes = visible();
+/** Strokes as text, with fewer points where there are many; null: too many. */
+export function written(strokes = visible()) {
   for (let round = 0; round < 6; round++) {
     const text = JSON.stringify(
       strokes.map(({ points, width, erase }) => ({ points: points.map((p) => p.map((v) => Math.round(v * 1e4) / 1e4)), width, erase })),
@@ -116,6 +116,8 @@ function keepNow() {
 const isPoint = (p) => Array.isArray(p) && p.length === 2 && p.every((v) => Number.isFinite(v) && Math.abs(v) <= 10);
 const isStroke = (s) => Array.isArray(s?.points) && s.points.length > 0 && s.points.every(isPoint) && s.width > 0 && s.width < UNITS;
 
+export const isDrawing = (strokes) => Array.isArray(strokes) && strokes.every(isStroke);
+
 /** Bring back the drawing that was kept. */
 export function recall() {
   for (const store of ["sessionStorage", "localStorage"]) {
@@ -123,7 +125,7 @@ export function recall() {
       const text = window[store].getItem(KEPT);
       if (text === null) continue;
       const strokes = JSON.parse(text);
-      if (!Array.isArray(strokes) || !strokes.every(isStroke)) continue;
+      if (!isDrawing(strokes)) continue;
       Object.assign(paper, { done: strokes.map((s) => ({ ...s, erase: Boolean(s.erase) })), held: strokes.length });
       return;
     } catch {
