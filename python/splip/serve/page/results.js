@@ -242,5 +242,5 @@ export function startResults() {
     near.unobserve($("end"));
     near.observe($("end"));
   }).observe($("grid"), { childList: true });
-  addEventListener("online", () => away && search());
+  addEventListener("online", () => away && (next ? more() : search())); // where more did not come, those that are there stay
 }
