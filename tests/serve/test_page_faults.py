@@ -64,6 +64,7 @@ def test_a_query_outlives_fragments_and_a_reload(page):
     page.reload()
     expect_first(page, "cone", "cone")
     assert page.evaluate(CHIPS) == like
+    assert page.evaluate("localStorage.getItem('splip-drawing').length") > 50, "for a new tab: what was drawn last"
     page.go_back()
     page.click("#undo-query")
     until(page, "document.querySelectorAll('.chip').length === 2")

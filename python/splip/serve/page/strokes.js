@@ -35,9 +35,11 @@ export function step(by) {
 
 export const copied = () => ({ done: paper.done, held: paper.held });
 
+/** Another query's drawing; a new tab still begins with what was drawn last. */
 export function put({ done, held }) {
+  if (keeping) keepNow();
   Object.assign(paper, { done, held, stroke: null });
-  keep();
+  keep(["sessionStorage"]);
 }
 
 /** Draw a stroke; from > 0: only what its points from there on add; open: its end is still to come. */
@@ -94,16 +96,20 @@ export function written(strokes = visible()) {
   return null; // thousands of strokes: not kept
 }
 
+const STORES = ["sessionStorage", "localStorage"];
 let keeping = 0;
-function keep() {
+let stores = STORES; // where it is about to be kept
+function keep(wanted = STORES) {
+  if (!keeping || wanted === STORES) stores = wanted;
   clearTimeout(keeping);
   keeping = setTimeout(keepNow); // the search goes first
 }
 
 function keepNow() {
+  clearTimeout(keeping);
   keeping = 0;
   const text = written();
-  for (const store of ["sessionStorage", "localStorage"]) {
+  for (const store of stores) {
     try {
       if (text === null) window[store].removeItem(KEPT);
       else window[store].setItem(KEPT, text);
@@ -120,7 +126,7 @@ export const isDrawing = (strokes) => Array.isArray(strokes) && strokes.every(is
 
 /** Bring back the drawing that was kept. */
 export function recall() {
-  for (const store of ["sessionStorage", "localStorage"]) {
+  for (const store of STORES) {
     try {
       const text = window[store].getItem(KEPT);
       if (text === null) continue;
