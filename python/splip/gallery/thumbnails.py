@@ -44,10 +44,8 @@ def shrink(image: Image.Image, least: int) -> Image.Image:
         return image
     _, box = image.info.get("extent", (None, (0, 0, *image.size)))
     small = image.reduce(factor)
-    small.info["extent"] = (
-        small.size,
-        tuple(edge / factor for edge in box),
-    )  # the last column and row may stand for less
+    # The last column and row may stand for less.
+    small.info["extent"] = small.size, tuple(edge / factor for edge in box)
     return small
 
 
