@@ -65,14 +65,14 @@ def test_they_are_made_while_indexing(make, photos):
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_small_model_still_keeps_them_and_sees_the_picture_as_without(tmp_path, orientation):
     (tmp_path / "model").write_bytes(faults.MODEL)
-    ramp = np.linspace(0, 255, 2400, dtype=np.uint8)
-    pixels = np.stack([np.broadcast_to(ramp, (1800, 2400)), np.broadcast_to(ramp[:1800, None], (1800, 2400))], axis=2)
-    large = Image.fromarray(np.dstack([pixels, np.full((1800, 2400), 90, np.uint8)]))
+    ramp = np.linspace(0, 255, 2000, dtype=np.uint8)
+    pixels = np.stack([np.broadcast_to(ramp, (1500, 2000)), np.broadcast_to(ramp[:1500, None], (1500, 2000))], axis=2)
+    large = Image.fromarray(np.dstack([pixels, np.full((1500, 2000), 90, np.uint8)]))
     large.save(tmp_path / "a.jpg", exif=exif(orientation=orientation))
     seen = []
 
     class Encoder(PixelEncoder):
-        image_size = 64  # 128 pixels are left of the shorter side
+        image_size = 64  # reads it as 250 by 188
 
         def encode(self, images, modality):
             seen.append(images)
