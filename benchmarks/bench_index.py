@@ -7,7 +7,7 @@ Indexing: `--pictures` made-up JPEGs of 256 x 256 go through `Gallery.add` into 
 rate: the same batches, prepared before, one encode after the other; both turn by turn, `--repeats` times, medians.
 Models: splip-tiny and ViT-B-32 with random weights, or checkpoints and export folders by their paths.
 Photographs: `--photographs` made-up JPEGs and `--heics` HEICs of 12 megapixels with EXIF, as cameras write them: reading, decoding
-(one thread and several) and encoding alone, and all of it together, turn by turn (photographs.py).
+(one thread and several) and encoding alone, and all of it together, turn by turn (made_photographs.py).
 Opening: a gallery of `--rows` made-up vectors of width 512, in a process of its own that imports everything first;
 then the first search. Memory: what the process gained, apart by its own (anonymous) and mapped files.
 """
@@ -25,8 +25,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import made_photographs
 import numpy as np
-import photographs
 import torch
 from harness import RESULTS, machine
 from PIL import Image
@@ -184,11 +184,11 @@ def opening(rows: int, place: Path) -> dict[str, Any]:
 def of_photographs(args: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
     rows = []
     for form, count in (("JPEG", args.photographs), ("HEIF", args.heics)):
-        paths = photographs.make(place / form, form, count) if count else []
+        paths = made_photographs.make(place / form, form, count) if count else []
         for model in args.models if count else ():
             source = checkpoint(model, place)
-            row = photographs.measure(source, args.engine, paths, args.batch, args.repeats, place, args.threads)
-            print(photographs.told(row), flush=True)
+            row = made_photographs.measure(source, args.engine, paths, args.batch, args.repeats, place, args.threads)
+            print(made_photographs.told(row), flush=True)
             rows.append(row)
     return rows
 

@@ -91,6 +91,9 @@ def test_items_come_page_by_page(tmp_path):
         assert [item.name for item in items] == [f"{number}.jpg" for number in range(5)]
         assert (items[0].taken, items[0].camera, items[0].width) == ("2010-05-01T12:00:00", "Canon EOS 80D", 40)
         assert [item.name for item in client.items(taken_from="2012", taken_to="2013")] == ["3.jpg", "2.jpg"]
+        assert len(list(client.items(labels="may", stack=False, min_side=30))) == 5
+        with pytest.raises(ServiceError, match="no picture has the label 'june'"):
+            list(client.items(labels=["may", "june"]))
         assert client.item(items[0].id) == items[0] and not items[0].missing
         found = client.search(tmp_path / "3.jpg", modality="photo", taken_to="2012", k=5)
         assert {match.name for match in found} == {"0.jpg", "1.jpg", "2.jpg"} and found[0].taken is not None
@@ -153,6 +156,111 @@ def test_a_busy_service_is_asked_again_and_not_for_ever(service):
         pytest.raises(UserError, match="no service answers"),
     ):
         client.search(text="a")
+
+
+class Another(http.server.BaseHTTPRequestHandler):
+    """A server that is no splip; ``says``: status, headers and body of each answer."""
+
+    says = (200, {}, b"")
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        status, headers, body = self.says
+        time.sleep(headers.get("wait", 0))
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def another():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Another)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with Client(f"http://127.0.0.1:{server.server_port}", timeout=0.4, patience=2) as client:
+        yield client
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>log in</html>",
+        b"{}",
+        b"[]",
+        b"null",
+        b"\xff",
+        b'{"matches": 1}',
+        b'{"matches": [{"id": 1}]}',
+        b'{"items": [], "next": 3}',
+    ],
+)
+def test_what_is_no_answer_of_a_service_is_said_in_a_line(another, monkeypatch, body):
+    monkeypatch.setattr(Another, "says", (200, {"Content-Type": "text/html; a=b"}, body))
+    what = r"/v1/\S+: the answer is not that of a splip service \(text/html, \d+ bytes\)$"
+    for ask in (lambda: another.search(text="a"), lambda: list(another.items()), lambda: another.item(1)):
+        with pytest.raises(UserError, match=what):
+            ask()
+
+
+@pytest.mark.parametrize("after", ["nan", "inf", "-1", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_retry_after_may_be_nonsense(another, monkeypatch, after):
+    monkeypatch.setattr(Another, "says", (429, {"Retry-After": after}, b'{"error": "busy", "message": "later"}'))
+    monkeypatch.setattr(another, "patience", 0.1)
+    with pytest.raises(ServiceError, match="later"):
+        another.search(text="a")
+
+
+def test_adding_may_take_longer_than_a_search(another, monkeypatch):
+    monkeypatch.setattr(Another, "says", (200, {"wait": 0.8}, b'{"new": 1}'))
+    assert another.add("folder") == {"new": 1}
+    with pytest.raises(UserError, match="no answer in time"):
+        another.add(["folder"], timeout=0.1)
+    with pytest.raises(UserError, match="no answer in time"):
+        another.gallery()
+
+
+@pytest.mark.parametrize("token", ["ä", "a b", "a\nb"])
+def test_tokens_that_no_header_can_hold(token):
+    with pytest.raises(UserError, match="^the token holds what no token can"):
+        Client(token=token)
+
+
+def test_addresses_that_are_none():
+    with pytest.raises(UserError, match=r"^http://a\\x00b: not an address"):
+        Client("http://a\0b")
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("../../.bashrc", ".bashrc"),
+        ("/etc/passwd", "passwd"),
+        ("a.jpg", "a.jpg"),
+        ("..", "7"),
+        ("a/", "7"),
+        ("a\0b", "ab"),
+    ],
+)
+def test_names_lead_into_no_folder(name, kept):
+    assert Item.read({"id": 7, "name": name}).name == Match.read({"id": 7, "name": name, "score": 1}).name == kept
+
+
+def test_one_label_may_stand_alone(client):
+    assert set(labels(client.search(text="ball", labels="cone", k=24))) == {"cone"}
+
+
+def test_parameters_have_names(client):
+    with pytest.raises(TypeError, match="taken_form"):
+        client.items(taken_form="2019")
 
 
 def test_newer_services_may_tell_more():

@@ -38,8 +38,9 @@ def opened(browser, address, before=None, **options):
     page.wrong, page.asked = [], []
 
     def said(message):
-        listing = "/v1/timeline" in (message.location or {}).get("url", "")  # a service may not list its photos
-        if message.type in ("error", "warning") and not listing:
+        # A service that does not list its photos says so with 404.
+        unlisted = "/v1/timeline" in (message.location or {}).get("url", "") and "404" in message.text
+        if message.type in ("error", "warning") and not unlisted:
             page.wrong.append(message.text)
 
     page.on("console", said)

@@ -65,9 +65,9 @@ class FakeEncoder:
     def unknown_words(self, texts):
         return [text for text in texts if text not in self.meanings]
 
-    def explain_query(self, vector, photo, query=None, modality="sketch"):
+    def explain_query(self, vector, photo, query=None, modality="sketch", check=lambda: None):
         def share(pixels, kind, towards):
-            return explanation.by_removal(lambda batch: self.encode(batch, kind), pixels, towards)
+            return explanation.by_removal(lambda batch: self.encode(batch, kind), pixels, towards, check=check)
 
         of_photo = share(photo, "photo", vector)
         of_query = None if query is None else share(query, modality, self.encode(photo[None], "photo")[0])

@@ -1,8 +1,23 @@
 """Why a photo matches, over HTTP."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
-from serving import BOX, BOX_SVG, FakeGallery, found, real_gallery, refused, running
+from serving import (
+    BOX,
+    BOX_SVG,
+    FakeEncoder,
+    FakeGallery,
+    found,
+    real_gallery,
+    refused,
+    running,
+    sketch,
+    wait_until,
+)
 
 from splip.gallery.gallery import Gallery
 
@@ -58,6 +73,58 @@ def test_a_file_that_is_gone_and_a_model_that_cannot_tell(gallery):
         gallery.encoder.explains_by = None
         assert client.get("/v1/gallery").json()["explains"] is False
         refused(ask(client, **BOX, photo=1), 404, "unsupported")
+
+
+class Slow(FakeEncoder):
+    """Waits for ``go`` within each batch of an explanation, which are larger than all others here."""
+
+    def __init__(self):
+        super().__init__()
+        self.go, self.explaining = threading.Event(), threading.Event()
+
+    def encode(self, pixels, modality):
+        if len(pixels) > 8:
+            self.explaining.set()
+            assert self.go.wait(30)
+        return super().encode(pixels, modality)
+
+
+@pytest.fixture
+def slow(gallery):
+    meanings, gallery.encoder = gallery.encoder.meanings, Slow()
+    gallery.encoder.meanings = meanings
+    return gallery
+
+
+@contextmanager
+def explained(client, status):
+    """Asked for meanwhile in a thread; the answer has this status."""
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(ask, client, **BOX, photo=2)
+        assert client.service.gallery.encoder.explaining.wait(10)
+        yield answer
+        client.service.gallery.encoder.go.set()
+        assert answer.result(30).status_code == status
+
+
+def test_explanations_leave_the_threads_of_uploads_alone(slow):
+    with running(slow, threads=1, max_batch=4) as client, explained(client, 200), ThreadPoolExecutor(1) as threads:
+        second = threads.submit(ask, client, **BOX, photo=3)  # waits for the first
+        wait_until(lambda: client.service.explanations._taken_on.total() == 2)
+        assert found(client.post("/v1/search", files={"image": sketch()}))
+        slow.encoder.go.set()
+        assert second.result(30).status_code == 200
+
+
+def test_an_explanation_that_takes_too_long_ends_and_is_held_until_then(slow):
+    with running(slow, timeout_s=0.5, max_batch=4, max_queue=2, max_per_client=1) as client:
+        with explained(client, 503) as answer:
+            assert answer.result(30).json()["error"] == "timeout"
+            said = refused(client.post("/v1/search", json=BOX), 429, "busy")  # it still works on it
+            assert "from this address" in said
+        wait_until(lambda: not client.service.batcher._taken_on)
+        assert slow.encoder.batches.count(16) == 1  # and not on the other batches of it
+        assert found(client.post("/v1/search", json=BOX))
 
 
 def test_a_real_gallery(tmp_path):

@@ -1,10 +1,15 @@
 """Items over HTTP: pages, one, months, copies as one, and files that vanish."""
 
+import os
 import shutil
+import tarfile
+import threading
 import time
 
+import gallery_faults as faults
 import pytest
 from photographs import exif, photograph
+from pydantic import model_validator
 from serving import BOX, TOKEN, FakeGallery, refused, running, sketch
 
 from splip.gallery import Gallery, Picture
@@ -15,8 +20,6 @@ from splip.serve import photographs
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A gallery of six photographs, the fourth three times, one of them undated."""
-    import gallery_faults as faults
-
     folder = tmp_path_factory.mktemp("photos")
     (folder / "model").write_bytes(faults.MODEL)
     pictures = []
@@ -34,8 +37,6 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(folder):
-    import gallery_faults as faults
-
     with (
         Gallery.open(folder / "gallery", encoder=faults.PixelEncoder()) as gallery,
         running(gallery, token=TOKEN) as client,
@@ -103,10 +104,28 @@ def test_pages(client):
         ("/v1/timeline?taken_from=2020&taken_to=2019", "taken_from 2020 is after taken_to 2019"),
         ("/v1/items?min_side=-1", "min_side"),
         ("/v1/timeline?label=see", "no picture has the label 'see'; did you mean 'Sea'?"),
+        (
+            "/v1/items?lables=a&taken_form=2020",
+            "unknown parameter 'lables', 'taken_form'; there are sort, limit, cursor, label",
+        ),
+        ("/v1/timeline?sort=name", "unknown parameter 'sort'; there are label, taken_from, taken_to, min_side, stack"),
+        ("/v1/items/4?size=128", "unknown parameter 'size'; there are none"),
+        ("/v1/items?sort=name&sort=added", "sort: given more than once"),
     ],
 )
 def test_wrong_questions(client, address, said):
     assert said in refused(client.get(address), 422, "invalid")
+
+
+def test_filters_under_both_names_and_left_empty(client):
+    assert ids(client.get("/v1/items?labels=sea&labels=mountain&taken_to=2019-01")) == [2, 1]
+    assert ids(client.get("/v1/items?labels=sea&label=mountain&taken_to=2019-01")) == [2, 1]
+    assert client.get("/v1/timeline?labels=sea").json() == client.get("/v1/timeline?label=Sea").json()
+    empty = {"taken_from": "", "taken_to": "", "min_side": ""}
+    assert ids(client.get("/v1/items", params=empty)) == [5, 4, 3, 2, 1, 6]
+    assert client.get("/v1/timeline", params=empty).json() == client.get("/v1/timeline").json()
+    posted = client.post("/v1/search", files={"image": sketch()}, data={**empty, "labels": "Sea", "stack": "false"})
+    assert set(ids(posted)) == {2, 4, 6, 7, 8}
 
 
 def test_months(client):
@@ -166,6 +185,73 @@ def test_somebody_writes_while_a_file_is_gone(client, folder):
         (folder / "away.jpg").rename(folder / "0.jpg")
         lock.release()
     assert client.get("/v1/images/1").status_code == 200
+
+
+def test_another_process_finds_the_file_again(client, folder):
+    """A gallery that was being written when the file was missed: only the service knows of it."""
+    client.service._gone.add(3)
+    assert client.get("/v1/items/3").json()["missing"]
+    with Gallery.open(folder / "gallery", write=True, encoder=faults.PixelEncoder()) as gallery:
+        gallery.add([Picture(folder / "2.jpg", "mountain", {"seen": "again"})])
+    client.service._look()
+    assert not client.get("/v1/items/3").json()["missing"]
+
+
+def test_a_damaged_gallery_is_no_fault_of_the_request_and_says_no_paths(folder, tmp_path, caplog):
+    shutil.copytree(folder / "gallery", tmp_path / "gallery")
+    with Gallery.open(tmp_path / "gallery", encoder=faults.PixelEncoder()) as gallery, running(gallery) as client:
+        with open(tmp_path / "gallery" / "gallery.db", "r+b") as file:
+            file.write(b"\xa5" * file.seek(0, 2))
+            file.seek(0)
+            file.write(b"\xa5" * 4096)
+        with gallery._files.catalog._lock:
+            gallery._files.catalog._forget()
+        for address in ("items", "timeline", "items/4", "items?label=Seal", "items?sort=name&taken_from=2019"):
+            caplog.clear()
+            said = refused(client.get(f"/v1/{address}"), 503, "unavailable")
+            assert said == "the gallery cannot be read; the service's log says more"
+            assert "gallery.db" in caplog.text
+        said = refused(client.post("/v1/search", json={"id": 1, "labels": ["Seal"]}), 503, "unavailable")
+        assert str(tmp_path) not in said
+
+
+def test_a_damaged_tar_file_says_no_paths(tmp_path):
+    (tmp_path / "model").write_bytes(faults.MODEL)
+    photograph(tmp_path / "0.jpg", seed=0)
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        tar.add(tmp_path / "0.jpg", "0.jpg")
+    with Gallery.create(tmp_path / "gallery", tmp_path / "model", encoder=faults.PixelEncoder()) as gallery:
+        gallery.add([tmp_path / "some.tar" / "0.jpg"])
+        with running(gallery) as client:
+            assert client.get("/v1/images/1").status_code == 200
+            (tmp_path / "some.tar").write_bytes(b"x" * 2000)
+            said = refused(client.get("/v1/images/1"), 404, "gone")
+            assert said == "cannot read picture 0.jpg: not an uncompressed tar file, or damaged"
+
+
+def test_pages_are_written_outside_the_event_loop(client, monkeypatch):
+    threads = set()
+
+    class Watched(photographs.Items):
+        @model_validator(mode="after")
+        def _where(self):
+            threads.add(threading.current_thread().name.split("_")[0])
+            return self
+
+    monkeypatch.setattr(photographs, "Items", Watched)
+    assert len(ids(client.get("/v1/items"))) == 6 and threads == {"lists"}
+
+
+def test_names_that_are_no_text(tmp_path):
+    (tmp_path / "model").write_bytes(faults.MODEL)
+    path = tmp_path / os.fsdecode(b"caf\xe9.jpg")
+    photograph(path, seed=0)
+    with Gallery.create(tmp_path / "gallery", tmp_path / "model", encoder=faults.PixelEncoder()) as gallery:
+        gallery.add([path])
+        with running(gallery) as client:
+            assert client.get("/v1/items").json()["items"][0]["name"] == "caf\ufffd.jpg"
+            assert client.get("/v1/items/1").json()["path"] == str(tmp_path / "caf\ufffd.jpg")
+            assert ids(client.post("/v1/search", json={"id": 1})) == [1]
 
 
 def test_reading_needs_no_token_and_writing_does(client, folder):

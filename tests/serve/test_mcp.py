@@ -3,10 +3,13 @@
 import asyncio
 import base64
 import io
+import shutil
 import subprocess
 import sys
 
+import gallery_faults as faults
 import pytest
+from drawing import draw
 from PIL import Image
 from serving import BOX, BOX_SVG, TOKEN, FakeGallery, real_gallery, running, sketch
 
@@ -125,6 +128,44 @@ def test_drawings_that_an_assistant_makes(local):
     assert scores == sorted(scores, reverse=True)
 
 
+def test_a_drawing_is_one_in_a_file_too(local, tmp_path):
+    path = tmp_path / "drawn.svg"
+    path.write_text(BOX_SVG)
+    sent = call(local, "search", svg=BOX_SVG, k=3, show=0)
+    assert matches(call(local, "search", sketch=str(path), k=3, show=0)) == matches(sent)
+
+
+def test_fetch_tells_of_copies(tmp_path):
+    (tmp_path / "model").write_bytes(faults.MODEL)
+    draw(tmp_path / "0.png", 0, "black", 1, size=(64, 56))
+    shutil.copy(tmp_path / "0.png", tmp_path / "1.png")
+    with Gallery.create(tmp_path / "gallery", tmp_path / "model", encoder=faults.PixelEncoder()) as gallery:
+        gallery.add([tmp_path / "0.png", tmp_path / "1.png"])
+        backend = tools.Local(gallery)
+        assert call(backend, "fetch", id=1).structured_content["facts"]["copies"] == [2]
+        backend.renderer.close()
+
+
+def test_an_assistant_is_told_of_the_most_frequent_labels(tmp_path):
+    many = {f"label {n}": 1 + n % 7 for n in range(1000)}
+
+    class Labelled(FakeGallery):
+        model = "fake"
+
+        def labels(self):
+            return many
+
+    gallery = Labelled(tmp_path)
+    backend = tools.Local(gallery)
+    here = call(backend, "gallery").structured_content["facts"]
+    backend.renderer.close()
+    assert len(here["labels"]) == 200 and here["more_labels"] == 800
+    assert min(here["labels"].values()) >= max(many[label] for label in set(many) - set(here["labels"]))
+    with running(gallery) as service, Service(service.address) as client:
+        there = call(tools.Remote(client), "gallery").structured_content["facts"]
+    assert (there["labels"], there["more_labels"]) == (here["labels"], 800)
+
+
 def test_filters_are_those_of_the_service(local):
     assert matches(call(local, "search", text="a ball", min_side=65, show=0)) == []
     assert len(matches(call(local, "search", text="a ball", min_side=64, k=30, show=0))) == 18
@@ -140,6 +181,7 @@ def test_filters_are_those_of_the_service(local):
         ({"text": "a", "labels": ["bal"]}, "no picture has the label 'bal'; did you mean 'ball'?"),
         ({}, "an empty query: give a drawing, a photo, an id or a text"),
         ({"sketch": "horse"}, "sketch: no such file on this machine, nor a picture as base64; words are text"),
+        ({"sketch": "~nosuchuser/cat.png"}, "sketch: no such file on this machine"),
         ({"sketch": "x" * 3000}, "cannot read picture upload: not a picture, damaged, or a format that is not taken"),
         ({"photo": "/etc/passwd"}, "cannot read picture /etc/passwd: "),
         ({"svg": "<svg", "strokes": []}, "one drawing or picture a search; give more of them as like"),
@@ -189,12 +231,15 @@ def test_a_service_is_asked_in_place_of_a_gallery(tmp_path):
 # ---- the command ----
 
 
-@pytest.mark.parametrize("args", [["--gallery", "nowhere"], ["--url", "localhost:8000"]])
+@pytest.mark.parametrize(
+    "args", [["--gallery", "nowhere"], ["--url", "localhost:8000"], ["--gallery", "nowhere", "--token-file", "token"]]
+)
 def test_the_command_refuses_in_a_line(args, tmp_path):
     command = [sys.executable, "-m", "splip", "mcp", *args]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, stdin=subprocess.DEVNULL)
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("splip: error: ") and done.stderr.count("\n") == 1
+    assert ("--token-file is for the service of --url" in done.stderr) == ("--token-file" in args)
 
 
 @pytest.mark.parametrize("missing", ["mcp", "pydantic"])
@@ -202,3 +247,14 @@ def test_without_the_extra_a_line_says_so(missing):
     code = f"import sys; sys.modules[{missing!r}] = None; from splip.cli.main import main; sys.exit(main(['mcp', '--gallery', 'g']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, f"splip: error: splip mcp needs {missing}: pip install 'splip[mcp]'\n")
+
+
+def test_an_earlier_mcp_is_named_in_a_line():
+    code = (
+        "import sys, types, importlib.metadata as m; sys.modules['mcp'] = types.ModuleType('mcp'); m.version = lambda _: '1.9.4'\n"
+        "sys.modules['mcp.server'] = types.ModuleType('mcp.server')\n"
+        "from splip.cli.main import main; sys.exit(main(['mcp', '--gallery', 'g']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = "splip: error: splip mcp needs mcp 2 or later, here is 1.9.4: pip install 'splip[mcp]'\n"
+    assert (done.returncode, done.stderr) == (2, said)

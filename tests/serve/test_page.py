@@ -223,9 +223,7 @@ def test_one_photo_in_full(page, gallery):
     assert str(gallery.items[1].path.parent.parent) in facts and "Similarity0." in facts
     page.keyboard.press("Escape")
     page.wait_for_selector("#viewer", state="hidden")
-    assert page.evaluate("document.activeElement.closest('#grid li').dataset.id") == str(
-        page.locator("#grid li").nth(6).get_attribute("data-id")
-    )
+    until(page, "document.activeElement.closest('#grid li') === document.querySelectorAll('#grid li')[6]")
     page.keyboard.press("Enter")
     page.wait_for_selector("#viewer:visible")
     page.go_back()

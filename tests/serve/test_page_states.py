@@ -326,15 +326,26 @@ def test_why_a_photo_was_found(page):
     photo = int(page.locator("#grid li").first.get_attribute("data-id"))
     assert asked[0]["photo"] == photo and asked[0]["image"].startswith("data:image/png;base64,")
     shades = """() => {
-      const { width, height } = heat, row = heat.getContext('2d').getImageData(0, height / 2, width, 1).data;
-      return [row[4 * Math.floor(0.05 * width) + 3], row[4 * Math.floor(0.95 * width) + 3]];
+      const { width, height } = heat, copy = new OffscreenCanvas(width, height).getContext('2d');
+      copy.drawImage(heat, 0, 0);
+      const row = copy.getImageData(0, height / 2, width, 1).data;
+      return [0.05, 0.95, 0.5].map((share) => row[4 * Math.floor(share * width) + 3]);
     }"""
-    dark, bright = page.evaluate(shades)
+    dark, bright, _ = page.evaluate(shades)
     assert dark > 200 and bright < 10, "bright where it speaks for the match"
     over = "document.getElementById('heat').width / document.getElementById('heat').height"
     assert abs(page.evaluate(over) - 64 / 56) < 0.05, "over the photo, not over its frame"
     page.click("#why")
     assert page.locator("#heat").is_hidden()
+    page.unroute("**/v1/explain")
+    cropped = {"photo": 1, "grid": [1, 1], "heat": [[1.0]], "box": [0.25, 0, 0.75, 1], "score": 0.5, "timing_ms": {}}
+    page.route("**/v1/explain", lambda route: route.fulfill(json=cropped))
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("w")  # maybe before the file is there
+    page.wait_for_selector("#heat:visible")
+    left, right, middle = page.evaluate(shades)
+    assert min(left, right) > 200 and middle < 10, "what the model did not see does not speak for the match"
+    page.click("#why")
     page.unroute("**/v1/explain")
     page.route(
         "**/v1/explain",

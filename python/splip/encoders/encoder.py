@@ -8,7 +8,7 @@ Importing this module imports numpy and Pillow only; torch or an engine is impor
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -258,7 +258,12 @@ class Encoder:
         return self.explain_query(self.encode(query[None], modality)[0], photo, query, modality)
 
     def explain_query(
-        self, vector: np.ndarray, photo: np.ndarray, query: np.ndarray | None = None, modality: str = "sketch"
+        self,
+        vector: np.ndarray,
+        photo: np.ndarray,
+        query: np.ndarray | None = None,
+        modality: str = "sketch",
+        check: Callable[[], None] = lambda: None,
     ) -> Explanation:
         """The same of any query: of words, or of several parts, one of which may be a picture.
 
@@ -267,25 +272,34 @@ class Encoder:
             photo: prepared, uint8 ``[S, S, 3]``.
             query: the picture among its parts, prepared; its shares are of its own score with the photo.
             modality: of that picture.
+            check: called now and then; may raise what ends the work, which can take seconds.
         """
-        of_photo = self.explain_towards(vector, photo)
+        of_photo = self.explain_towards(vector, photo, check=check)
         if query is None:
             return Explanation(of_photo.score, of_photo, None)
         found = self.encode(photo[None], "photo")[0]
-        return Explanation(of_photo.score, of_photo, self.explain_towards(found, query, modality))
+        return Explanation(of_photo.score, of_photo, self.explain_towards(found, query, modality, check))
 
-    def explain_towards(self, vector: np.ndarray, pixels: np.ndarray, modality: str = "photo") -> Share:
+    def explain_towards(
+        self,
+        vector: np.ndarray,
+        pixels: np.ndarray,
+        modality: str = "photo",
+        check: Callable[[], None] = lambda: None,
+    ) -> Share:
         """What each patch of a picture adds to its score with any vector, as of a text or of several parts.
 
         Args:
             vector: float32 ``[D]`` of unit length.
             pixels: prepared, uint8 ``[S, S, 3]``.
             modality: of the picture.
+            check: see :meth:`explain_query`.
         """
+        check()
         if self.explains_by == "patches":
             return share(self.parts(pixels[None], modality)[0], vector)
         white = modality == "sketch" or self.fit == "pad"
-        return by_removal(lambda batch: self.encode(batch, modality), pixels, vector, white)
+        return by_removal(lambda batch: self.encode(batch, modality), pixels, vector, white, check)
 
     def parts(self, pixels: np.ndarray, modality: str) -> np.ndarray:
         """Features as sums: float32 ``[B, 1 + P, D]``, the rest and then the patches row by row.

@@ -23,6 +23,7 @@ from splip.images import decode
 Box = tuple[float, float, float, float]
 Method = Literal["patches", "removal"]
 CELLS = 4  # rows and columns of cells: 4 by 4 are what some dozens of passes can tell apart
+AT_ONCE = 16  # pictures of the cells that are encoded between two looks at the clock
 SMALL = 96  # pixels of S up to which four orders are averaged, else two
 
 
@@ -87,6 +88,7 @@ def by_removal(
     pixels: np.ndarray,
     towards: np.ndarray,
     white: bool = True,
+    check: Callable[[], None] = lambda: None,
 ) -> Share:
     """A score as a sum over cells that come into an empty picture one after the other.
 
@@ -95,6 +97,7 @@ def by_removal(
         pixels: uint8 ``[S, S, 3]``.
         towards: float32 ``[D]``, what it is compared with, of unit length.
         white: the empty picture is; else it has the picture's mean colour.
+        check: called before each batch; may raise what ends the work.
     """
     side, n = len(pixels), CELLS * CELLS
     random, orders = np.random.default_rng(0), []
@@ -110,7 +113,11 @@ def by_removal(
     edges = np.arange(side) * CELLS // side  # the row or column of cells of each pixel
     visible = masks.reshape(-1, CELLS, CELLS)[:, edges[:, None], edges[None, :]][..., None]
     colour = np.array([255, 255, 255] if white else pixels.mean(axis=(0, 1)).round()).astype(np.uint8)
-    scores = encode(np.where(visible, pixels, colour)).astype(np.float64) @ towards.astype(np.float64)
+    vectors: list[np.ndarray] = []
+    for start in range(0, len(visible), AT_ONCE):
+        check()
+        vectors.append(encode(np.where(visible[start : start + AT_ONCE], pixels, colour)))
+    scores = np.concatenate(vectors).astype(np.float64) @ towards.astype(np.float64)
     found = np.zeros(n)
     for order, some in zip(orders, scores[2:].reshape(len(orders), n - 1), strict=True):
         found[order] += np.diff(np.concatenate([scores[:1], some, scores[1:2]])) / len(orders)

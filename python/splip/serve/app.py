@@ -116,11 +116,6 @@ def create(service: Service, token: str | None = None) -> Guard:
     )
 
 
-def _need_ready(service: Service) -> None:
-    if not service.ready:
-        raise Refusal(503, "starting", "the service is starting", RETRY)
-
-
 def _answer_errors(app: FastAPI, service: Service) -> None:
     telemetry = service.telemetry
 
@@ -152,7 +147,7 @@ def _add_searches(app: FastAPI, service: Service) -> None:
     async def answer(request: Request, form: bool = False) -> Response:
         began = time.perf_counter()
         deadline = time.monotonic() + config.timeout_s
-        _need_ready(service)
+        service.need_ready()
         if form and media_type(request) != "multipart/form-data":
             raise Refusal(415, "media_type", "send a form, multipart/form-data")
         query, upload = await read_query(request, service)
@@ -183,7 +178,7 @@ def _add_searches(app: FastAPI, service: Service) -> None:
         """Several searches in one request; each gets its answer, or its own problem."""
         began = time.perf_counter()
         deadline = time.monotonic() + config.timeout_s
-        _need_ready(service)
+        service.need_ready()
         if media_type(request) != "application/json":
             raise Refusal(415, "media_type", "send JSON")
         body = await request.body()
@@ -214,7 +209,7 @@ def _add_vectors(app: FastAPI, service: Service) -> None:
     async def embed(request: Request) -> Response:
         """Vectors of texts and pictures, in the shape of OpenAI's API: its client libraries can ask for them."""
         deadline = time.monotonic() + config.timeout_s
-        _need_ready(service)
+        service.need_ready()
         if media_type(request) != "application/json":
             raise Refusal(415, "media_type", "send JSON")
         body, client = await request.body(), client_of(request)
@@ -226,13 +221,13 @@ def _add_vectors(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", responses=FAILURES, response_model=Models, tags=["vectors"])
     async def models() -> dict[str, Any]:
         """The model that is served, as OpenAI's API lists it."""
-        _need_ready(service)
+        service.need_ready()
         return {"object": "list", "data": [embeddings.described(service)]}
 
     @app.get("/v1/models/{id}", responses=FAILURES, response_model=Model, tags=["vectors"])
     async def model(id: str) -> dict[str, Any]:
         """The same of one model, by its id or as ``splip``."""
-        _need_ready(service)
+        service.need_ready()
         embeddings.check_model(service, id)
         return embeddings.described(service)
 
@@ -243,7 +238,7 @@ def _add_gallery(app: FastAPI, service: Service, writes: bool) -> None:
     @app.get("/v1/gallery", responses=PROBLEMS, tags=["gallery"])
     async def gallery() -> About:
         """What is in the gallery, which model searches it, and what may be asked."""
-        _need_ready(service)  # whether the model understands text is found out while it warms up
+        service.need_ready()  # whether the model understands text is found out while it warms up
         encoder = service.gallery.encoder
         return About(
             version=__version__,
@@ -299,7 +294,7 @@ def _add_items(app: FastAPI, service: Service) -> None:
     @app.post("/v1/items", responses=PROBLEMS, response_model=Added, tags=["items"], openapi_extra=ADD_BODY)
     async def add(request: Request) -> Added:
         """Add pictures that are on the service's machine, below a folder of --allow-root. Needs the token."""
-        _need_ready(service)
+        service.need_ready()
         if service.writer is None or not service.roots:
             raise Refusal(403, "writes_off", "adding is off: the service was started without --allow-root")
         body = await request.body()
@@ -309,7 +304,7 @@ def _add_items(app: FastAPI, service: Service) -> None:
     @app.delete("/v1/items/{id}", status_code=204, responses=PROBLEMS, tags=["items"])
     async def remove(id: Id) -> None:
         """Remove a picture from the gallery; its file stays where it is. Needs the token."""
-        _need_ready(service)
+        service.need_ready()
         if service.writer is None:
             raise Refusal(403, "writes_off", "removing is off")
         await service.writes.run(service.remove, id)
@@ -333,7 +328,7 @@ def _add_service(app: FastAPI, service: Service, access: Access) -> None:
     @app.get("/readyz", tags=["service"], responses=GUARDED)
     async def readyz() -> State:
         """The service answers searches: the model is loaded and has made one, and somebody works on what waits."""
-        _need_ready(service)
+        service.need_ready()
         if not service.batcher.working:
             raise Refusal(503, "broken", "the worker of the batches ended and is being started again", RETRY)
         return State(status="ready")

@@ -1,7 +1,10 @@
 """Why a photo matches, over HTTP: which of its patches, and which of the drawing's, the score comes from."""
 
 import asyncio
+import contextlib
+import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from splip.serve.middleware import Refusal
 from splip.serve.openapi import EXPLAIN_BODY, PROBLEMS
 from splip.serve.requests import client_of, media_type, unless_gone
 from splip.serve.schemas import Explain, Grid, Why
-from splip.serve.service import GALLERY_PIXELS, RETRY, Service
+from splip.serve.service import GALLERY_PIXELS, Service
 
 if TYPE_CHECKING:
     from splip.encoders.explanation import Box, Explanation
@@ -44,9 +47,17 @@ def explains(service: Service) -> bool:
 
 
 async def answer(
-    service: Service, asked: Explain, admission: Admission, deadline: float, began: float
+    service: Service, asked: Explain, client: str, held: contextlib.ExitStack, deadline: float, began: float
 ) -> dict[str, Any]:
     """The explanation, as it is sent.
+
+    Args:
+        service: that is asked.
+        asked: what is to be explained.
+        client: who asks.
+        held: what was taken on for it: the thread that explains closes it when it is done, else it stays the caller's.
+        deadline: time.monotonic() after which nobody waits.
+        began: time.perf_counter() at the request's start.
 
     Raises:
         UserError, Refusal: it cannot be explained; Missing: no such id.
@@ -55,6 +66,7 @@ async def answer(
     if not explains(service):
         raise Refusal(404, "unsupported", "this gallery's model cannot say why a photo matches")
     service._check(asked, None)
+    admission: Admission = held.enter_context(service.batcher.admit(client=client))
     stages: dict[str, float] = {}
     image = vector = None
     if asked.id is not None:
@@ -69,8 +81,7 @@ async def answer(
         search.more = await asyncio.wait_for(more, deadline - time.monotonic())
     await admission.answer(search)
     assert search.found is not None
-    work = service.pictures.run(_explain, service, asked, search.found, image, stages, client=admission.client)
-    found, box = await asyncio.wait_for(work, deadline - time.monotonic())
+    found, box = await _explained(service, asked, search.found, image, stages, client, held, deadline)
     service.observe(stages)
     timing = {name: round(1000 * seconds, 3) for name, seconds in stages.items()}
     timing["total"] = round(1000 * (time.perf_counter() - began), 3)
@@ -89,17 +100,49 @@ async def answer(
     }
 
 
+async def _explained(
+    service: Service,
+    asked: Explain,
+    vector: np.ndarray,
+    image: np.ndarray | None,
+    stages: dict[str, float],
+    client: str,
+    held: contextlib.ExitStack,
+    deadline: float,
+) -> "tuple[Explanation, Box]":
+    """The explanation, made in a thread that stops at its next look when nobody waits any more; until then it is held."""
+    left = threading.Event()
+
+    def check() -> None:
+        if left.is_set() or time.monotonic() > deadline:
+            raise TimeoutError
+
+    work = service.explanations.start(_explain, service, asked, vector, image, stages, check, client=client)
+    mine = held.pop_all()
+    work.add_done_callback(lambda _: mine.close())
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(work), deadline - time.monotonic())
+    finally:
+        left.set()
+
+
 def _explain(
-    service: Service, asked: Explain, vector: np.ndarray, image: np.ndarray | None, stages: dict[str, float]
+    service: Service,
+    asked: Explain,
+    vector: np.ndarray,
+    image: np.ndarray | None,
+    stages: dict[str, float],
+    check: Callable[[], None],
 ) -> "tuple[Explanation, Box]":
     """The explanation, and what of the photo its patches cover; in a thread."""
     encoder = service.gallery.encoder
     end = timed(stages, "explain")
+    check()
     file = service.open(asked.photo)
     data = file.read(GALLERY_PIXELS * service.max_pixels)
     photo = images.read(data, "the photo", *service.gallery.reading("photo"))
     pixels = np.ascontiguousarray(encoder.prepare(photo, "photo"))
-    found = encoder.explain_query(vector, pixels, image, asked.modality)
+    found = encoder.explain_query(vector, pixels, image, asked.modality, check)
     end()
     return found, encoder.box(photo)
 
@@ -118,11 +161,10 @@ def add(app: FastAPI, service: Service) -> None:
         """Why a photo matches a query: which of its patches the score comes from."""
         began = time.perf_counter()
         deadline = time.monotonic() + config.timeout_s
-        if not service.ready:
-            raise Refusal(503, "starting", "the service is starting", RETRY)
+        service.need_ready()
         if media_type(request) != "application/json":
             raise Refusal(415, "media_type", "send JSON")
         body, client = await request.body(), client_of(request)
         asked = await service.parsing.run(parse, body, client=client)
-        with service.batcher.admit(client=client) as admission:
-            return JSONResponse(await unless_gone(request, answer(service, asked, admission, deadline, began)))
+        with contextlib.ExitStack() as held:
+            return JSONResponse(await unless_gone(request, answer(service, asked, client, held, deadline, began)))

@@ -1,5 +1,6 @@
 """``splip mcp``: the process around the tools for assistants (:mod:`splip.serve.tools`)."""
 
+import importlib.metadata
 import logging
 
 from splip.errors import UserError
@@ -9,11 +10,16 @@ from splip.serve.config import McpConfig
 def mcp(config: McpConfig) -> int:
     """``splip mcp``: until stdin ends."""
     try:
-        import mcp.server as _  # noqa: F401
+        from mcp.server import MCPServer as _  # noqa: F401
 
         from splip.serve import process, tools
     except ModuleNotFoundError as error:
         raise UserError(f"splip mcp needs {(error.name or '').split('.')[0]}: pip install 'splip[mcp]'") from None
+    except ImportError:
+        there = importlib.metadata.version("mcp")
+        raise UserError(f"splip mcp needs mcp 2 or later, here is {there}: pip install 'splip[mcp]'") from None
+    if config.token_file is not None and config.url is None:
+        raise UserError("--token-file is for the service of --url; a gallery's folder needs no token")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
     if config.url is not None:
         from splip.client import Client

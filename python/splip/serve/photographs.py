@@ -2,13 +2,17 @@
 
 import datetime
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
+from splip.gallery.filters import text
+
 if TYPE_CHECKING:
     from splip.gallery.catalog import Item as Stored
     from splip.gallery.matches import Match
+    from splip.gallery.protocol import Searchable
 
 DATES = "a year, a month or a day: 2019, 2019-07, 2019-07-14"
 
@@ -53,14 +57,27 @@ class Timeline(BaseModel):
     undated: int = Field(description="Pictures that do not say when they were taken.")
 
 
+def whole(gallery: "Searchable", id: int) -> "Stored":
+    """An item and its copies, where the gallery knows them.
+
+    Raises:
+        KeyError: no such item.
+    """
+    found = gallery.item(id)
+    copies = getattr(gallery, "copies", None)
+    if copies is None:
+        return found
+    return replace(found, copies=tuple(i for i in copies([found.hash])[found.hash] if i != id))
+
+
 def described(item: "Stored | Match", show_path: bool, gone: Collection[int] = ()) -> dict[str, Any]:
     """A picture as :class:`Item` has it; ``gone``: ids whose files are known to be missing besides."""
     return {
         "id": item.id,
         "label": item.label,
         "tags": item.tags,
-        "name": item.path.name,
-        "path": str(item.path) if show_path else None,
+        "name": text(item.path.name),
+        "path": text(str(item.path)) if show_path else None,
         "taken": item.taken,
         "camera": item.camera,
         "width": item.width,

@@ -41,6 +41,14 @@ class Pool:
         Raises:
             Busy: too many wait already.
         """
+        return await asyncio.wrap_future(self.start(job, *args, client=client))
+
+    def start(self, job: Callable[..., T], *args: Any, client: str | None = None) -> "Future[T]":
+        """The same for those who must know when it ends, which it may long after nobody waits for it any more.
+
+        Raises:
+            Busy: too many wait already.
+        """
         whose = client or ""
         done: Future[T] = Future()
         entry: Job = (done, job, args)
@@ -53,7 +61,7 @@ class Pool:
             self._waiting.setdefault(whose, deque()).append(entry)
         done.add_done_callback(lambda _: self._forget(whose, entry))
         self._threads.submit(self._work)
-        return await asyncio.wrap_future(done)
+        return done
 
     def _forget(self, client: str, entry: Job) -> None:
         """The job is done, or nobody waits for it any more."""

@@ -19,6 +19,7 @@ from splip.serve.queries import Blank, Busy, Missing, Query, TooLarge
 from splip.serve.service import RETRY, Service, disk_is_full
 
 T = TypeVar("T")
+EMPTY = ("taken_from", "taken_to", "min_side")  # mean nothing where they are empty
 MAX_FORM = 1_000_000  # bytes of a form that holds no file
 
 
@@ -34,7 +35,9 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Parameters of an address or a form as the fields of a query: ``label`` and ``tag`` may come several times."""
     fields: dict[str, Any] = {}
     for key, value in pairs:
-        if key == "label":
+        if key in EMPTY and value == "":  # of a form that was left empty
+            continue
+        if key in ("label", "labels"):
             fields.setdefault("labels", []).append(value)
         elif key == "tag":
             name, found, content = value.partition("=")

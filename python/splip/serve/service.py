@@ -13,12 +13,14 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from splip.errors import Skipped, Unavailable, UnreadablePicture, UserError
+from splip.gallery import labels as names
 from splip.gallery.matches import likely
 from splip.gallery.sources import find
 from splip.images import archive
@@ -116,6 +118,8 @@ class Service:
         self.renderers: queue.SimpleQueue[Renderer] = queue.SimpleQueue()
         for _ in range(RENDERERS):
             self.renderers.put(Renderer())
+        # Dozens of encodes each, beside those of the batches: one at a time.
+        self.explanations = Pool("explanations", 1, 16, share=1)
         self.files = Pool("thumbnails", max(2, threads), 1024)
         self.lists = Pool("lists", 2, 256)
         self.writes = Pool("writes", 1, 4)
@@ -151,7 +155,8 @@ class Service:
     def close(self) -> None:
         """Answer what waits, and stop all threads."""
         self.batcher.close()
-        for pool in (self.parsing, self.drawings, self.pictures, self.svg, self.files, self.lists, self.writes):
+        uploads = (self.parsing, self.drawings, self.pictures, self.svg)
+        for pool in (*uploads, self.explanations, self.files, self.lists, self.writes):
             pool.close()
         for _ in range(RENDERERS):
             self.renderers.get().close()
@@ -192,8 +197,14 @@ class Service:
             except Exception:
                 log.exception("the gallery could not be read anew; going on with what is known")
 
+    def need_ready(self) -> None:
+        """Raises Refusal: the service is starting."""
+        if not self.ready:
+            raise Refusal(503, "starting", "the service is starting", RETRY)
+
     def _look(self) -> None:
-        self.gallery.refresh()
+        if self.gallery.refresh():
+            self._gone.clear()  # whoever wrote to it may have found the files again
         self._labels = self.gallery.labels()
         self.telemetry.items.set(len(self.gallery))
 
@@ -245,7 +256,7 @@ class Service:
         """
         self._check(query, upload)
         if not all(label in self._labels for label in query.labels):
-            query.labels = await self.lists.run(self._meant, query.labels, client=admission.client)
+            query.labels = await self.lists.run(self.meant, query.labels, client=admission.client)
         stages: dict[str, float] = {}
         image = vector = None
         left = deadline - time.monotonic()
@@ -283,10 +294,15 @@ class Service:
         """A picture as answers tell of it."""
         return photographs.described(item, self.show_paths, self._gone)
 
-    def _meant(self, labels: list[str]) -> list[str]:
-        from splip.gallery import labels as names
+    def meant(self, labels: list[str]) -> list[str]:
+        """Labels as the gallery writes them: see :func:`splip.gallery.labels.meant`.
 
-        return list(names.meant(self.gallery, labels))
+        Raises:
+            UserError: it has no such label. Unavailable: its files are damaged.
+        """
+        known = self.guarded(self.gallery.labels)
+        told = SimpleNamespace(labels=lambda: known, labels_told=getattr(self.gallery, "labels_told", None))
+        return list(names.meant(told, labels))
 
     def _vector(self, id: int) -> np.ndarray:
         check_files(self.gallery)
@@ -373,7 +389,8 @@ class Service:
         except UnreadablePicture as error:
             if not archive.exists(item.path):
                 self._note(item, True)
-            raise Refusal(404, "gone", str(error)) from None
+            # By its name: that of a tar file would say where it is.
+            raise Refusal(404, "gone", str(UnreadablePicture(item.path.name, error.reason))) from None
         if item.missing or id in self._gone:
             self._note(item, False)
         if (file.size, file.mtime_ns) == (item.size, item.mtime_ns):
@@ -390,18 +407,28 @@ class Service:
         if note is not None and item.missing != missing:
             note([item.id], missing)
 
-    @staticmethod
-    def known(look_up: Callable[[Any], T], what: Any) -> T:
+    @classmethod
+    def known(cls, look_up: Callable[..., T], *what: Any) -> T:
         """What the gallery says of an id.
 
         Raises:
             Missing: no such id. Unavailable: its files are damaged.
         """
         try:
-            return look_up(what)
+            return cls.guarded(look_up, *what)
         except KeyError:
             raise Missing("the gallery has no picture with this id") from None
-        except UserError as error:  # its files are damaged, which is no fault of the request
+
+    @staticmethod
+    def guarded(ask: Callable[..., T], *what: Any) -> T:
+        """What the gallery answers to a question with which nothing is wrong.
+
+        Raises:
+            Unavailable: its files are damaged; the log says where they are, and nobody else.
+        """
+        try:
+            return ask(*what)
+        except (UserError, OSError) as error:
             log.error("%s", error)
             raise Unavailable(DAMAGED) from error
 
@@ -439,7 +466,7 @@ class Service:
             Refusal: another process is writing.
         """
         with self._writing() as gallery:
-            if not gallery.remove([id]):
+            if not self.guarded(gallery.remove, [id]):
                 raise Missing("the gallery has no picture with this id")
         self._look()
 

@@ -9,6 +9,7 @@ import binascii
 import contextlib
 import io
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -33,10 +34,13 @@ from splip.serve.service import GALLERY_PIXELS
 if TYPE_CHECKING:
     from mcp.server import MCPServer
 
+    from splip.gallery.catalog import Item
     from splip.gallery.protocol import Searchable
 
 MAX_PIXELS = 40_000_000  # of a picture that is sent in a call
 MAX_K, MAX_SHOWN = 100, 12
+MAX_TOLD = 200  # labels
+MAX_SVG = 10_000_000  # bytes, as a service takes them
 SHOWN = 256  # longer side of the pictures beside a search's answer
 SENT = 1024  # longer side of a file that goes to a service: no model sees more
 ABOUT = (
@@ -164,17 +168,22 @@ class Local:
         return unit
 
     def item(self, id: int) -> dict[str, Any]:
-        try:
-            return photographs.described(self.gallery.item(id), True)
-        except KeyError:
-            raise UserError(f"id: the gallery has no picture {id}") from None
+        return photographs.described(self._item(photographs.whole, self.gallery, id), True)
 
     def thumbnail(self, id: int, side: int) -> bytes:
-        return thumbnails.make(thumbnails.File(Path(self.item(id)["path"])), side, GALLERY_PIXELS * MAX_PIXELS)
+        file = thumbnails.File(self._item(self.gallery.item, id).path)
+        return thumbnails.make(file, side, GALLERY_PIXELS * MAX_PIXELS)
+
+    @staticmethod
+    def _item(look_up: "Callable[..., Item]", *what: Any) -> "Item":
+        try:
+            return look_up(*what)
+        except KeyError:
+            raise UserError(f"id: the gallery has no picture {what[-1]}") from None
 
     def about(self) -> dict[str, Any]:
         self.gallery.refresh()
-        return {"count": len(self.gallery), "labels": self.gallery.labels(), "model": self.gallery.model}
+        return {"count": len(self.gallery), **_most(self.gallery.labels()), "model": self.gallery.model}
 
 
 class Remote:
@@ -202,7 +211,15 @@ class Remote:
 
     def about(self) -> dict[str, Any]:
         about = self.client.gallery()
-        return {name: about[name] for name in ("count", "labels", "model", "text") if name in about}
+        told = {name: about[name] for name in ("count", "model", "text") if name in about}
+        return told | _most(about.get("labels") or {})
+
+
+def _most(labels: Mapping[str, int]) -> dict[str, Any]:
+    """The most frequent labels, and how many more there are: all of them go into the assistant's context."""
+    first = sorted(labels, key=lambda label: (-labels[label], label))[:MAX_TOLD]
+    more = {"more_labels": len(labels) - len(first)} if len(labels) > len(first) else {}
+    return {"labels": {label: labels[label] for label in first}, **more}
 
 
 def given_picture(given: str, name: str) -> Path | bytes:
@@ -212,9 +229,13 @@ def given_picture(given: str, name: str) -> Path | bytes:
         UserError: neither.
     """
     try:
-        if not given.startswith("data:") and Path(given).expanduser().is_file():
-            return Path(given).expanduser()
-    except (OSError, ValueError):  # too long for a name
+        path = None if given.startswith("data:") else Path(given).expanduser()
+        if path is not None and path.is_file():
+            with path.open("rb") as file:
+                drawn = queries.looks_like_svg(file.read(1024))
+            # A drawing goes on as if it had come as base64; pictures are read where they are.
+            return path.read_bytes() if drawn and path.stat().st_size <= MAX_SVG else path
+    except (OSError, ValueError, RuntimeError):  # too long for a name, or nobody's home folder
         pass
     try:
         data = base64.b64decode(given.partition(",")[2] if given.startswith("data:") else given, validate=True)
@@ -289,7 +310,7 @@ def server(backend: Backend) -> "MCPServer":
 
     @made.tool(annotations=reads, title="What is in the gallery")
     def gallery() -> Annotated[CallToolResult, Facts]:
-        """How many pictures there are, the labels that searches can ask for, and the model."""
+        """How many pictures there are, the most frequent labels that searches can ask for, and the model."""
         try:
             return result({"facts": backend.about()}, [])
         except UserError as error:

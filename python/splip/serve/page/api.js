@@ -19,7 +19,10 @@ async function ask(address, options = {}) {
     throw new Problem("away", "The service does not answer.");
   }
   if (response.status === 204) return null;
-  const answer = await response.json().catch(() => null);
+  const answer = await response.json().catch((error) => {
+    if (error.name === "AbortError") throw error;
+    return null;
+  });
   if (response.ok && answer !== null) return answer;
   const wait = Number(response.headers.get("Retry-After")) || 0;
   const code = response.status === 401 ? "token" : (answer?.error ?? "error");
@@ -42,6 +45,7 @@ export const aboutGallery = () => ask("v1/gallery");
 export const search = (body, signal) => post("v1/search", body, signal);
 export const explain = (body, signal) => post("v1/explain", body, signal);
 export const items = (fields, signal) => ask(withFields("v1/items", fields), { signal });
+export const item = (id) => ask(`v1/items/${id}`);
 export const timeline = (fields) => ask(withFields("v1/timeline", fields));
 export const session = (token) => ask("v1/session", { method: "POST", headers: { Authorization: `Bearer ${token}` } });
 

@@ -35,8 +35,11 @@ function headings(items) {
   return found;
 }
 
-/** Find out whether the service lists photos, and which months there are. */
-export async function startBrowsing() {
+let retrying = 0;
+
+/** Find out whether the service lists photos, and which months there are; then, and when it is known later on, call. */
+export async function startBrowsing(known, wait = 2) {
+  clearTimeout(retrying);
   try {
     const { months } = await timeline({});
     able = true;
@@ -46,10 +49,11 @@ export async function startBrowsing() {
       ...months.map(({ month, count }) => element("option", { value: month, textContent: `${monthName(month)} (${count})` })),
     );
   } catch (error) {
-    if (error.name === "AbortError") return;
-    able = false;
+    able = error.code !== "unsupported"; // anything else passes
     $("dates").hidden = true;
+    if (able) retrying = setTimeout(() => startBrowsing(known, Math.min(60, 2 * wait)), 1000 * Math.max(wait, error.wait || 0));
   }
+  known();
 }
 
 $("sort").onchange = () => {

@@ -96,7 +96,7 @@ function showChips() {
   }
   $("chips").replaceChildren(...rows);
   // The chip that was worked on is another element now, or gone.
-  if (held >= 0) (rows[Math.min(held, rows.length - 1)]?.querySelector(kind === "SELECT" ? "select" : "button") ?? $("text")).focus();
+  if (held >= 0) (rows[Math.min(held, rows.length - 1)]?.querySelector(kind === "SELECT" ? "select" : "button") ?? $($("words").hidden ? "results" : "text")).focus();
 }
 
 export const startChips = () => listen(showChips);

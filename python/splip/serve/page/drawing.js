@@ -48,12 +48,15 @@ const begin = (point) => {
 
 let pointer = null;
 let live = 0;
+let searched = false; // for what is there of the stroke
 
 function startLive() {
   let seen = 0;
+  searched = false;
   live = setInterval(() => {
     if (paper.stroke && paper.stroke.points.length > seen) {
       seen = paper.stroke.points.length;
+      searched = true;
       changed("live");
     }
   }, LIVE);
@@ -64,10 +67,9 @@ function finish(keep) {
   const made = paper.stroke;
   paper.stroke = null;
   pointer = null;
-  if (made && keep) {
-    act(made);
-    changed();
-  } else redraw();
+  if (made && keep) act(made);
+  if (made && (keep || searched)) changed();
+  else redraw();
 }
 
 canvas.addEventListener("pointerdown", (event) => {

@@ -52,6 +52,7 @@ function offer() {
 
 function expand(open) {
   $("suggestions").hidden = !open;
+  if (!open) $("suggestions").replaceChildren(); // else Enter would take one that nobody sees
   $("label").setAttribute("aria-expanded", String(open));
   $("label").removeAttribute("aria-activedescendant");
 }

@@ -1,8 +1,9 @@
 // Photos in rows of one height, as wide as they are: tiles are kept by their number, so that a new answer moves them.
 
-import { thumbnail } from "./api.js";
+import { item as askItem, thumbnail } from "./api.js";
+import { canBrowse } from "./browse.js";
 import { $, coarse, day, element, sign, title } from "./dom.js";
-import { alsoLike, moreLike } from "./state.js";
+import { alsoLike, canDislike, moreLike } from "./state.js";
 
 const GAP = 8;
 const KEPT = 1200; // tiles that are kept for later answers
@@ -34,23 +35,44 @@ function tile(item) {
   photo.onclick = () => shown.open(shown.items.findIndex((one) => one.id === made.item.id));
   image.onload = () => {
     natural.set(item.id, image.naturalWidth / image.naturalHeight);
-    if (made.gone) Object.assign(made, { gone: false, label: "" });
+    if (made.failed) Object.assign(made, { failed: "", label: "" });
   };
-  image.onerror = () => markMissing(made);
+  image.onerror = () => markFailed(made);
   return made;
 }
 
-function markMissing(made) {
-  Object.assign(made, { gone: true, sharp: 0, width: 0 }); // with the next answer it is tried again
-  made.element.classList.add("missing");
-  made.facts.textContent = "the file is gone";
+const [GONE, FAILED] = ["the file is gone", "cannot be shown"];
+
+let asking = Promise.resolve(); // one at a time: whoever refuses pictures is asked for little
+
+/** Whether the file of a photo is gone, as the service says now; false where it does not say. */
+export function isGone(item) {
+  if (item.missing || !canBrowse()) return Promise.resolve(item.missing === true);
+  asking = asking.then(() => askItem(item.id)).then(
+    (told) => told.missing === true,
+    () => false,
+  );
+  return asking;
+}
+
+function markFailed(made) {
+  Object.assign(made, { sharp: 0, width: 0, label: "" }); // with the next answer it is tried again
+  const say = (words) => {
+    made.failed = words;
+    made.element.classList.add("missing");
+    made.facts.textContent = words;
+  };
+  say(made.failed || FAILED);
+  if (made.asked) return;
+  made.asked = true;
+  isGone(made.item).then((gone) => gone && made.failed && say(GONE));
 }
 
 function fill(made, item, rank) {
   made.item = item;
   const name = title(item);
   const facts = [day(item.taken) || item.label?.replaceAll("_", " "), item.copies?.length && `${item.copies.length + 1} copies`];
-  const told = item.missing || made.gone ? "the file is gone" : facts.filter(Boolean).join(" · ");
+  const told = item.missing ? GONE : made.failed ? made.failed : facts.filter(Boolean).join(" · ");
   const score = item.score === undefined ? "" : `, similarity ${item.score.toFixed(2)}`;
   const label = `${rank + 1}: ${[name, told].filter(Boolean).join(", ")}${score}`;
   if (made.label === label && made.likely === item.likely) return; // what is written again is laid out again
@@ -65,7 +87,7 @@ function fill(made, item, rank) {
     made.less.setAttribute("aria-label", `Less like ${name}`);
   }
   if (made.facts.textContent !== told) made.facts.textContent = told;
-  made.element.classList.toggle("missing", item.missing === true || made.gone === true);
+  made.element.classList.toggle("missing", item.missing === true || Boolean(made.failed));
 }
 
 // ---- rows ----
@@ -137,6 +159,7 @@ export function show(items, headings = new Map()) {
     const made = tiles.get(item.id) ?? tile(item);
     tiles.set(item.id, made);
     fill(made, item, rank);
+    made.less.hidden = !canDislike(item);
     rows.push(made.element);
   });
   layOut();
@@ -151,9 +174,15 @@ export function show(items, headings = new Map()) {
   for (const item of items) tiles.get(item.id).photo.tabIndex = -1;
   if (now?.dataset.id) now.querySelector(".photo").tabIndex = 0;
   if (focused?.isConnected && document.activeElement !== focused) focused.querySelector(".photo")?.focus({ preventScroll: true });
+  if (focused && !focused.isConnected) $("results").focus({ preventScroll: true }); // not in this answer: from there Tab goes on
 }
 
-export const focusPhoto = (id) => goTo(tiles.get(id)?.element);
+/** To this photo, or to where the photos begin. */
+export function focusPhoto(id) {
+  const li = tiles.get(id)?.element;
+  if (li?.isConnected) goTo(li);
+  else $("results").focus();
+}
 
 // ---- keys: one stop for Tab, arrows within ----
 

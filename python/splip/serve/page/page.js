@@ -9,7 +9,7 @@ import { setLabels, startFilters } from "./filters.js";
 import { startHelp } from "./help.js";
 import { startPictures } from "./picture.js";
 import { complain, search, startResults } from "./results.js";
-import { changed, state } from "./state.js";
+import { changed, recallQuery, state } from "./state.js";
 import { recall } from "./strokes.js";
 import { startViewer } from "./viewer.js";
 
@@ -52,14 +52,20 @@ async function start() {
   $("about").textContent = `${count.toLocaleString("en")} photos · ${model} · ${engine}`;
   $("words").hidden = !text;
   setLabels(labels);
-  await startBrowsing();
-  $("filters-open").hidden = $("labelled").hidden && $("dates").hidden;
+  await startBrowsing(() => {
+    $("filters-open").hidden = $("labelled").hidden && $("dates").hidden;
+  });
   changed("restore");
 }
 
 state.logIn = logIn;
+$("skip").onclick = (event) => {
+  event.preventDefault(); // a fragment would be a step in the browser's history
+  $("results").focus();
+};
 $("retry").onclick = () => (state.gallery ? search() : start());
 recall();
+recallQuery();
 startResults(); // first of those that listen: the search is on its way before anything is redrawn
 startDrawing();
 startPictures();

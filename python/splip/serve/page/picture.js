@@ -6,8 +6,12 @@ import { changed, listen, state } from "./state.js";
 const LARGEST = 1024; // longer side of an uploaded picture that the browser can decode
 const isPicture = (file) => file.type.startsWith("image/") || /\.(svg|tiff?|heic|heif|avif)$/i.test(file.name);
 
+let chosen = 0; // times that something was chosen
+let preview = null; // {blob, url} that is shown
+
 /** Search with a file; null: with the drawing again. */
 export async function usePicture(file) {
+  const mine = ++chosen;
   let next = null;
   if (file) {
     let blob = file;
@@ -27,20 +31,31 @@ export async function usePicture(file) {
       // SVG, TIFF, HEIC, or damaged: the service reads it, or says what is wrong.
       if (file.type === "image/svg+xml" || /\.svg$/i.test(file.name)) svg = await file.text();
     }
-    next = { blob, svg, url: URL.createObjectURL(blob), kind: "sketch" };
+    next = { blob, svg, kind: "sketch" };
   }
+  if (mine !== chosen) return; // a later one was faster
   state.picture = next;
   changed();
+}
+
+function letGo() {
+  $("preview").removeAttribute("src");
+  if (preview) URL.revokeObjectURL(preview.url);
+  preview = null;
 }
 
 function showPicture() {
   const { picture } = state;
   if ($("picture").hidden !== !picture) $("picture").hidden = !picture;
   if (!picture) {
-    $("preview").removeAttribute("src");
+    letGo();
     return;
   }
-  if ($("preview").getAttribute("src") !== picture.url) $("preview").src = picture.url;
+  if (preview?.blob !== picture.blob) {
+    letGo();
+    preview = { blob: picture.blob, url: URL.createObjectURL(picture.blob) };
+    $("preview").src = preview.url;
+  }
   document.querySelector(`[name=modality][value=${picture.kind}]`).checked = true;
 }
 

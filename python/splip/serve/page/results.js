@@ -32,6 +32,7 @@ export async function search({ live = false, more = false } = {}) {
   flight?.abort();
   const mine = ++sequence;
   flight = new AbortController();
+  const { signal } = flight;
   again = false;
   $("results").setAttribute("aria-busy", "true");
   const slow = setTimeout(() => mine === sequence && $("results").classList.add("busy"), 150);
@@ -40,16 +41,16 @@ export async function search({ live = false, more = false } = {}) {
     const body = await question();
     if (mine !== sequence) return;
     if (!more) wanted = FIRST;
-    if (!body) await showGallery(mine, flight.signal);
+    if (!body) await showGallery(mine, signal);
     else {
       body.k = Math.min(wanted, state.gallery?.max_k ?? wanted);
-      const answer = await ask(body, flight.signal);
+      const answer = await ask(body, signal);
       if (mine !== sequence) return; // stale: a newer search is on its way
       found(answer, body, performance.now() - began);
     }
     away = 0;
   } catch (error) {
-    if (mine === sequence && error.name !== "AbortError") await failed(error, mine);
+    if (mine === sequence && error.name !== "AbortError") await (more ? failedMore(error, mine, () => search({ more })) : failed(error, mine, signal));
   } finally {
     clearTimeout(slow);
     if (mine === sequence) {
@@ -61,18 +62,41 @@ export async function search({ live = false, more = false } = {}) {
   }
 }
 
-async function failed(error, mine) {
-  const later = (seconds) => (retrying = setTimeout(() => mine === sequence && search(), 1000 * seconds));
+function later(seconds, mine, done) {
+  clearTimeout(retrying);
+  retrying = setTimeout(() => mine === sequence && done(), 1000 * seconds);
+}
+
+const isBusy = (error) => error.wait || error.status === 429 || error.status === 503;
+
+async function failed(error, mine, signal) {
   if (error.code === "token") state.logIn();
-  else if (error.code === "blank") await showGallery(mine).catch((other) => complain(other.message));
+  else if (error.code === "blank") {
+    try {
+      await showGallery(mine, signal);
+    } catch (other) {
+      if (mine === sequence && other.name !== "AbortError") await failed(other, mine, signal);
+    }
+  }
   else if (error.code === "away") {
     complain(paper.held ? "The service does not answer. Your drawing is kept, and it is tried again." : error.message);
-    later(AGAIN[Math.min(away++, AGAIN.length - 1)]);
+    later(AGAIN[Math.min(away++, AGAIN.length - 1)], mine, search);
   } else {
     complain(error.message);
-    if (error.wait || error.status === 429 || error.status === 503) later(error.wait || 1);
+    if (isBusy(error)) later(error.wait || 1, mine, search);
     else if (!error.code) throw error; // a fault of the page
   }
+}
+
+/** More photos did not come: those that are there stay, and it is tried again. */
+function failedMore(error, mine, ask) {
+  if (error.code === "token") state.logIn();
+  $("status").textContent = error.message;
+  next = ask;
+  wanted /= 2;
+  if (error.code === "away") later(AGAIN[Math.min(away++, AGAIN.length - 1)], mine, more);
+  else if (isBusy(error)) later(error.wait || 1, mine, more);
+  else if (!error.code) throw error; // a fault of the page
 }
 
 /** Say what is wrong, in place of photos that answer something else. */
@@ -175,14 +199,16 @@ function listed({ items, headings, total, more }) {
   $("grid").setAttribute("aria-label", "Photos of the gallery");
 }
 
-async function grow(more) {
-  next = null;
+async function grow(part) {
+  clearTimeout(retrying);
   const mine = sequence;
   try {
-    const page = await more();
-    if (mine === sequence) listed(page);
+    const page = await part();
+    if (mine !== sequence) return;
+    away = 0;
+    listed(page);
   } catch (error) {
-    if (mine === sequence && error.name !== "AbortError") $("status").textContent = error.message;
+    if (mine === sequence && error.name !== "AbortError") failedMore(error, mine, () => grow(part));
   }
 }
 
@@ -216,5 +242,5 @@ export function startResults() {
     near.unobserve($("end"));
     near.observe($("end"));
   }).observe($("grid"), { childList: true });
-  addEventListener("online", () => away && search());
+  addEventListener("online", () => away && (next ? more() : search())); // where more did not come, those that are there stay
 }

@@ -1,10 +1,10 @@
 // What is asked for: a drawing or a picture, words, photos that are liked or not, and what the photos are restricted to.
 
-import { copied, drawing, isBlank, put } from "./strokes.js";
+import { copied, drawing, isBlank, isDrawing, put, written } from "./strokes.js";
 
 export const state = {
   gallery: null, // what GET /v1/gallery told
-  picture: null, // {blob, url, svg, kind: "sketch" | "photo"}, in place of the drawing
+  picture: null, // {blob, svg, kind: "sketch" | "photo"}, in place of the drawing
   words: "",
   weights: { drawing: 1, picture: 1, words: 1 },
   photos: [], // {id, name, weight}: liked; below 0 not
@@ -85,7 +85,48 @@ function dataUrl(blob) {
 
 // ---- a new query from a photo, and the way back to the one before ----
 
+const KEPT = "splip-queries"; // in the tab's storage: for after a reload, without pictures
+const MOST = 8; // queries kept there
 const before = new Map(); // number in the browser's history: a query
+
+/** The queries that were kept, by their numbers as text. */
+function kept() {
+  try {
+    return JSON.parse(sessionStorage.getItem(KEPT)) ?? {};
+  } catch {
+    return {}; // nonsense, or the browser forbids it
+  }
+}
+
+/** Keep what is asked for now under a number; what came after it is no more, where another query follows. */
+function keep(number, { follows = false } = {}) {
+  before.set(number, snapshot());
+  const { picture, words, weights, photos } = state;
+  // Without its picture, what is not looked for would be all that is asked for.
+  const mine = { words, weights, photos: picture ? photos.filter((photo) => photo.weight > 0) : photos, strokes: JSON.parse(written() ?? "[]") };
+  const others = Object.entries(kept()).filter(([other]) => Number(other) !== number && !(follows && Number(other) > number));
+  const rows = [...others.slice(1 - MOST), [number, mine]];
+  while (rows.length) {
+    try {
+      sessionStorage.setItem(KEPT, JSON.stringify(Object.fromEntries(rows)));
+      return;
+    } catch {
+      rows.shift(); // full: the oldest go
+    }
+  }
+}
+
+const isPhoto = (photo) => Number.isInteger(photo?.id) && typeof (photo.name ?? "") === "string" && Number.isFinite(photo.weight);
+
+/** A query that this page does not remember: from before it was loaded; null: not kept. */
+function recalled(number) {
+  const { words, weights, photos, strokes } = kept()[number] ?? {};
+  const whole = Object.keys(state.weights).every((name) => weights?.[name] > 0);
+  if (typeof words !== "string" || !whole || !Array.isArray(photos) || !photos.every(isPhoto) || !isDrawing(strokes)) return null;
+  return { picture: null, words, weights, photos, strokes: { done: strokes, held: strokes.length } };
+}
+
+const known = (number) => before.get(number) ?? recalled(number);
 
 function snapshot() {
   const { picture, words, weights, photos } = state;
@@ -98,18 +139,31 @@ function restore({ strokes, ...rest }) {
   changed("restore");
 }
 
-const here = () => history.state?.query ?? 0;
-export const canGoBack = () => before.has(here() - 1);
+let shownQuery = history.state?.query;
+let way = false; // there is a query one step back
+
+/** What was asked for before a reload; where one comes anew, its numbers are apart from those of an earlier visit. */
+export function recallQuery() {
+  const query = shownQuery === undefined ? null : recalled(shownQuery);
+  if (query) {
+    const { strokes, ...rest } = query; // the drawing itself is kept at each stroke
+    Object.assign(state, rest);
+  }
+  shownQuery ??= Math.max(-2, ...Object.keys(kept()).map(Number).filter(Number.isInteger)) + 2;
+  history.replaceState({ ...history.state, query: shownQuery }, "");
+  way = known(shownQuery - 1) !== null;
+}
+export const canGoBack = () => way;
 
 /** Photos like this one and nothing else; what was asked for before is one step back in the browser's history. */
 export function moreLike(item) {
-  const number = here();
-  before.set(number, snapshot());
-  const next = { query: number + 1 };
+  keep(shownQuery, { follows: true });
+  shownQuery += 1;
+  way = true;
+  const next = { query: shownQuery };
   if (history.state?.viewer) history.replaceState(next, "");
   else history.pushState(next, "");
-  shownQuery = number + 1;
-  before.delete(number + 1);
+  for (const number of before.keys()) if (number >= shownQuery) before.delete(number);
   restore({
     picture: null,
     words: "",
@@ -119,17 +173,24 @@ export function moreLike(item) {
   });
 }
 
-let shownQuery = here();
 addEventListener("popstate", () => {
-  const number = here();
-  if (number === shownQuery) return;
-  before.set(shownQuery, snapshot());
+  const number = history.state?.query;
+  if (number === undefined) history.replaceState({ query: shownQuery }, ""); // a fragment, typed in: nothing else is asked for
+  if (number === undefined || number === shownQuery) return;
+  keep(shownQuery);
   shownQuery = number;
-  if (before.has(number)) restore(before.get(number));
+  way = known(number - 1) !== null;
+  const query = known(number);
+  if (query) restore(query);
 });
+addEventListener("pagehide", () => keep(shownQuery));
+
+/** Whether something is looked for beside this photo: what is not like it is not all that is asked for. */
+export const canDislike = (item) => parts().some(({ kind, id, weight }) => kind !== "photo" || (weight > 0 && id !== item.id));
 
 /** Photos like this one, or unlike it, beside what is asked for already. */
 export function alsoLike(item, weight) {
+  if (weight < 0 && !canDislike(item)) return;
   state.photos = [...state.photos.filter((photo) => photo.id !== item.id), { id: item.id, name: item.name, weight }];
   changed();
 }

@@ -35,9 +35,11 @@ export function step(by) {
 
 export const copied = () => ({ done: paper.done, held: paper.held });
 
+/** Another query's drawing; a new tab still begins with what was drawn last. */
 export function put({ done, held }) {
+  if (keeping) keepNow();
   Object.assign(paper, { done, held, stroke: null });
-  keep();
+  keep(["sessionStorage"]);
 }
 
 /** Draw a stroke; from > 0: only what its points from there on add; open: its end is still to come. */
@@ -82,8 +84,8 @@ export function drawing() {
 
 // ---- kept over a reload: by this tab first; a new tab begins with what was drawn last in any ----
 
-function written() {
-  let strokes = visible();
+/** Strokes as text, with fewer points where there are many; null: too many. */
+export function written(strokes = visible()) {
   for (let round = 0; round < 6; round++) {
     const text = JSON.stringify(
       strokes.map(({ points, width, erase }) => ({ points: points.map((p) => p.map((v) => Math.round(v * 1e4) / 1e4)), width, erase })),
@@ -94,16 +96,20 @@ function written() {
   return null; // thousands of strokes: not kept
 }
 
+const STORES = ["sessionStorage", "localStorage"];
 let keeping = 0;
-function keep() {
+let stores = STORES; // where it is about to be kept
+function keep(wanted = STORES) {
+  if (!keeping || wanted === STORES) stores = wanted;
   clearTimeout(keeping);
   keeping = setTimeout(keepNow); // the search goes first
 }
 
 function keepNow() {
+  clearTimeout(keeping);
   keeping = 0;
   const text = written();
-  for (const store of ["sessionStorage", "localStorage"]) {
+  for (const store of stores) {
     try {
       if (text === null) window[store].removeItem(KEPT);
       else window[store].setItem(KEPT, text);
@@ -116,14 +122,16 @@ function keepNow() {
 const isPoint = (p) => Array.isArray(p) && p.length === 2 && p.every((v) => Number.isFinite(v) && Math.abs(v) <= 10);
 const isStroke = (s) => Array.isArray(s?.points) && s.points.length > 0 && s.points.every(isPoint) && s.width > 0 && s.width < UNITS;
 
+export const isDrawing = (strokes) => Array.isArray(strokes) && strokes.every(isStroke);
+
 /** Bring back the drawing that was kept. */
 export function recall() {
-  for (const store of ["sessionStorage", "localStorage"]) {
+  for (const store of STORES) {
     try {
       const text = window[store].getItem(KEPT);
       if (text === null) continue;
       const strokes = JSON.parse(text);
-      if (!Array.isArray(strokes) || !strokes.every(isStroke)) continue;
+      if (!isDrawing(strokes)) continue;
       Object.assign(paper, { done: strokes.map((s) => ({ ...s, erase: Boolean(s.erase) })), held: strokes.length });
       return;
     } catch {

@@ -2,20 +2,24 @@
 
 import { file, thumbnail } from "./api.js";
 import { $, element, moment, title } from "./dom.js";
-import { focusPhoto, shown } from "./grid.js";
+import { focusPhoto, isGone, shown } from "./grid.js";
 import { more } from "./results.js";
-import { alsoLike, moreLike } from "./state.js";
-import { canExplain, hideWhy, toggleWhy } from "./why.js";
+import { alsoLike, canDislike, moreLike } from "./state.js";
+import { canExplain, hideWhy, paint, toggleWhy } from "./why.js";
 
 const SWIPE = 50; // pixels
+const GONE = "The file of this photo is not there any more.";
 const viewer = $("viewer");
 const image = $("large");
-let viewed = 0;
+let list = []; // the photos that were shown when it was opened: an answer that comes later does not change what is looked at
+let viewed = 0; // index in it
+let leaving = false; // on the way back in the browser's history
 
-const current = () => shown.items[viewed];
+const current = () => list[viewed];
 
 function open(index) {
   if (index < 0) return;
+  list = shown.items;
   history.pushState({ ...history.state, viewer: true }, "");
   showPhoto(index);
   viewer.showModal();
@@ -23,36 +27,66 @@ function open(index) {
 
 /** The way out that leaves no entry of the browser's history behind. */
 function leave() {
-  if (history.state?.viewer) history.back();
+  if (leaving) return;
+  leaving = Boolean(history.state?.viewer);
+  if (leaving) history.back();
   else viewer.close();
 }
 
-function showPhoto(index) {
+/** Go on to photos that came meanwhile, if they continue these. */
+function lengthen() {
   const { items } = shown;
-  viewed = (index + items.length) % items.length;
-  const item = current();
-  hideWhy();
-  $("why").hidden = !canExplain();
-  $("gone").hidden = !item.missing;
+  if (items.length <= list.length || !list.every((item, i) => item.id === items[i].id)) return;
+  list = items;
+  showPlace();
+}
+
+function showPlace() {
+  $("place").textContent = `${viewed + 1} of ${list.length}`;
+  $("previous").disabled = $("next").disabled = list.length < 2;
+}
+
+function load(item) {
   image.hidden = false;
+  image.removeAttribute("src"); // else the photo before stays, with its size, until this one is there
+  delete image.dataset.photo;
+  image.onload = () => {
+    image.dataset.photo = item.id;
+    paint();
+  };
   image.onerror = () => {
     // A format that browsers do not show (TIFF, HEIC): the server makes a JPEG of it.
     image.onerror = () => {
-      $("gone").hidden = false;
+      if (item !== current()) return;
       image.hidden = true;
+      $("gone").hidden = false;
+      $("gone").textContent = "This photo cannot be shown.";
+      isGone(item).then((gone) => gone && item === current() && ($("gone").textContent = GONE));
     };
     image.src = thumbnail(item.id, 2048);
   };
   image.src = file(item.id);
+}
+
+function showPhoto(index) {
+  if (!list.length) return;
+  lengthen();
+  viewed = (index + list.length) % list.length;
+  const item = current();
+  hideWhy();
+  $("why").hidden = !canExplain();
+  $("less").disabled = !canDislike(item);
+  $("gone").hidden = !item.missing;
+  $("gone").textContent = GONE;
+  load(item);
   image.alt = title(item);
   $("viewer-title").textContent = title(item);
-  $("place").textContent = `${viewed + 1} of ${items.length}`;
+  showPlace();
   $("original").href = file(item.id);
-  $("previous").disabled = $("next").disabled = items.length < 2;
   showFacts(item);
-  if (viewed > items.length - 4) more();
+  if (viewed > list.length - 4) Promise.resolve(more()).then(lengthen);
   for (const by of [1, -1]) {
-    const other = items[viewed + by];
+    const other = list[viewed + by];
     if (other) new Image().src = file(other.id);
   }
 }
@@ -81,11 +115,11 @@ function toggleFacts() {
 }
 
 function askFor(done) {
-  const item = current();
-  const state = history.state;
-  done(item);
+  if (leaving) return;
+  done(current());
   viewer.close();
-  if (state?.viewer && history.state?.viewer) history.back();
+  leaving = Boolean(history.state?.viewer);
+  if (leaving) history.back();
   scrollTo({ top: 0 });
 }
 
@@ -96,7 +130,7 @@ const KEYS = {
   w: () => canExplain() && toggleWhy(current()),
   m: () => askFor(moreLike),
   M: () => askFor((item) => alsoLike(item, 1)),
-  l: () => askFor((item) => alsoLike(item, -0.5)),
+  l: () => canDislike(current()) && askFor((item) => alsoLike(item, -0.5)),
 };
 
 export function startViewer() {
@@ -120,11 +154,13 @@ export function startViewer() {
     leave();
   });
   addEventListener("popstate", () => {
+    leaving = false;
     if (!history.state?.viewer && viewer.open) viewer.close();
     else if (history.state?.viewer && !viewer.open) history.replaceState({ query: history.state.query }, ""); // forward again
   });
   viewer.addEventListener("close", () => {
     const item = current();
+    image.onload = image.onerror = null;
     image.removeAttribute("src");
     hideWhy();
     if (item) focusPhoto(item.id);

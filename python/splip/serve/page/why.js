@@ -6,6 +6,9 @@ import { parts, question, state } from "./state.js";
 
 let asking = null;
 let told = null; // the answer that is shown
+let about = 0; // id of the photo that it is about
+
+const [INK, SHADE] = [[8, 18, 28], 215]; // what darkens the photo, and how far of 255 where nothing speaks for the match
 
 export const canExplain = () => Boolean(state.gallery?.explains) && parts().length > 0;
 
@@ -36,22 +39,23 @@ export async function toggleWhy(item) {
     if (signal.aborted) return;
     say("Bright places speak for the match.");
     told = answer;
+    about = item.id;
     paint();
   } catch (error) {
     if (error.name !== "AbortError") say(error.message);
   }
 }
 
-/** The heat as a picture of as many pixels as it has places, laid where the model saw them. */
-function paint() {
+/** The heat as a picture of as many pixels as it has places, laid where the model saw them; what it did not see is dark. */
+export function paint() {
   const image = $("large");
-  if (!told || !image.naturalWidth) return;
+  if (!told || image.dataset.photo !== String(about) || !image.naturalWidth) return; // comes when the file is there
   const { heat, box = [0, 0, 1, 1] } = told;
   const canvas = $("heat");
   const [rows, columns] = [heat.length, heat[0].length];
   const small = new OffscreenCanvas(columns, rows);
   const pixels = small.getContext("2d").createImageData(columns, rows);
-  heat.flat().forEach((value, i) => pixels.data.set([8, 18, 28, 215 * (1 - Math.min(1, Math.max(0, value)))], 4 * i));
+  heat.flat().forEach((value, i) => pixels.data.set([...INK, SHADE * (1 - Math.min(1, Math.max(0, value)))], 4 * i));
   small.getContext("2d").putImageData(pixels, 0, 0);
   // The photo is fitted into its frame; the canvas covers just the photo.
   const scale = Math.min(image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight);
@@ -60,10 +64,13 @@ function paint() {
   canvas.height = Math.max(1, Math.round(height));
   canvas.style.left = `${image.offsetLeft + (image.clientWidth - width) / 2}px`;
   canvas.style.top = `${image.offsetTop + (image.clientHeight - height) / 2}px`;
-  const [left, top, right, bottom] = box;
+  const [left, top, right, bottom] = box.map((share, i) => Math.round(share * (i % 2 ? canvas.height : canvas.width)));
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
-  context.drawImage(small, left * canvas.width, top * canvas.height, (right - left) * canvas.width, (bottom - top) * canvas.height);
+  context.fillStyle = `rgba(${INK}, ${SHADE / 255})`;
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.clearRect(left, top, right - left, bottom - top);
+  context.drawImage(small, left, top, right - left, bottom - top);
   canvas.hidden = false;
 }
 
