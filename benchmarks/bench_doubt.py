@@ -10,7 +10,8 @@ doubtful. A false alarm is a query of a class that is there and called doubtful,
 called so. Each rule has one threshold for all models and galleries, which calls a fifth of the answerable queries of the
 validation classes doubtful; unseen classes are looked at once, with those. Words are another matter: of validation and unseen
 classes the packaged models know none, so that thresholds of words are chosen on names of half of the training classes, and
-reported on the other half.
+reported on the other half, in galleries without other classes. The probes (see :mod:`splip.gallery.doubt`) are of the training
+classes: their words are among those asked, and their drawings among what the trained SpLIP model learned from.
 """
 
 import argparse

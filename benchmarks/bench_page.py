@@ -11,10 +11,12 @@ time, count too.
 
 ``trial``: a gallery of 400 photos (``--trial-model``): those of the emoji that are drawn, and others by chance up to 400.
 A robot draws the strokes of a clean sketch of the sample, one a second, in the order of its document, and looks at the
-first two screens of photos (1280 by 800, without a filter or a word) after each stroke. Found is *the photo*: another
-designer's picture of the same emoji; or *the class*: a photo of the sketch's class. Time counts from the first
-pen-down, at most 30 s; a robot that found the photo goes on to the next drawing. ``by_chance``: the share of searches
-that would find it if the photos on the two screens were drawn by lot.
+first two screens of photos (1280 by 800, without a filter or a word) after each stroke. The sketches are of classes that
+the models were not trained on (unseen and validation). Found is *the photo*: any other designer's picture of the same
+emoji, of which there are three; or *the class*: a photo of the sketch's class. Time counts from the first pen-down, at
+most 30 s; a robot that found the photo goes on to the next drawing. ``by_chance``: the share of searches that would find
+it with one look, if the photos on the two screens were drawn by lot; ``by_chance_in_all_looks``: with as many looks as
+the robot took, each drawn anew.
 """
 
 import argparse
@@ -160,13 +162,16 @@ def trial(browser: Browser, gallery: Path, drawings: list[Path], facts: dict[str
                 for fact in facts.values())
             for row in rows
         ]  # fmt: skip
+        missed = [math.comb(PHOTOS - n, round(sight)) / math.comb(PHOTOS, round(sight)) for n in right]  # with one look
+        looks = [row["strokes"] if row[kind] is None else row[kind]["strokes"] for row in rows]
         out[kind] = {
             "found": len(found),
             "of": len(rows),
             "median_seconds": statistics.median(f["seconds"] for f in found) if found else None,
             "median_strokes": statistics.median(f["strokes"] for f in found) if found else None,
-            "by_chance": statistics.mean(
-                1 - math.comb(PHOTOS - n, round(sight)) / math.comb(PHOTOS, round(sight)) for n in right
+            "by_chance": statistics.mean(1 - share for share in missed),
+            "by_chance_in_all_looks": statistics.mean(
+                1 - share**count for share, count in zip(missed, looks, strict=True)
             ),
         }
     out["drawings"] = rows
@@ -198,8 +203,12 @@ def main() -> None:
     photos = sorted(path.resolve() for path in (args.sample / "photo").glob("*/*"))
     with open(args.sample / "instances.csv", newline="", encoding="utf-8") as file:
         emoji = {Path(row["path"]).name: row["instance"] for row in csv.DictReader(file)}
+    classes = json.loads((args.sample / "dataset.json").read_text(encoding="utf-8"))
+    untrained = {*classes["unseen"], *classes["validation"]}
     drawings = sorted(
-        path for path in args.strokes.glob("*/*.svg") if path.stem.rsplit("-", 1)[0] in set(emoji.values())
+        path
+        for path in args.strokes.glob("*/*.svg")
+        if path.parent.name in untrained and path.stem.rsplit("-", 1)[0] in set(emoji.values())
     )
     chosen = rng.sample(drawings, args.drawings)
     drawn = {path.stem.rsplit("-", 1)[0] for path in chosen}

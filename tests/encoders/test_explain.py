@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.layers import AttentionPoolLatent
 from tower_models import known_words, pictures, very_lively_model
 
 from splip import images
 from splip.data.trees import MODALITIES
 from splip.encoders import explain, explanation, graph
+from splip.encoders.blocks import Pool
 from splip.encoders.encoder import Encoder
 from splip.encoders.explanation import Share
 from splip.errors import UserError
 from splip.models import build
 from splip.models.config import BackboneConfig, LossConfig, TrainConfig
+from splip.models.towers.base import Head
 from splip.models.towers.table import FAMILIES
 
 CASES = [("clip-ln", None), ("clip-at", 1), ("splip", 2)]
@@ -65,6 +68,24 @@ def test_a_part_belongs_to_its_patch(family, monkeypatch):
     after = parts(moved)
     torch.testing.assert_close(after[:, 0], before[:, 0], rtol=0, atol=1e-5)
     torch.testing.assert_close(after[:, 1:], before[:, 1:][:, order], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["token", "avg"])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_parts_add_up_behind_several_learned_queries(kind, queries):
+    torch.manual_seed(5)
+    latent = AttentionPoolLatent(8, num_heads=2, latent_len=queries, pool_type=kind, norm_layer=torch.nn.LayerNorm)
+    latent.latent.mul_(40)  # queries that look at different tokens
+    for weight in latent.mlp.parameters():
+        weight.normal_()
+    pool = Pool(
+        Head("map", norm=None, after=None, project=[], latent=latent), torch.nn.Identity(), sum_head=False
+    ).eval()
+    x = torch.randn(4, 7, 8)
+    parts = explain._pooled(pool, x, 6)
+    assert parts.shape == (4, 7, 8)
+    torch.testing.assert_close(parts.sum(dim=1), pool(x), rtol=0, atol=1e-5)
 
 
 def test_removal_of_what_adds_up_is_exact():

@@ -55,6 +55,22 @@ def test_adding_measures_a_gallery_until_it_has_grown(gallery):
     assert gallery._files.doubt() == known
 
 
+def test_a_gallery_that_grew_by_half_is_measured_again(sample, tmp_path):
+    leaves, trains = (sorted((sample / "photo" / name).glob("*.png")) for name in ("leaf", "train"))
+    first = [*leaves, *trains][:48]
+    more = [path for path in sorted((sample / "photo").glob("*/*.png")) if path not in first][:: 2000 // 30][:24]
+    with Gallery.create(tmp_path / "gallery", "splip-tiny-2", device="cpu") as gallery:
+        gallery.add(first)
+        before = gallery._files.doubt()
+        gallery.add(more)
+        after = gallery._files.doubt()
+        assert (before.photos, after.photos) == (48, 72)
+        assert all(after.bulks[kind] != before.bulks[kind] for kind in doubt.FACTORS)
+        drawn = sorted((sample / "sketch" / "leaf").glob("*-1.png"))[0]
+        want = after.bulks["sketch"].cutoff(72, doubt.FACTORS["sketch"])
+        assert gallery.search(sketches=[drawn], k=1)[0].cutoff == pytest.approx(want)
+
+
 def test_searches_say_their_cutoff(gallery, sample):
     drawn = [sorted((sample / "sketch" / name).glob("*-1.png"))[0] for name in ("guitar", "wine_glass")]
     found, missing = gallery.search(sketches=drawn, k=5)

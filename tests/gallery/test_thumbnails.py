@@ -5,6 +5,7 @@ import os
 import sqlite3
 
 import gallery_faults as faults
+import numpy as np
 import pytest
 from gallery_faults import PixelEncoder
 from photographs import exif, photograph
@@ -59,6 +60,40 @@ def test_they_are_made_while_indexing(make, photos):
             assert db.execute("SELECT count(*) FROM thumbnails").fetchone() == (2,)
             assert db.execute("SELECT bytes = (SELECT sum(length(data)) FROM thumbnails) FROM size").fetchone() == (1,)
         db.close()
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_small_model_still_keeps_them_and_sees_the_picture_as_without(tmp_path, orientation):
+    (tmp_path / "model").write_bytes(faults.MODEL)
+    ramp = np.linspace(0, 255, 2000, dtype=np.uint8)
+    pixels = np.stack([np.broadcast_to(ramp, (1500, 2000)), np.broadcast_to(ramp[:1500, None], (1500, 2000))], axis=2)
+    large = Image.fromarray(np.dstack([pixels, np.full((1500, 2000), 90, np.uint8)]))
+    large.save(tmp_path / "a.jpg", exif=exif(orientation=orientation))
+    seen = []
+
+    class Encoder(PixelEncoder):
+        image_size = 64  # reads it as 250 by 188
+
+        def encode(self, images, modality):
+            seen.append(images)
+            return super().encode(images, modality)
+
+    for name, wanted in (("without", False), ("with", True)):
+        with Gallery.create(tmp_path / name, tmp_path / "model", encoder=Encoder()) as gallery:
+            gallery.add([tmp_path / "a.jpg"], thumbnails=wanted)
+            found = sizes(gallery)["a.jpg"]
+            assert found == (((256, 192) if orientation == 1 else (192, 256)) if wanted else None)
+    without, beside = (images[0].astype(int) for images in seen)
+    assert without.shape == beside.shape and np.abs(without - beside).max() <= 3
+    assert np.ptp(without[..., 0]) > 150
+
+
+def test_what_was_shrunk_further_covers_the_same_part():
+    image = Image.fromarray(np.zeros((225, 301, 3), np.uint8))
+    image.info["extent"] = image.size, (0.5, 0, 301, 225)
+    small = thumbnails.shrink(image, 100)
+    assert small.size == (151, 113) and small.info["extent"] == ((151, 113), (0.25, 0, 150.5, 112.5))
+    assert thumbnails.shrink(image, 113) is image
 
 
 def test_small_pictures_are_not_made_larger_and_shrunk_ones_not_blown_up(tmp_path):

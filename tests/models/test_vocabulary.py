@@ -15,6 +15,8 @@ PACKAGED = {"name": "splip-tiny-2", "pretrained": "package"}
         ("Helicopter, HELICOPTER and a zeppelin", ["helicopter", "zeppelin"]),
         ("elephants and viruses", []),
         ("the elephant", []),
+        ("my elephant and their other three, on a very fine day", ["fine"]),
+        ("our house", ["house"]),  # is looked for
         ("gearboxes", []),
         ("hubschrauber über wolken", ["hubschrauber", "über", "wolken"]),
         ("大象", ["大象"]),

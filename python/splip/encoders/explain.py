@@ -125,13 +125,13 @@ def _pooled(pool: Pool, x: Tensor, P: int) -> Tensor:
     latent: Any = pool.latent
     k, v = latent.kv(torch.cat([others, patches], dim=1)).unflatten(-1, (2, latent.heads, -1)).permute(2, 0, 3, 1, 4)
     weights = _attention(latent.query.expand(x.shape[0], -1, -1, -1), latent.k_norm(k))
-    weights = weights.mean(dim=2, keepdim=True) if latent.kind == "avg" else weights[:, :, :1]
-    looked = weights.transpose(2, 3) * v  # [B, H, count + P, d_h]
+    weights = weights if latent.kind == "avg" else weights[:, :, :1]  # of the queries that are pooled, by a mean
+    looked = weights.mean(dim=2).unsqueeze(3) * v  # [B, H, count + P, d_h]
     looked = torch.cat([looked[:, :, :count].sum(dim=2, keepdim=True), looked[:, :, count:]], dim=2)
     parts = _rest_only(F.linear(looked.transpose(1, 2).flatten(2), latent.proj.weight), latent.proj.bias)
     if latent.mlp is not None:
-        whole = parts.sum(dim=1)
-        parts = _rest_only(parts, latent.mlp(latent.norm(whole)))
+        whole = latent.proj((weights @ v).transpose(1, 2).flatten(2))  # of each query: [B, n, d_v]
+        parts = _rest_only(parts, latent.mlp(latent.norm(whole)).mean(dim=1))
     return parts
 
 

@@ -35,6 +35,7 @@ from splip.gallery import catalog
 from splip.gallery.catalog import Item, text
 from splip.gallery.protocol import Writable
 from splip.gallery.segments import is_full
+from splip.gallery.thumbnails import SIDE, shrink
 from splip.gallery.thumbnails import make as make_thumbnail
 from splip.images import archive, decode
 from splip.images.header import Header
@@ -244,9 +245,15 @@ def _batches(
     threads = threads or len(os.sched_getaffinity(0))
 
     def prepare(data: bytes, name: object) -> tuple[np.ndarray, Header | None, bytes | None]:
-        image = images.read(data, name, *gallery.reading("photo"))  # loads the model when the first picture is new
-        thumbnail = make_thumbnail(image) if small else None
-        return gallery.encoder.prepare(image, "photo"), image.info.get("header"), thumbnail
+        least, decoding = gallery.reading("photo")  # loads the model when the first picture is new
+        if not small:
+            image = images.read(data, name, least, decoding)
+            return gallery.encoder.prepare(image, "photo"), image.info["header"], None
+        image = images.read(data, name, max(least, SIDE), decoding)
+        about: Header = image.info["header"]
+        in_full = decoding == 1 and about.width * about.height <= decode.IN_FULL  # for the model, too
+        photo = image if in_full else shrink(image, least)
+        return gallery.encoder.prepare(photo, "photo"), about, make_thumbnail(image)
 
     moved: set[int] = set()
     looking: deque[Future[Look]] = deque()

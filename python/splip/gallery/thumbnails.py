@@ -37,6 +37,18 @@ def make(image: Image.Image) -> bytes | None:
     return out.getvalue()
 
 
+def shrink(image: Image.Image, least: int) -> Image.Image:
+    """A picture that was read large enough for a thumbnail, as if it had been read for ``least`` pixels of its shorter side."""
+    factor = min(image.size) // least
+    if factor < 2:
+        return image
+    _, box = image.info.get("extent", (None, (0, 0, *image.size)))
+    small = image.reduce(factor)
+    # The last column and row may stand for less.
+    small.info["extent"] = small.size, tuple(edge / factor for edge in box)
+    return small
+
+
 class Store:
     """The thumbnails of a gallery. May be used by several threads.
 

@@ -22,7 +22,11 @@ SMALL = frozenset(
     re.findall(
         r"\w+",
         "a an the and or of in on at by to for from with without near next behind before under over into onto out off up "
-        "down is are be as it its this that these those some any no not one two three four five very",
+        "down is are be was were has have as it its this that these those some any no not all each both other another more "
+        "i me my you your yours he him his she her hers we us our ours they them their theirs who which there here "
+        "one two three four five six seven eight nine ten many several few lots very really so too quite just "
+        "picture pictures photo photos photograph photographs image images drawing drawings sketch sketches showing shows "
+        "looking day days",
     )
 )
 
