@@ -81,7 +81,7 @@ def test_searches_by_date_and_size(gallery, photos, cli):
     [
         (("--taken-from", "2019-13"), "taken_from: '2019-13' is not a date: write 2019, 2019-07 or 2019-07-14"),
         (("--taken-from", "2020", "--taken-to", "2019-12"), "taken_from 2020 is after taken_to 2019-12"),
-        (("--min-side", "-5"), "min_side must be at least 0, got -5"),
+        (("--min-side", "-5"), "min_side must be a whole number from 0 to 2147483647, got -5"),
         (("--label", "see"), "no picture has the label 'see'; did you mean 'Sea'?"),
         (("--label", "bicycle"), "no picture has the label 'bicycle'; there are 'Sea', 'mountain'"),
     ],

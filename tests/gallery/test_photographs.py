@@ -184,7 +184,7 @@ def test_filters_that_let_nothing_pass_are_told():
             Filter(taken_from=start, taken_to=stop)
     for start, stop in (("2019-07", "2019"), ("2019", "2019-01"), ("2019-12-31", "2019-12")):
         Filter(taken_from=start, taken_to=stop)
-    with pytest.raises(UserError, match="min_side must be at least 0, got -1"):
+    with pytest.raises(UserError, match="min_side must be a whole number from 0 to 2147483647, got -1"):
         Filter(min_side=-1)
     assert Filter(min_side=1) and Filter(taken_to="2019") and not Filter(min_side=0)
     assert Filter(taken_from="2019").key() != Filter(taken_to="2019").key() != Filter().key()
@@ -212,3 +212,20 @@ def test_each_file_is_read_once(make, tmp_path, monkeypatch):
         gallery.add(paths, thumbnails=True)
         assert gallery.item(1).taken is not None and gallery.item(3).hash != gallery.item(2).hash
     assert sorted(name for name in opened if name.endswith(".jpg")) == [str(path) for path in paths]
+
+
+@pytest.mark.parametrize("side", [10**20, "5", 1.5, True, -1])
+def test_sides_that_no_picture_has_are_told(side):
+    with pytest.raises(UserError, match="min_side must be a whole number from 0 to 2147483647, got "):
+        Filter(min_side=side)
+    with pytest.raises(UserError, match="min_side"):
+        Filter(labels=("a",), min_side=side)
+
+
+def test_ids_beyond_the_database_are_no_items(make, tmp_path):
+    paint(tmp_path / "a.png", 1)
+    with make() as gallery:
+        gallery.add([tmp_path / "a.png"])
+        beyond = Filter(ids=(1, 10**30, -(10**30)))
+        assert [item.id for item in gallery.items(beyond)] == [1] and gallery.browse(filter=beyond).total == 1
+        assert not list(gallery.items(Filter(ids=(2**63,))))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from splip import disk
 from splip.errors import UserError
 from splip.gallery import browse, catalog, doubt
-from splip.gallery.browse import Browsed, Timeline
+from splip.gallery.browse import Browsed, Copies, Timeline
 from splip.gallery.catalog import Catalog, Filter, Item
 from splip.gallery.doubt import Doubt
 from splip.gallery.lock import WriterLock
@@ -173,8 +173,8 @@ class GalleryFolder:
         found: T = kept[1]
         return found
 
-    def copies(self, hashes: Iterable[bytes], filter: Filter | None = None) -> dict[bytes, list[int]]:
-        """The items of some contents that pass a filter, by id."""
+    def copies(self, hashes: Iterable[bytes], filter: Filter | None = None) -> dict[bytes, Copies]:
+        """The items of some contents that pass a filter: see :func:`splip.gallery.browse.copies`."""
         with self.catalog.reading() as db:
             return browse.copies(db, hashes, filter)
 
