@@ -8,7 +8,7 @@ from drawing import draw
 
 from splip.data.config import SampleConfig
 from splip.data.sample import unpack
-from splip.gallery import Filter, Gallery, doubt
+from splip.gallery import Filter, Gallery, catalog, doubt
 from splip.gallery.doubt import Bulk, Doubt
 from splip.gallery.queries import QueryEncoder
 
@@ -53,6 +53,30 @@ def test_adding_measures_a_gallery_until_it_has_grown(gallery):
     assert known.photos == len(gallery) and set(known.bulks) == {"sketch", "photo", "text"}
     assert not doubt.calibrate(gallery)
     assert gallery._files.doubt() == known
+
+
+def test_a_gallery_whose_photos_are_others_is_measured_again(gallery, monkeypatch):
+    with gallery.catalog.reading() as db:
+        before, last = doubt.read(catalog.facts(db)), db.execute("SELECT max(id) FROM items").fetchone()[0]
+        assert before.last == last
+        live = len(gallery)
+        assert not doubt._changed(db, before, live) and doubt._changed(db, before, 2 * live)
+        assert doubt._changed(db, before._replace(last=last - live // 4 - 1), live)
+        assert not doubt._changed(db, before._replace(last=last - live // 8), live)
+        assert not doubt._changed(db, before._replace(last=0), live)  # of before, which noted none
+    measured = []
+    monkeypatch.setattr(doubt, "calibrate", measured.append)
+    gallery.add([])  # an addition before was killed
+    assert measured == [gallery]
+
+
+def test_measuring_that_fails_is_a_warning(gallery, monkeypatch):
+    def fails(gallery):
+        raise RuntimeError("no such tower")
+
+    monkeypatch.setattr(doubt, "calibrate", fails)
+    with pytest.warns(RuntimeWarning, match="not measured, .* tries again: no such tower"):
+        assert gallery.add([]).seen == 0
 
 
 def test_searches_say_their_cutoff(gallery, sample):

@@ -1,6 +1,8 @@
 """What a gallery knows of its pictures as photographs: from headers, for filters, in galleries of before too."""
 
 import builtins
+import csv
+import errno
 import os
 import shutil
 import sqlite3
@@ -14,7 +16,7 @@ from gallery_faults import DIM, PixelEncoder, paint
 from photographs import exif, photograph
 
 from splip.errors import UserError
-from splip.gallery import Filter, Gallery
+from splip.gallery import Filter, Gallery, labels
 from splip.gallery.lock import WriterLock
 from splip.images import decode
 
@@ -229,3 +231,42 @@ def test_ids_beyond_the_database_are_no_items(make, tmp_path):
         beyond = Filter(ids=(1, 10**30, -(10**30)))
         assert [item.id for item in gallery.items(beyond)] == [1] and gallery.browse(filter=beyond).total == 1
         assert not list(gallery.items(Filter(ids=(2**63,))))
+
+
+def test_a_file_that_cannot_be_read_now_is_looked_at_again(old, monkeypatch):
+    folder, paths = old
+    with Gallery.open(folder, write=True, encoder=PixelEncoder()) as gallery:
+        with monkeypatch.context() as broken:
+
+            def failing(source):
+                raise OSError(errno.EIO, "Input/output error")
+
+            broken.setattr(decode, "read_header", failing)
+            assert gallery.add(paths).unchanged == 3
+            assert gallery.item(1).looked == 0 and gallery.item(1).taken is None
+        assert gallery.add(paths).unchanged == 3 and gallery.item(1).taken == "2019-07-14T10:02:03"
+
+
+def test_exports_have_what_headers_say(make, tmp_path):
+    photograph(tmp_path / "a.jpg")
+    with make() as gallery:
+        gallery.add([tmp_path / "a.jpg"])
+        gallery.export(tmp_path / "out")
+    with open(tmp_path / "out" / "items.csv", newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    want = {"taken": "2019-07-14T10:02:03", "camera": "Canon EOS 80D", "width": "40", "height": "30", "missing": "0"}
+    assert {key: row[key] for key in want} == want
+
+
+def test_many_labels_are_not_compared(monkeypatch):
+    class Many:
+        def labels(self):
+            return {"Horse": 2, "cow": 1, "pig": 1}
+
+    assert labels.meant(Many(), ["horse", "cow"]) == ("Horse", "cow")
+    with pytest.raises(UserError, match="did you mean 'Horse'"):
+        labels.meant(Many(), ["hores"])
+    monkeypatch.setattr(labels, "COMPARED", 2)
+    monkeypatch.setattr(labels.difflib, "get_close_matches", None)
+    with pytest.raises(UserError, match="no picture has the label 'hores'; there are 'Horse', 'cow', 'pig'"):
+        labels.meant(Many(), ["hores"])

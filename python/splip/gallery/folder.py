@@ -10,6 +10,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -55,6 +56,7 @@ class GalleryFolder:
         self._labels: tuple[int, dict[str, int]] | None = None
         self._doubt: tuple[int, Doubt | None] | None = None
         self._counts: dict[Key, tuple[int, Any]] = {}  # revision and answer
+        self._counts_lock = threading.Lock()
         try:
             self.catalog = Catalog(path / "gallery.db")
             if self.catalog.format < catalog.newest():
@@ -164,12 +166,14 @@ class GalleryFolder:
     def _remembered(self, db: sqlite3.Connection, key: Key, ask: Callable[..., T], *how: object) -> T:
         """What was counted before, if nothing has changed since: that takes a look at every item."""
         now = catalog.revision(db)
-        kept = self._counts.get(key)
+        with self._counts_lock:
+            kept = self._counts.get(key)
         if kept is None or kept[0] != now:
             kept = now, ask(db, *how)
-            self._counts[key] = kept
-            while len(self._counts) > COUNTS:
-                self._counts.pop(next(iter(self._counts)), None)
+            with self._counts_lock:
+                self._counts[key] = kept
+                while len(self._counts) > COUNTS:
+                    self._counts.pop(next(iter(self._counts)))
         found: T = kept[1]
         return found
 
