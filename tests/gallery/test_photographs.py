@@ -3,6 +3,7 @@
 import builtins
 import csv
 import errno
+import itertools
 import os
 import shutil
 import sqlite3
@@ -17,7 +18,6 @@ from photographs import exif, photograph
 
 from splip.errors import UserError
 from splip.gallery import Filter, Gallery, labels
-from splip.gallery.lock import WriterLock
 from splip.images import decode
 
 STORED = Path(__file__).resolve().parents[1] / "fixtures/gallery"
@@ -109,13 +109,27 @@ def test_a_gallery_of_before_that_cannot_be_written_answers(old):
                 path.chmod(0o755)
 
 
+def test_who_only_reads_leaves_a_gallery_of_before_to_its_version(tmp_path):
+    shutil.copytree(STORED, tmp_path / "stored")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "stored").rglob("*.db")}
+    with Gallery.open(tmp_path / "stored", encoder=PixelEncoder()) as reader:
+        found = reader.search(vectors=np.ones((1, reader.dim)), k=3, stack=True)[0]
+        assert len(found) == 3 and not found[0].missing
+        for sort, tags in itertools.product(("newest", "oldest", "name", "added"), ({}, {"a": "b"})):
+            page = reader.browse(sort, 100, filter=Filter(tags=tags), stack=True)
+            assert page.total == len(page.items) <= len(reader)
+        first = reader.browse("name", 2)
+        ids = [item.id for item in first.items + reader.browse("name", 100, first.next).items]
+        assert len(set(ids)) == len(ids) == len(reader)
+        assert reader.timeline(stack=True).undated == reader.browse(stack=True).total
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "stored").rglob("*.db")}
+
+
 def test_a_reader_sees_what_a_writer_made_of_a_gallery_of_before(tmp_path):
     shutil.copytree(STORED, tmp_path / "stored")
     photograph(tmp_path / "a.jpg")
-    lock = WriterLock(tmp_path / "stored")  # as of a writer of the version before
     with Gallery.open(tmp_path / "stored", encoder=PixelEncoder()) as reader:
         assert reader.catalog.format == 2 and reader.item(1).width is None
-        lock.release()
         with Gallery.open(tmp_path / "stored", write=True, encoder=PixelEncoder()) as writer:
             writer.add([tmp_path / "a.jpg"])
         assert reader.item(13).width == 40 and reader.catalog.format == 3

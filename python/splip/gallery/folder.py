@@ -71,22 +71,18 @@ class GalleryFolder:
             raise
 
     def _migrate(self) -> None:
-        """Bring the database to this version's format; who only reads does without where that cannot be."""
+        """Bring the database to this version's format, which earlier versions cannot read: for who writes alone.
+
+        Who only reads does without, and brings up to date what cannot be read as it is.
+        """
         if self.lock is not None:
             self.catalog.migrate()
-            return
-        can_stay = self.catalog.format in catalog.OLD
-        if can_stay and not self.catalog.writable:
-            return
-        try:
+        elif self.catalog.format not in catalog.OLD:
             own = WriterLock(self.path)
             try:
                 self.catalog.migrate()
             finally:
                 own.release()
-        except (UserError, OSError):  # somebody writes, or there is no room
-            if not can_stay:
-                raise
 
     def close(self) -> None:
         """Release the database and the right to write."""
