@@ -7,8 +7,9 @@
 
 namespace splip::cpu {
 
-// A number that at least K of v[0, count) reach, and not many more: the foot of the K-th largest
-// one's among kBuckets equal intervals. Counting has no branches to mispredict, as a selection has.
+// A number that at least K of v[0, count) reach: the foot of the K-th largest one's among kBuckets
+// equal intervals. Where a few lie far from the others more than K may reach it, which is as right
+// and less good. Counting has no branches to mispredict, as a selection has.
 static inline float reached_by(const float* v, int64_t count, int64_t K) {
   constexpr int kBuckets = 1024;
   float low = v[0], high = v[0];

@@ -25,6 +25,7 @@
 
 #include "../../csrc/cpu/convert.h"
 #include "../../csrc/cpu/isa.h"
+#include "../../csrc/cpu/reached.h"
 #include "../../csrc/splip.h"
 #include "guarded.h"
 
@@ -71,6 +72,43 @@ void check_quantise() {
         CHECK(std::fabs(a.length - b.length) <= 1e-5 * b.length, "%g, not %g", a.length, b.length);
       }
     }
+  }
+}
+
+void check_packing() {
+  const cpu::PackKernels& level = *cpu::current().pack;
+  for (int64_t D : {1, 3, 8, 9, 17, 33, 64, 100, 130, 512, 770}) {
+    Guarded<float> row(D), centre(D), got(D), want(D);
+    for (int64_t d = 0; d < D; ++d) row[d] = normal(), centre[d] = 0.1f * normal();
+    const float inverse = 0.001f + static_cast<float>(below(1000)) / 997;
+    level.residual(row.data(), inverse, centre.data(), D, got.data());
+    cpu::kPackScalar.residual(row.data(), inverse, centre.data(), D, want.data());
+    CHECK(std::equal(got.begin(), got.end(), want.begin()), "residual, D=%d", static_cast<int>(D));
+    const int64_t steps = cpu::steps_of(D), bytes = steps * cpu::kStepBytes;
+    Guarded<int8_t> rows(cpu::kPlaceRows * steps * cpu::kStepDims);
+    for (int8_t& byte : rows) byte = static_cast<int8_t>(below(256) - 128);
+    for (int64_t first = 0; first < cpu::kPairRows; first += cpu::kPlaceRows) {
+      Guarded<uint8_t> pair(bytes), same(bytes);
+      std::fill(pair.begin(), pair.end(), uint8_t{7});
+      std::fill(same.begin(), same.end(), uint8_t{7});
+      level.place(rows.data(), steps, pair.data() + first * cpu::kStepDims);
+      cpu::kPackScalar.place(rows.data(), steps, same.data() + first * cpu::kStepDims);
+      CHECK(std::equal(pair.begin(), pair.end(), same.begin()), "place, D=%d first=%d",
+            static_cast<int>(D), static_cast<int>(first));
+    }
+  }
+}
+
+void check_reached() {
+  for (int trial = 0; trial < 200; ++trial) {
+    const int64_t count = 1 + below(4000), K = 1 + below(count);
+    Guarded<float> v(count);
+    const float size = trial % 3 == 0 ? 1e-6f : 1.0f, middle = trial % 2 == 0 ? 0.0f : 0.9f;
+    for (float& x : v) x = middle + size * normal() * (below(50) == 0 ? 30.0f : 1.0f);
+    const float foot = cpu::reached_by(v.data(), count, K);
+    const auto reach = std::count_if(v.begin(), v.end(), [&](float x) { return x >= foot; });
+    CHECK(reach >= K, "%d of %d reach it, not %d", static_cast<int>(reach), static_cast<int>(count),
+          static_cast<int>(K));
   }
 }
 
@@ -424,6 +462,8 @@ void check_patchify(int64_t H, int64_t W, int64_t S, bool channels_last, int thr
 void check_level() {
   check_dot();
   check_quantise();
+  check_packing();
+  check_reached();
   for (const cpu::Scanner* scanner : {&cpu::current().scan, &cpu::current().scan_few}) {
     for (int count = 1; count <= scanner->group; count += count < 9 ? 1 : 7) {
       check_scan(*scanner, count, 3, 16, false, false);
