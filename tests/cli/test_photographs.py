@@ -120,7 +120,7 @@ def test_labels_that_differ_in_case_alone():
 def test_ten_thousand_labels():
     many = Known(**{f"thing {n}": n + 1 for n in range(10_000)})
     assert labels.meant(many, ["THING 77", "thing 9999"]) == ("thing 77", "thing 9999")
-    with pytest.raises(UserError, match="'thimg 9998'; did you mean 'thing 9998'?"):
+    with pytest.raises(UserError, match="'thimg 9998'; there are 'thing 9999', "):  # so many are not compared
         labels.meant(many, ["thimg 9998"])
     with pytest.raises(UserError, match=r"there are 'thing 9999', .* and 9995 more"):
         labels.meant(many, ["qqqq"])

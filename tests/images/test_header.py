@@ -162,6 +162,7 @@ def test_a_disk_that_fails_says_nothing_of_the_picture(tmp_path, monkeypatch):
     assert decode.read_header(tmp_path / "a.tif") == decode.read(tmp_path / "a.tif").info["header"] == Header(40, 30)
 
 
+@pytest.mark.filterwarnings("ignore")  # of Pillow
 def test_a_directory_whose_place_is_many_numbers(tmp_path):
     """EXIF's place as 64 numbers: the first is none that a file has, and the picture is one nevertheless."""
     data = bytearray(photograph(form="TIFF", tags=b""))
