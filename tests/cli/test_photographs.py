@@ -81,7 +81,7 @@ def test_searches_by_date_and_size(gallery, photos, cli):
     [
         (("--taken-from", "2019-13"), "taken_from: '2019-13' is not a date: write 2019, 2019-07 or 2019-07-14"),
         (("--taken-from", "2020", "--taken-to", "2019-12"), "taken_from 2020 is after taken_to 2019-12"),
-        (("--min-side", "-5"), "min_side must be at least 0, got -5"),
+        (("--min-side", "-5"), "min_side must be a whole number from 0 to 2147483647, got -5"),
         (("--label", "see"), "no picture has the label 'see'; did you mean 'Sea'?"),
         (("--label", "bicycle"), "no picture has the label 'bicycle'; there are 'Sea', 'mountain'"),
     ],
@@ -120,7 +120,7 @@ def test_labels_that_differ_in_case_alone():
 def test_ten_thousand_labels():
     many = Known(**{f"thing {n}": n + 1 for n in range(10_000)})
     assert labels.meant(many, ["THING 77", "thing 9999"]) == ("thing 77", "thing 9999")
-    with pytest.raises(UserError, match="'thimg 9998'; did you mean 'thing 9998'?"):
+    with pytest.raises(UserError, match="'thimg 9998'; there are 'thing 9999', "):  # so many are not compared
         labels.meant(many, ["thimg 9998"])
     with pytest.raises(UserError, match=r"there are 'thing 9999', .* and 9995 more"):
         labels.meant(many, ["qqqq"])

@@ -8,7 +8,7 @@ from drawing import draw
 
 from splip.data.config import SampleConfig
 from splip.data.sample import unpack
-from splip.gallery import Filter, Gallery, doubt
+from splip.gallery import Filter, Gallery, catalog, doubt
 from splip.gallery.doubt import Bulk, Doubt
 from splip.gallery.queries import QueryEncoder
 
@@ -69,6 +69,30 @@ def test_a_gallery_that_grew_by_half_is_measured_again(sample, tmp_path):
         drawn = sorted((sample / "sketch" / "leaf").glob("*-1.png"))[0]
         want = after.bulks["sketch"].cutoff(72, doubt.FACTORS["sketch"])
         assert gallery.search(sketches=[drawn], k=1)[0].cutoff == pytest.approx(want)
+
+
+def test_a_gallery_whose_photos_are_others_is_measured_again(gallery, monkeypatch):
+    with gallery.catalog.reading() as db:
+        before, last = doubt.read(catalog.facts(db)), db.execute("SELECT max(id) FROM items").fetchone()[0]
+        assert before.last == last
+        live = len(gallery)
+        assert not doubt._changed(db, before, live) and doubt._changed(db, before, 2 * live)
+        assert doubt._changed(db, before._replace(last=last - live // 4 - 1), live)
+        assert not doubt._changed(db, before._replace(last=last - live // 8), live)
+        assert not doubt._changed(db, before._replace(last=0), live)  # of before, which noted none
+    measured = []
+    monkeypatch.setattr(doubt, "calibrate", measured.append)
+    gallery.add([])  # an addition before was killed
+    assert measured == [gallery]
+
+
+def test_measuring_that_fails_is_a_warning(gallery, monkeypatch):
+    def fails(gallery):
+        raise RuntimeError("no such tower")
+
+    monkeypatch.setattr(doubt, "calibrate", fails)
+    with pytest.warns(RuntimeWarning, match="not measured, .* tries again: no such tower"):
+        assert gallery.add([]).seen == 0
 
 
 def test_searches_say_their_cutoff(gallery, sample):

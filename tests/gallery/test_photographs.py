@@ -1,6 +1,9 @@
 """What a gallery knows of its pictures as photographs: from headers, for filters, in galleries of before too."""
 
 import builtins
+import csv
+import errno
+import itertools
 import os
 import shutil
 import sqlite3
@@ -14,8 +17,7 @@ from gallery_faults import DIM, PixelEncoder, paint
 from photographs import exif, photograph
 
 from splip.errors import UserError
-from splip.gallery import Filter, Gallery
-from splip.gallery.lock import WriterLock
+from splip.gallery import Filter, Gallery, labels
 from splip.images import decode
 
 STORED = Path(__file__).resolve().parents[1] / "fixtures/gallery"
@@ -107,13 +109,27 @@ def test_a_gallery_of_before_that_cannot_be_written_answers(old):
                 path.chmod(0o755)
 
 
+def test_who_only_reads_leaves_a_gallery_of_before_to_its_version(tmp_path):
+    shutil.copytree(STORED, tmp_path / "stored")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "stored").rglob("*.db")}
+    with Gallery.open(tmp_path / "stored", encoder=PixelEncoder()) as reader:
+        found = reader.search(vectors=np.ones((1, reader.dim)), k=3, stack=True)[0]
+        assert len(found) == 3 and not found[0].missing
+        for sort, tags in itertools.product(("newest", "oldest", "name", "added"), ({}, {"a": "b"})):
+            page = reader.browse(sort, 100, filter=Filter(tags=tags), stack=True)
+            assert page.total == len(page.items) <= len(reader)
+        first = reader.browse("name", 2)
+        ids = [item.id for item in first.items + reader.browse("name", 100, first.next).items]
+        assert len(set(ids)) == len(ids) == len(reader)
+        assert reader.timeline(stack=True).undated == reader.browse(stack=True).total
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "stored").rglob("*.db")}
+
+
 def test_a_reader_sees_what_a_writer_made_of_a_gallery_of_before(tmp_path):
     shutil.copytree(STORED, tmp_path / "stored")
     photograph(tmp_path / "a.jpg")
-    lock = WriterLock(tmp_path / "stored")  # as of a writer of the version before
     with Gallery.open(tmp_path / "stored", encoder=PixelEncoder()) as reader:
         assert reader.catalog.format == 2 and reader.item(1).width is None
-        lock.release()
         with Gallery.open(tmp_path / "stored", write=True, encoder=PixelEncoder()) as writer:
             writer.add([tmp_path / "a.jpg"])
         assert reader.item(13).width == 40 and reader.catalog.format == 3
@@ -184,7 +200,7 @@ def test_filters_that_let_nothing_pass_are_told():
             Filter(taken_from=start, taken_to=stop)
     for start, stop in (("2019-07", "2019"), ("2019", "2019-01"), ("2019-12-31", "2019-12")):
         Filter(taken_from=start, taken_to=stop)
-    with pytest.raises(UserError, match="min_side must be at least 0, got -1"):
+    with pytest.raises(UserError, match="min_side must be a whole number from 0 to 2147483647, got -1"):
         Filter(min_side=-1)
     assert Filter(min_side=1) and Filter(taken_to="2019") and not Filter(min_side=0)
     assert Filter(taken_from="2019").key() != Filter(taken_to="2019").key() != Filter().key()
@@ -212,3 +228,59 @@ def test_each_file_is_read_once(make, tmp_path, monkeypatch):
         gallery.add(paths, thumbnails=True)
         assert gallery.item(1).taken is not None and gallery.item(3).hash != gallery.item(2).hash
     assert sorted(name for name in opened if name.endswith(".jpg")) == [str(path) for path in paths]
+
+
+@pytest.mark.parametrize("side", [10**20, "5", 1.5, True, -1])
+def test_sides_that_no_picture_has_are_told(side):
+    with pytest.raises(UserError, match="min_side must be a whole number from 0 to 2147483647, got "):
+        Filter(min_side=side)
+    with pytest.raises(UserError, match="min_side"):
+        Filter(labels=("a",), min_side=side)
+
+
+def test_ids_beyond_the_database_are_no_items(make, tmp_path):
+    paint(tmp_path / "a.png", 1)
+    with make() as gallery:
+        gallery.add([tmp_path / "a.png"])
+        beyond = Filter(ids=(1, 10**30, -(10**30)))
+        assert [item.id for item in gallery.items(beyond)] == [1] and gallery.browse(filter=beyond).total == 1
+        assert not list(gallery.items(Filter(ids=(2**63,))))
+
+
+def test_a_file_that_cannot_be_read_now_is_looked_at_again(old, monkeypatch):
+    folder, paths = old
+    with Gallery.open(folder, write=True, encoder=PixelEncoder()) as gallery:
+        with monkeypatch.context() as broken:
+
+            def failing(source):
+                raise OSError(errno.EIO, "Input/output error")
+
+            broken.setattr(decode, "read_header", failing)
+            assert gallery.add(paths).unchanged == 3
+            assert gallery.item(1).looked == 0 and gallery.item(1).taken is None
+        assert gallery.add(paths).unchanged == 3 and gallery.item(1).taken == "2019-07-14T10:02:03"
+
+
+def test_exports_have_what_headers_say(make, tmp_path):
+    photograph(tmp_path / "a.jpg")
+    with make() as gallery:
+        gallery.add([tmp_path / "a.jpg"])
+        gallery.export(tmp_path / "out")
+    with open(tmp_path / "out" / "items.csv", newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    want = {"taken": "2019-07-14T10:02:03", "camera": "Canon EOS 80D", "width": "40", "height": "30", "missing": "0"}
+    assert {key: row[key] for key in want} == want
+
+
+def test_many_labels_are_not_compared(monkeypatch):
+    class Many:
+        def labels(self):
+            return {"Horse": 2, "cow": 1, "pig": 1}
+
+    assert labels.meant(Many(), ["horse", "cow"]) == ("Horse", "cow")
+    with pytest.raises(UserError, match="did you mean 'Horse'"):
+        labels.meant(Many(), ["hores"])
+    monkeypatch.setattr(labels, "COMPARED", 2)
+    monkeypatch.setattr(labels.difflib, "get_close_matches", None)
+    with pytest.raises(UserError, match="no picture has the label 'hores'; there are 'Horse', 'cow', 'pig'"):
+        labels.meant(Many(), ["hores"])

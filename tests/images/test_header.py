@@ -1,6 +1,7 @@
 """What a picture's header says: dates, cameras and sizes, from honest files and from others."""
 
 import datetime
+import errno
 import io
 import struct
 import tarfile
@@ -144,7 +145,50 @@ def test_files_that_are_no_pictures_have_no_header(tmp_path):
     for data in (b"", b"text", photograph()[:20], b"RIFF\0\0\0\0WEBPVP8X" + bytes(40), b"RIFF"):
         found = decode.read_header(data)
         assert found is None or found.taken is None
-    assert decode.read_header(tmp_path / "none.jpg") is None
+    with pytest.raises(FileNotFoundError):
+        decode.read_header(tmp_path / "none.jpg")
+
+
+def test_a_disk_that_fails_says_nothing_of_the_picture(tmp_path, monkeypatch):
+    photograph(tmp_path / "a.tif", "TIFF")
+
+    def broken(image, file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(decode.header, "tags", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        decode.read_header(tmp_path / "a.tif")
+    monkeypatch.setattr(decode.header, "tags", lambda image, file: 1 / 0)
+    assert decode.read_header(tmp_path / "a.tif") == decode.read(tmp_path / "a.tif").info["header"] == Header(40, 30)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow
+def test_a_directory_whose_place_is_many_numbers(tmp_path):
+    """EXIF's place as 64 numbers: the first is none that a file has, and the picture is one nevertheless."""
+    data = bytearray(photograph(form="TIFF", tags=b""))
+    first = int.from_bytes(data[4:8], "little")
+    count = int.from_bytes(data[first : first + 2], "little")
+    entry = struct.pack("<HHII", 0x8769, 4, 64, len(data) + 12 * count + 64)
+    old = bytes(data[first + 2 : first + 2 + 12 * count])
+    directory = struct.pack("<H", count + 1) + old + entry + bytes(4)
+    data[4:8] = len(data).to_bytes(4, "little")
+    data += directory
+    (tmp_path / "a.tif").write_bytes(bytes(data.ljust(len(data) + 12 * count + 64, b"\xff")) + b"\xff" * 512)
+    want = Header(40, 30)
+    assert decode.read_header(tmp_path / "a.tif") == decode.read(tmp_path / "a.tif").info["header"] == want
+
+
+def test_a_png_whose_exif_stands_behind_its_pixels(tmp_path):
+    data = photograph(form="PNG", tags=exif(orientation=6))
+    start = data.index(b"eXIf") - 4
+    stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    chunk, end = data[start:stop], data.rindex(b"IEND") - 4
+    moved = data[:start] + data[stop:end] + chunk + data[end:]
+    (tmp_path / "a.png").write_bytes(moved)
+    want = Header(30, 40, "2019-07-14T10:02:03", "Canon EOS 80D")
+    assert (
+        decode.read_header(moved) == decode.read_header(tmp_path / "a.png") == decode.read(moved).info["header"] == want
+    )
 
 
 def test_a_webp_whose_chunks_claim_more_than_there_is():

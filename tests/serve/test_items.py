@@ -67,6 +67,7 @@ def test_an_item(client, folder):
         "modified": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(about.st_mtime_ns // 10**9)),
         "missing": False,
         "copies": [7, 8],
+        "copies_count": 2,
     }
     assert client.get("/v1/items/6").json()["taken"] is None
     refused(client.get("/v1/items/99"), 404, "not_found")

@@ -47,7 +47,7 @@ def test_a_drawing_finds_its_shape(client):
     assert found(answer) == ["box"] * 3
     body = answer.json()
     first = body["matches"][0]
-    facts = {"taken", "camera", "width", "height", "bytes", "modified", "missing", "copies"}
+    facts = {"taken", "camera", "width", "height", "bytes", "modified", "missing", "copies", "copies_count"}
     assert set(first) == {"id", "score", "likely", "label", "tags", "name", "path", *facts}
     assert Path(first["path"]).is_file() and first["name"] == Path(first["path"]).name
     assert {"decode", "prepare", "wait", "encode", "search", "lookup", "total"} == set(body["timing_ms"])

@@ -130,14 +130,14 @@ def _partial(results: list[list[Match]]) -> bool:
 def _more(match: Match) -> str:
     """What else is to be said of a match, on its line."""
     day = "" if match.taken is None else f"  {match.taken[:10]}"
-    copies = f"  +{len(match.copies)} {'copy' if len(match.copies) == 1 else 'copies'}" if match.copies else ""
+    copies = f"  +{match.copies_count} {'copy' if match.copies_count == 1 else 'copies'}" if match.copies else ""
     return f"{day}{copies}{'  missing' * match.missing}"
 
 
 def _ranked(matches: list[Match]) -> list[dict[str, Any]]:
     return [
         {"rank": rank, "id": m.id, "score": m.score, "path": str(m.path), "label": m.label, "tags": m.tags}
-        | {key: getattr(m, key) for key in (*PHOTOGRAPH, "copies")}
+        | {key: getattr(m, key) for key in (*PHOTOGRAPH, "copies", "copies_count")}
         | {"likely": likely(m, matches.cutoff if isinstance(matches, Matches) else None)}
         for rank, m in enumerate(matches, 1)
     ]

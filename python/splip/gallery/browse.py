@@ -9,20 +9,24 @@ import binascii
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from splip.errors import UserError
 from splip.gallery import catalog
 from splip.gallery.catalog import Item, marks
-from splip.gallery.filters import Filter
+from splip.gallery.filters import INDEXED, Filter
+from splip.gallery.matches import Match
 
+Shown = TypeVar("Shown", Item, Match)
 Sort = Literal["newest", "oldest", "name", "added"]
 SORTS: tuple[str, ...] = get_args(Sort)
 MOST = 1000  # items of a page
-SIDE = "min(width, height)"  # as the index has it
-FEW = 5000
+FEW = 5000  # items that are put in order; more are gone through in the order of an index until a page is full
+COPIES = 100  # ids that are told of those that an item stands for
+LARGEST = 2**63 - 1  # of numbers in the database
+MOMENT = 32  # characters of a date and time
 
 
 @dataclass(frozen=True)
@@ -76,48 +80,62 @@ def page(
         limit: items at most.
         cursor: what an earlier page said is next.
         filter: which items.
-        stack: items of the same content are one, the first of them, and the others its ``copies``.
+        stack: items of the same content are one, the first whose file is there, and the others its ``copies``.
 
     Raises:
-        UserError: an order that is none, a damaged cursor, or one of another order.
+        UserError: an order that is none, a damaged cursor, one of another order, or of a name whose picture is gone.
     """
     if sort not in RUNS:
         raise UserError(f"sort: one of {', '.join(SORTS)}, got {sort!r}")
     if not 1 <= limit <= MOST:
         raise UserError(f"limit: between 1 and {MOST}, got {limit}")
     found: list[tuple[int, int, object]] = []  # id, run, key
-    which, more = _which(filter, stack)
-    if filter and filter.min_side and _few(db, filter.min_side):
-        # Else all items would be gone through, in order, to find them.
-        which, more = f"id IN (SELECT id FROM items WHERE {SIDE} >= ?) AND {which}", [filter.min_side, *more]
-    for number, condition, values, order in _parts(sort, cursor):
+    few = _few(db, filter)
+    first, again = _first(filter) if stack else ("1", [])
+    for number, condition, values, order in _parts(db, sort, cursor):
         if len(found) > limit:
             break
-        statement = (
-            f"SELECT id, {RUNS[sort][number].column} FROM items WHERE {condition} AND {which} ORDER BY {order} LIMIT ?"
-        )
-        rows = db.execute(statement, [*values, *more, limit + 1 - len(found)])
+        column = RUNS[sort][number].column
+        which, more = ("id IN (SELECT value FROM json_each(?))", [few]) if few else _in_order(filter, column)
+        statement = f"SELECT id, {column} FROM items WHERE {condition} AND {which} AND {first} ORDER BY {order} LIMIT ?"
+        rows = db.execute(statement, [*values, *more, *again, limit + 1 - len(found)])
         found += [(id, number, key) for id, key in rows]
     shown = found[:limit]
     by_id = {item.id: item for item in catalog.items(db, "id", [id for id, _, _ in shown])}
     items = [by_id[id] for id, _, _ in shown]
     if stack:
         same = copies(db, [item.hash for item in items], filter)
-        items = [replace(item, copies=tuple(i for i in same[item.hash] if i != item.id)) for item in items]
+        items = [folded(item, same[item.hash]) for item in items]
     return items, _cursor(sort, *shown[-1]) if len(found) > limit else None
 
 
-def _few(db: sqlite3.Connection, side: int) -> bool:
-    """Whether so few items are of this size that it is quicker to begin with them."""
-    statement = f"SELECT count(*) FROM (SELECT 1 FROM items WHERE {SIDE} >= ? LIMIT {FEW})"
-    return bool(db.execute(statement, (side,)).fetchone()[0] < FEW)
+def _few(db: sqlite3.Connection, filter: Filter | None) -> str | None:
+    """The ids that pass a filter, as JSON, where they are so few that it is quicker to put them in order; else None."""
+    if not filter:
+        return None
+    where, values = _which(filter)
+    found = [id for (id,) in db.execute(f"SELECT id FROM items WHERE {where} LIMIT ?", [*values, FEW])]
+    return json.dumps(found) if len(found) < FEW else None
 
 
-def _parts(sort: str, cursor: str | None) -> list[tuple[int, str, list[object], str]]:
+def _in_order(filter: Filter | None, column: str) -> tuple[str, list[object]]:
+    """An SQL condition on items that are gone through in the order of a column, and its values."""
+    indexed = {column}
+    if column == "taken" and filter and len(filter.labels) == 1:
+        indexed.add("label")  # whose index is in this order
+    return _which(filter, indexed)
+
+
+def _parts(db: sqlite3.Connection, sort: str, cursor: str | None) -> list[tuple[int, str, list[object], str]]:
     """What follows a cursor, in order: number of the run, condition, its values, and the order."""
     runs = RUNS[sort]
     parts: list[tuple[int, str, list[object], str]] = []
     start, key, id = (0, None, 0) if cursor is None else _place(sort, cursor)
+    if cursor is not None and runs[start].column == "path":
+        row = db.execute("SELECT path FROM items WHERE id = ?", (id,)).fetchone()
+        if row is None:
+            raise UserError("cursor: its picture is gone; begin without one")
+        key = row[0]
     for number, run in enumerate(runs[start:], start):
         down, sign = (" DESC", "<") if run.descending else ("", ">")
         order = f"{run.column}{down}, id{down}" if run.column != "id" else f"id{down}"
@@ -131,21 +149,28 @@ def _parts(sort: str, cursor: str | None) -> list[tuple[int, str, list[object], 
     return parts
 
 
-def _which(filter: Filter | None, stack: bool) -> tuple[str, list[object]]:
-    """An SQL condition on items, and its values; ``stack``: the first of each content alone."""
-    where, values = filter.where() if filter else ("1", [])
+def _which(filter: Filter | None, indexed: Collection[str] = (*INDEXED, "id")) -> tuple[str, list[object]]:
+    """An SQL condition on items, and its values; ``indexed``: see :meth:`splip.gallery.filters.Filter.where`."""
+    where, values = filter.where(indexed) if filter else ("1", [])
     if filter and filter.ids is not None:
-        where, values = f"{where} AND id IN (SELECT value FROM json_each(?))", [*values, json.dumps(filter.ids)]
-    if not stack:
-        return where, values
-    # The names in ``where`` are those of the inner items there.
-    first = f"NOT EXISTS (SELECT 1 FROM items AS o WHERE o.hash = items.hash AND o.id < items.id AND {where})"
-    return f"{where} AND {first}", [*values, *values]
+        id = "id" if "id" in indexed else "+id"
+        where, values = f"{where} AND {id} IN (SELECT value FROM json_each(?))", [*values, json.dumps(filter.ids)]
+    return where, values
+
+
+def _first(filter: Filter | None) -> tuple[str, list[object]]:
+    """An SQL condition on items that pass a filter, and its values: it stands for its content.
+
+    That is the first whose file is there, or the first where all are gone.
+    """
+    where, values = _which(filter, ())  # the names in it are those of the inner items
+    before = "o.hash = items.hash AND (o.missing, o.id) < (items.missing, items.id)"
+    return f"NOT EXISTS (SELECT 1 FROM items AS o WHERE {before} AND {where})", values
 
 
 def total(db: sqlite3.Connection, filter: Filter | None, stack: bool) -> int:
     """How many items, or contents, there are."""
-    where, values = _which(filter, False)
+    where, values = _which(filter)
     what = "count(DISTINCT hash)" if stack else "count(*)"
     count: int = db.execute(f"SELECT {what} FROM items WHERE {where}", values).fetchone()[0]
     return count
@@ -153,9 +178,10 @@ def total(db: sqlite3.Connection, filter: Filter | None, stack: bool) -> int:
 
 def timeline(db: sqlite3.Connection, filter: Filter | None, stack: bool) -> Timeline:
     """Items by the month in which they were taken."""
-    where, values = _which(filter, False)
-    # Beside min(id) SQLite tells the date of that item: the first of each content.
-    items = f"(SELECT min(id), taken FROM items WHERE {where} GROUP BY hash)" if stack else f"items WHERE {where}"
+    where, values = _which(filter)
+    # Beside a minimum SQLite tells the date of that item: the one that stands for its content, see ``_first``.
+    first = f"(SELECT min(missing << 62 | id), taken FROM items WHERE {where} GROUP BY hash)"
+    items = first if stack else f"items WHERE {where}"
     statement = f"SELECT substr(taken, 1, 7) AS month, count(*) FROM {items} GROUP BY month ORDER BY month DESC"
     rows = db.execute(statement, values).fetchall()
     return Timeline(
@@ -164,27 +190,54 @@ def timeline(db: sqlite3.Connection, filter: Filter | None, stack: bool) -> Time
     )
 
 
-def copies(db: sqlite3.Connection, hashes: Iterable[bytes], filter: Filter | None) -> dict[bytes, list[int]]:
-    """The items of some contents that pass a filter, by id."""
-    wanted = list(dict.fromkeys(hashes))
-    where, values = _which(filter, False)
-    found: dict[bytes, list[int]] = {hash: [] for hash in wanted}
+class Copies(list[int]):
+    """Ids of the items of a content, those whose files are there first; at most ``COPIES`` and one more.
+
+    Args:
+        ids: these.
+        total: how many there are.
+    """
+
+    def __init__(self, ids: Iterable[int] = (), total: int = 0) -> None:
+        super().__init__(ids)
+        self.total = total
+
+
+def copies(db: sqlite3.Connection, hashes: Iterable[bytes], filter: Filter | None) -> dict[bytes, Copies]:
+    """The items of some contents that pass a filter."""
+    found = {hash: Copies() for hash in hashes}
+    wanted = list(found)
+    where, values = _which(filter, ())
     for first in range(0, len(wanted), catalog.MANY):
-        some: Sequence[object] = wanted[first : first + catalog.MANY]
-        statement = f"SELECT hash, id FROM items WHERE hash IN ({marks(some)}) AND {where} ORDER BY id"
-        for hash, id in db.execute(statement, [*some, *values]):
+        some: Sequence[bytes] = wanted[first : first + catalog.MANY]
+        statement = f"SELECT hash, count(*) FROM items WHERE hash IN ({marks(some)}) AND {where} GROUP BY hash"
+        for hash, count in db.execute(statement, [*some, *values]).fetchall():
+            found[hash].total = count
+        many = [hash for hash in some if found[hash].total > COPIES + 1]
+        statement = "SELECT hash, id FROM items WHERE hash IN ({}) AND {} ORDER BY missing, id{}"
+        few = [hash for hash in some if 0 < found[hash].total <= COPIES + 1]
+        rows = db.execute(statement.format(marks(few), where, ""), [*few, *values]).fetchall() if few else []
+        for one in many:
+            rows += db.execute(statement.format("?", where, f" LIMIT {COPIES + 1}"), [one, *values])
+        for hash, id in rows:
             found[hash].append(id)
     return found
 
 
+def folded(shown: Shown, same: Copies) -> Shown:
+    """An item or a match, with what it stands for."""
+    others = tuple(sorted(id for id in same if id != shown.id)[:COPIES])
+    return replace(shown, copies=others, copies_count=max(same.total - 1, 0))
+
+
 def _cursor(sort: str, id: int, run: int, key: object) -> str:
-    """Where an item is, for those who come back with it."""
-    told = json.dumps([sort, run, key.hex() if isinstance(key, bytes) else key, id]).encode()
+    """Where an item is, for those who come back with it; they need not know its path."""
+    told = json.dumps([sort, run, None if isinstance(key, bytes) else key, id]).encode()
     return base64.urlsafe_b64encode(zlib.crc32(told).to_bytes(4, "big") + told).decode().rstrip("=")
 
 
 def _place(sort: str, cursor: str) -> tuple[int, object, int]:
-    """Number of the run, key and id of the item that a cursor stands for."""
+    """Number of the run, key and id of the item that a cursor stands for; anybody can make one that was never told."""
     try:
         data = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True)
         if zlib.crc32(data[4:]).to_bytes(4, "big") != data[:4]:
@@ -192,10 +245,21 @@ def _place(sort: str, cursor: str) -> tuple[int, object, int]:
         of, run, key, id = json.loads(data[4:])
         if of in SORTS and of != sort:
             raise UserError(f"cursor: it is of the order {of}, not {sort}; begin without one")
+        if not _number(run, 0, len(RUNS[of]) - 1) or not _number(id, 1, LARGEST):
+            raise ValueError
         column = RUNS[of][run].column
-        key = bytes.fromhex(key) if column == "path" else key
-        if not isinstance(id, int) or not isinstance(key, {"path": bytes, "taken": str}.get(column, int)):
-            raise TypeError
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, binascii.Error, RecursionError):
+        if column == "path":
+            right = key is None
+        elif column == "taken":
+            right = isinstance(key, str) and key.isascii() and len(key) <= MOMENT
+        else:
+            right = _number(key, -LARGEST, LARGEST)
+        if not right:
+            raise ValueError
+    except (ValueError, TypeError, KeyError, AttributeError, binascii.Error, RecursionError):
         raise UserError("cursor: damaged; take it as a page said it, or begin without one") from None
     return run, key, id
+
+
+def _number(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

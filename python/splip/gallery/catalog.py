@@ -103,7 +103,8 @@ class Item:
     height: int | None = None
     looked: int = field(default=0, repr=False)  # which reader of headers has seen it
     missing: bool = False  # its file was not there when it was last looked for
-    copies: tuple[int, ...] = ()  # other items with this content, where they are folded into one
+    copies: tuple[int, ...] = ()  # other items with this content, where they are folded into one; the first 100
+    copies_count: int = 0  # of all of them
 
     @property
     def mtime(self) -> float:
@@ -433,6 +434,13 @@ def places(db: sqlite3.Connection, filter: Filter) -> Iterator[tuple[int, int]]:
         yield from db.execute(
             f"SELECT segment, row FROM items WHERE id IN ({marks(some)}) AND {where}", [*some, *values]
         )
+
+
+def places_of(db: sqlite3.Connection, hashes: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+    """Segment and row of the items of some contents."""
+    for first in range(0, len(hashes), MANY):
+        some = hashes[first : first + MANY]
+        yield from db.execute(f"SELECT segment, row FROM items WHERE hash IN ({marks(some)})", some)
 
 
 def drop(db: sqlite3.Connection, items: Iterable[Item]) -> None:

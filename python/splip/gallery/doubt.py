@@ -14,6 +14,7 @@ gallery's own. Nothing is computed when somebody searches.
 import contextlib
 import json
 import math
+import sqlite3
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -97,7 +98,7 @@ def measure(photos: np.ndarray, asked: Mapping[str, np.ndarray]) -> dict[str, Bu
 
 
 def calibrate(gallery: "Writable") -> bool:
-    """Measure a gallery that is open for writing and keep what was found, if it is new or has grown; True: it was.
+    """Measure a gallery that is open for writing and keep what was found, if it is new or has changed much; True: it was.
 
     Raises:
         UserError: its files are damaged, or it cannot be written.
@@ -105,14 +106,23 @@ def calibrate(gallery: "Writable") -> bool:
     with gallery.snapshot(ready=False) as (db, seen):
         state: Any = seen
         before = read(catalog.facts(db))
-        if state.live < LEAST or before and state.live < GROWN * before.photos:
+        if state.live < LEAST or before and not _changed(db, before, state.live):
             return False
         rows = _sample(gallery, state)
+        (last,) = db.execute("SELECT max(id) FROM items").fetchone()
     found = measure(rows, encoded(gallery.encoder))
-    value = json.dumps({"count": state.live, **{kind: list(bulk) for kind, bulk in found.items()}})
+    value = json.dumps({"count": state.live, "last": last, **{kind: list(bulk) for kind, bulk in found.items()}})
     with gallery.catalog.writing() as db:
         db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (FACT, value))
     return True
+
+
+def _changed(db: sqlite3.Connection, before: "Doubt", live: int) -> bool:
+    """Whether a gallery has become another than was measured: grown, or as many of its photos are others."""
+    if live >= GROWN * before.photos:
+        return True
+    (new,) = db.execute("SELECT count(*) FROM items WHERE id > ?", (before.last,)).fetchone()
+    return before.last > 0 and new >= (GROWN - 1) * live
 
 
 def _sample(gallery: "Writable", state: Any) -> np.ndarray:
@@ -135,10 +145,12 @@ class Doubt(NamedTuple):
     Args:
         photos: how many there were when it was measured.
         bulks: by the kind of query.
+        last: the largest id that was there; 0: not noted.
     """
 
     photos: int
     bulks: dict[str, Bulk]
+    last: int = 0
 
     def cutoff(self, kind: str | None, count: int) -> float | None:
         """The score below which a match is probably not what was asked for; None: that cannot be said.
@@ -157,6 +169,7 @@ def read(facts: Mapping[str, Any]) -> Doubt | None:
     """What a gallery's facts say; None: nothing, or nothing that is understood."""
     try:
         value = json.loads(facts[FACT])
-        return Doubt(int(value["count"]), {k: Bulk(*map(float, value[k])) for k in FACTORS if k in value})
+        bulks = {k: Bulk(*map(float, value[k])) for k in FACTORS if k in value}
+        return Doubt(int(value["count"]), bulks, int(value.get("last", 0)))
     except (KeyError, TypeError, ValueError):
         return None

@@ -10,6 +10,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from splip import disk
 from splip.errors import UserError
 from splip.gallery import browse, catalog, doubt
-from splip.gallery.browse import Browsed, Timeline
+from splip.gallery.browse import Browsed, Copies, Timeline
 from splip.gallery.catalog import Catalog, Filter, Item
 from splip.gallery.doubt import Doubt
 from splip.gallery.lock import WriterLock
@@ -55,6 +56,7 @@ class GalleryFolder:
         self._labels: tuple[int, dict[str, int]] | None = None
         self._doubt: tuple[int, Doubt | None] | None = None
         self._counts: dict[Key, tuple[int, Any]] = {}  # revision and answer
+        self._counts_lock = threading.Lock()
         try:
             self.catalog = Catalog(path / "gallery.db")
             if self.catalog.format < catalog.newest():
@@ -69,22 +71,18 @@ class GalleryFolder:
             raise
 
     def _migrate(self) -> None:
-        """Bring the database to this version's format; who only reads does without where that cannot be."""
+        """Bring the database to this version's format, which earlier versions cannot read: for who writes alone.
+
+        Who only reads does without, and brings up to date what cannot be read as it is.
+        """
         if self.lock is not None:
             self.catalog.migrate()
-            return
-        can_stay = self.catalog.format in catalog.OLD
-        if can_stay and not self.catalog.writable:
-            return
-        try:
+        elif self.catalog.format not in catalog.OLD:
             own = WriterLock(self.path)
             try:
                 self.catalog.migrate()
             finally:
                 own.release()
-        except (UserError, OSError):  # somebody writes, or there is no room
-            if not can_stay:
-                raise
 
     def close(self) -> None:
         """Release the database and the right to write."""
@@ -164,17 +162,19 @@ class GalleryFolder:
     def _remembered(self, db: sqlite3.Connection, key: Key, ask: Callable[..., T], *how: object) -> T:
         """What was counted before, if nothing has changed since: that takes a look at every item."""
         now = catalog.revision(db)
-        kept = self._counts.get(key)
+        with self._counts_lock:
+            kept = self._counts.get(key)
         if kept is None or kept[0] != now:
             kept = now, ask(db, *how)
-            self._counts[key] = kept
-            while len(self._counts) > COUNTS:
-                self._counts.pop(next(iter(self._counts)), None)
+            with self._counts_lock:
+                self._counts[key] = kept
+                while len(self._counts) > COUNTS:
+                    self._counts.pop(next(iter(self._counts)))
         found: T = kept[1]
         return found
 
-    def copies(self, hashes: Iterable[bytes], filter: Filter | None = None) -> dict[bytes, list[int]]:
-        """The items of some contents that pass a filter, by id."""
+    def copies(self, hashes: Iterable[bytes], filter: Filter | None = None) -> dict[bytes, Copies]:
+        """The items of some contents that pass a filter: see :func:`splip.gallery.browse.copies`."""
         with self.catalog.reading() as db:
             return browse.copies(db, hashes, filter)
 

@@ -4,9 +4,9 @@ What the folder holds stands at the top of :mod:`splip.gallery.folder`. One proc
 meanwhile; every search sees one committed state (:mod:`splip.gallery.snapshot`).
 """
 
-import contextlib
 import os
 import sqlite3
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from splip.errors import UserError
 from splip.gallery import catalog, doubt, ingest, maintenance
 from splip.gallery.catalog import Catalog, Filter, Item
 from splip.gallery.folder import make, need_free
@@ -246,9 +245,15 @@ class Gallery(StoredGallery):
                 self, pictures, label=label, tags=tags or {}, batch_size=batch_size, threads=threads, thumbnails=thumbnails,
                 notify=notify, stop=stop,
             )  # fmt: skip
-            if done.encoded and not done.stopped:
-                with contextlib.suppress(UserError):  # the pictures are safe; it is tried again with the next ones
+            if not done.stopped:
+                try:
                     doubt.calibrate(self)
+                except Exception as error:  # of many types: a model that is gone, a disk; the pictures are safe
+                    warnings.warn(
+                        f"{self.folder}: not measured, the next `splip index add` tries again: {error}",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
             return done
 
     def remove(self, items: Iterable[int | Path | str] = (), filter: Filter | None = None) -> list[Item]:

@@ -310,7 +310,8 @@ def look_at(path: bytes, picture: Picture, known: Item | None, prepare: Prepare)
         unread = known is not None and known.looked < catalog.LOOKED
         if known is not None and (known.size, known.mtime_ns) == (look.size, look.mtime_ns):
             if unread:
-                with files_memory.room(look.size):
+                # What cannot be read now stays as it is, and is looked at the next time.
+                with files_memory.room(look.size), contextlib.suppress(OSError, UnreadablePicture):
                     look.header, look.looked = decode.read_header(Path(os.fsdecode(path))), True
             return look
         if look.size > LARGEST:

@@ -8,6 +8,7 @@ from splip.errors import UserError, short
 from splip.gallery.filters import text
 
 NEAR = 0.6  # of difflib, from which on another label may have been meant
+COMPARED = 2000  # labels that are compared with one that is not known: difflib takes its time, and no other thread runs
 
 
 class Labelled(Protocol):
@@ -22,13 +23,15 @@ def meant(gallery: Labelled, given: Iterable[str]) -> tuple[str, ...]:
     Raises:
         UserError: no picture has such a label, or several labels differ in case alone; the message names the nearest.
     """
-    known = gallery.labels()
+    known, wanted = gallery.labels(), [text(label) for label in given]
+    if all(label in known for label in wanted):
+        return tuple(wanted)
     folded: dict[str, list[str]] = {}
     for label in known:
         folded.setdefault(label.casefold(), []).append(label)
     # A Milvus collection tells of the most frequent ones alone.
     whole = not (limit := getattr(gallery, "labels_told", None)) or len(known) < limit
-    return tuple(_one(text(label), known, folded, whole) for label in given)
+    return tuple(_one(label, known, folded, whole) for label in wanted)
 
 
 def _one(label: str, known: Mapping[str, int], folded: Mapping[str, list[str]], whole: bool) -> str:
@@ -41,7 +44,7 @@ def _one(label: str, known: Mapping[str, int], folded: Mapping[str, list[str]], 
         raise UserError(f"label {short(label)}: could be {' or '.join(map(short, sorted(same)))}")
     if not whole:
         return label
-    near = difflib.get_close_matches(label.casefold(), folded, 1, NEAR)
+    near = difflib.get_close_matches(label.casefold(), folded, 1, NEAR) if len(folded) <= COMPARED else []
     if near:
         raise UserError(
             f"no picture has the label {short(label)}; did you mean {short(max(folded[near[0]], key=known.__getitem__))}?"

@@ -304,7 +304,7 @@ def _runs(items: list[Item]) -> Iterator[tuple[int, int, list[int]]]:
         start = stop
 
 
-COLUMNS = ("id", "path", "label", "tags", "size", "mtime_ns", "hash")
+COLUMNS = ("id", "path", "label", "tags", "size", "mtime_ns", "hash", "taken", "camera", "width", "height", "missing")
 
 
 def _write_csv(out: Path, items: list[Item]) -> None:
@@ -313,7 +313,8 @@ def _write_csv(out: Path, items: list[Item]) -> None:
         writer.writerow(COLUMNS)
         for i in items:
             tags = json.dumps(i.tags, ensure_ascii=False, sort_keys=True)
-            writer.writerow([i.id, str(i.path), i.label, tags, i.size, i.mtime_ns, i.hash.hex()])
+            photograph = [i.taken, i.camera, i.width, i.height, int(i.missing)]
+            writer.writerow([i.id, str(i.path), i.label, tags, i.size, i.mtime_ns, i.hash.hex(), *photograph])
 
 
 def _need_pyarrow() -> None:
@@ -341,6 +342,11 @@ def _write_parquet(out: Path, items: list[Item]) -> None:
             "size": pyarrow.array([i.size for i in items], pyarrow.int64()),
             "mtime_ns": pyarrow.array([i.mtime_ns for i in items], pyarrow.int64()),
             "hash": pyarrow.array([i.hash for i in items], pyarrow.binary()),
+            "taken": pyarrow.array([i.taken for i in items], pyarrow.string()),
+            "camera": pyarrow.array([i.camera for i in items], pyarrow.string()),
+            "width": pyarrow.array([i.width for i in items], pyarrow.int32()),
+            "height": pyarrow.array([i.height for i in items], pyarrow.int32()),
+            "missing": pyarrow.array([i.missing for i in items], pyarrow.bool_()),
         }
     )
     pyarrow.parquet.write_table(table, out / "items.parquet")

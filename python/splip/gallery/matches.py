@@ -30,7 +30,8 @@ class Match:
     size: int = 0  # bytes
     mtime_ns: int = 0  # when the file was written
     missing: bool = False  # its file was not there when it was last looked for
-    copies: tuple[int, ...] = ()  # other items with this content, where a search folds them into one
+    copies: tuple[int, ...] = ()  # other items with this content, where a search folds them into one; the first 100
+    copies_count: int = 0  # of all of them
     hash: bytes = field(default=b"", repr=False)  # of the file, as the item's
 
     @classmethod

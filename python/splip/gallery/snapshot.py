@@ -229,6 +229,8 @@ class Snapshots:
                 return self._plans[name]
         masks = passing(db, state, filter)
         plan = [run for part in state.parts if (run := choose(part, masks.get(part.segment))) is not None]
+        if filter and filter.without:  # of one search alone
+            return plan
         with self._lock:
             for old in [n for n in self._plans if n[0] != state.revision]:
                 del self._plans[old]
@@ -282,6 +284,14 @@ def passing(db: sqlite3.Connection, state: State, filter: Filter | None) -> dict
     """Rows that may be results, bool ``[count]``, of segments where not all may."""
     if not filter:
         return state.alive
+    if filter.without:  # a few of many: those that pass all else are known, or as quick to find as without this
+        rest = passing(db, state, replace(filter, without=()))
+        masks = {
+            s.number: rest[s.number].copy() if s.number in rest else np.ones(s.count, bool) for s in state.segments
+        }
+        for number, row in catalog.places_of(db, filter.without):
+            masks[number][row] = False
+        return masks
     masks = {s.number: np.zeros(s.count, dtype=bool) for s in state.segments}
     found = np.fromiter(catalog.places(db, filter), dtype=[("segment", "i8"), ("row", "i8")])
     for number, mask in masks.items():

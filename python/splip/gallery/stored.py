@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splip.gallery.browse import Browsed, Timeline
+from splip.gallery.browse import Browsed, Copies, Timeline
 from splip.gallery.catalog import Filter, Item
 from splip.gallery.folder import GalleryFolder
 from splip.gallery.queries import QueryEncoder
@@ -115,7 +115,7 @@ class StoredGallery(QueryEncoder):
             limit: items at most.
             cursor: what an earlier page said is next; None: the first page.
             filter: which items.
-            stack: items of the same content are one, the first of them, with the ids of the others in ``copies``.
+            stack: items of the same content are one, the first whose file is there, with the ids of the others in ``copies``.
 
         Raises:
             UserError: an order that is none, a limit out of range, a cursor that is damaged or of another order.
@@ -126,8 +126,8 @@ class StoredGallery(QueryEncoder):
         """How many items that pass a filter were taken in which month; ``stack``: copies count as one."""
         return self._files.timeline(filter, stack)
 
-    def copies(self, hashes: Iterable[bytes], filter: Filter | None = None) -> dict[bytes, list[int]]:
-        """The ids of the items of some contents (``hash``) that pass a filter."""
+    def copies(self, hashes: Iterable[bytes], filter: Filter | None = None) -> dict[bytes, Copies]:
+        """The ids of the items of some contents (``hash``) that pass a filter: see :func:`splip.gallery.browse.copies`."""
         return self._files.copies(hashes, filter)
 
     def note_missing(self, ids: Sequence[int], missing: bool) -> bool:

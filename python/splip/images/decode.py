@@ -177,24 +177,41 @@ def read(source: Path | bytes, name: object = None, least: int | None = None, de
 
 
 def read_header(source: Path | bytes) -> header.Header | None:
-    """What a picture's header says, without decoding any of it; None: it cannot be read.
+    """What a picture's header says, without decoding any of it; None: it says nothing that is understood.
 
     Args:
         source: a file, also one in a tar file, or the bytes of one.
+
+    Raises:
+        UnreadablePicture: its tar file is cut off. OSError: the file cannot be read, which says nothing of the picture.
     """
+    if isinstance(source, Path) and archive.split(source) is not None:
+        source = archive.read(source)
     try:
-        if isinstance(source, Path) and archive.split(source) is not None:
-            source = archive.read(source)
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
             if (size := _webp_size(file)) is not None:
                 return header.of_webp(size, file)
             with _open(file) as image:
+                if image.format == "PNG" and "exif" not in image.info and (exif := header.png_exif(file)) is not None:
+                    image.info["exif"] = exif  # behind the pixels: a reader of all of it finds it
                 size, orientation = image.size, _orientation(image)
                 if isinstance(image, TiffImagePlugin.TiffImageFile):  # some Pillows tell the size of what is upright
                     size = int(image.tag_v2[256]), int(image.tag_v2[257])
-                return header.of(size, orientation, header.tags(image, file))
-    except Exception:  # as read: many types
+                return header.of(size, orientation, _tags(image, file))
+    except Exception as error:  # as read: many types
+        if header.of_disk(error):
+            raise
         return None
+
+
+def _tags(image: Image.Image, file: BinaryIO) -> dict[int, bytes]:
+    """As :func:`splip.images.header.tags`; nothing where a header is beyond it, which spoils no picture."""
+    try:
+        return header.tags(image, file)
+    except Exception as error:
+        if header.of_disk(error):
+            raise
+        return {}
 
 
 def _reason(error: Exception) -> str:
@@ -219,7 +236,7 @@ def _decode(file: BinaryIO, least: int | None, decoding: int) -> Image.Image:
 def _shrunk(image: Image.Image, file: BinaryIO, least: int | None, decoding: int, room: bool = True) -> Image.Image:
     """Decode what was opened; ``room``: when there is room for it."""
     size, pixels, drafted = image.size, image.width * image.height, None
-    found = header.tags(image, file)  # before TIFFs are decoded, which closes them
+    found = _tags(image, file)  # before TIFFs are decoded, which closes them
     if decoding == 1 and pixels <= IN_FULL:
         least = None
     cost = pixels * COEFFICIENTS if _many_scans(image, file) else 0
@@ -236,7 +253,7 @@ def _shrunk(image: Image.Image, file: BinaryIO, least: int | None, decoding: int
         image.load()
         width, height = drafted[1][2:] if drafted is not None else image.size
         orientation, profile = _orientation(image), image.info.get("icc_profile")
-        about = header.of(size, orientation, found or header.tags(image, file))
+        about = header.of(size, orientation, found or _tags(image, file))
         small = _shrink(image, factor)
         small = _to_srgb(small, profile) if profile and decoding >= 2 else small.convert("RGB")
         image.close()  # and with it its pixels: ``small`` is another picture

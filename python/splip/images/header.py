@@ -5,6 +5,7 @@ it claims to hold; what makes no sense is as if it were not there.
 """
 
 import datetime
+import errno
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ ORIGINAL, DIGITIZED = 0x9003, 0x9004
 VALUE = 256  # bytes of a value that are read
 ENTRIES = 512  # tags of a directory that are looked at
 SIZES = {2: 1, 3: 2, 4: 4, 7: 1, 13: 4, 129: 1}  # bytes of the types that our tags may have
-CHUNKS = 10_000  # of a WebP that are passed over
-PROFILE = 1 << 18  # characters of EXIF that a PNG holds as text
+CHUNKS = 10_000  # of a WebP or PNG that are passed over
+PROFILE = 1 << 18  # bytes of EXIF that a PNG holds, or characters as text
 FIRST_YEAR = 1826  # of the oldest photograph that is left
 NAME = 100  # characters of a camera's name
 DATE = re.compile(rb"\s*(\d{4})[:/.-](\d\d?)[:/.-](\d\d?)(?:[ T]+(\d\d?):(\d\d?)(?::(\d\d?))?)?(?!\d)")
@@ -66,6 +67,11 @@ def tags(image: Image.Image, file: BinaryIO) -> dict[int, bytes]:
     return _exif(lambda offset, size: blob[offset : offset + size], 0)[1] if isinstance(blob, bytes) else {}
 
 
+def of_disk(error: Exception) -> bool:
+    """Whether a file could not be read; Pillow's errors of damaged files have no number, a place that is none is EINVAL."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
 def _at(file: BinaryIO) -> Read:
     """Reads a file, and leaves its position as it was."""
 
@@ -78,6 +84,20 @@ def _at(file: BinaryIO) -> Read:
             file.seek(here)
 
     return read
+
+
+def png_exif(file: BinaryIO) -> bytes | None:
+    """EXIF of a PNG wherever it stands, also behind the pixels, which are passed over; None: there is none."""
+    read, place = _at(file), 8
+    for _ in range(CHUNKS):
+        head = read(place, 8)
+        if len(head) < 8:
+            break
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"eXIf":
+            return read(place + 8, min(length, PROFILE))
+        place += 12 + length
+    return None
 
 
 def of_webp(size: tuple[int, int], file: BinaryIO) -> Header:
@@ -117,8 +137,8 @@ def _exif(read: Read, start: int) -> tuple[int | None, dict[int, bytes]]:
         return found
 
     main = directory(number(head[4:]), (MAKE, MODEL, ORIENTATION, DATE_TIME, EXIF))
-    inner = directory(number(main[EXIF]), (ORIGINAL, DIGITIZED)) if EXIF in main else {}
-    turned = number(main[ORIENTATION]) if ORIENTATION in main else None
+    inner = directory(number(main[EXIF][:4]), (ORIGINAL, DIGITIZED)) if EXIF in main else {}
+    turned = number(main[ORIENTATION][:4]) if ORIENTATION in main else None
     return turned, {**main, **inner}
 
 

@@ -129,7 +129,7 @@ EXPLAIN_BODY = json_body(
 _FOUND = {
     "id": 7, "score": 0.412, "likely": True, "label": "horse", "tags": {"year": "2019"}, "name": "meadow.jpg", "path": None,
     "taken": "2019-07-14T10:02:03", "camera": "Canon EOS 80D", "width": 6000, "height": 4000, "bytes": 7_402_113,
-    "modified": "2019-07-14T08:02:03Z", "missing": False, "copies": [],
+    "modified": "2019-07-14T08:02:03Z", "missing": False, "copies": [], "copies_count": 0,
 }  # fmt: skip
 _TIMES = {"decode": 0.4, "prepare": 0.6, "wait": 2.1, "encode": 5.8, "search": 0.3, "lookup": 0.1, "total": 9.9}
 ANSWER: dict[str, Any] = {

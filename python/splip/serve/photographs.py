@@ -32,7 +32,10 @@ class Item(BaseModel):
     bytes: int = Field(description="Size of the file.")
     modified: str = Field(description="When the file was written, e.g. 2019-07-14T08:02:03Z.")
     missing: bool = Field(description="The file was not there when it was last looked for.")
-    copies: list[int] = Field(description="Other pictures of the same content, which this one stands for.")
+    copies: list[int] = Field(
+        description="Other pictures of the same content, which this one stands for; the first 100."
+    )
+    copies_count: int = Field(description="How many they are.")
 
 
 class Items(BaseModel):
@@ -86,6 +89,7 @@ def described(item: "Stored | Match", show_path: bool, gone: Collection[int] = (
         "modified": modified(item.mtime_ns),
         "missing": item.missing or item.id in gone,
         "copies": list(item.copies),
+        "copies_count": max(item.copies_count, len(item.copies)),
     }
 
 
