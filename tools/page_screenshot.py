@@ -3,7 +3,7 @@
     python tools/page_screenshot.py --gallery gallery --out docs/pictures/page.png
     python tools/page_screenshot.py --gallery gallery --out page-phone.png --width 360 --height 800 --dark
 
-The gallery is one that ``splip index add`` made, e.g. of the sample's photos. Needs ``pip install 'splip[test]'`` and
+The gallery is one that ``splip index add`` made, e.g. of what tools/build_photographs.py brings. Needs ``pip install 'splip[test]'`` and
 a Chromium; ``--chromium`` says where it is.
 """
 
