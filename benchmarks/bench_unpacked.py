@@ -4,8 +4,8 @@
 
 From nine queries on splip packs the gallery on the way; below, every score is exact at once. torch multiplies in parts that
 fit the cache and takes the best of each; the rows are unit vectors, so that it has no norms to find, which splip finds. Both
-take turns, with one thread; a ratio is of CPU seconds, as other work on the machine changes them least. Below AVX-512 torch is held to AVX2, too. The
-portable level is left out: torch's matrix product cannot be held to it.
+take turns, with one thread; a ratio is of CPU seconds, as other work on the machine changes them least. Below AVX-512 torch
+is held to AVX2, too. The portable level is left out: torch's matrix product cannot be held to it.
 """
 
 import argparse

@@ -98,6 +98,17 @@ def settings(tree, tmp_path):
     )
 
 
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    """The unpacked sample data, to read."""
+    from splip.data.config import SampleConfig
+    from splip.data.sample import unpack
+
+    folder = tmp_path_factory.mktemp("sample")
+    unpack(SampleConfig(out=folder))
+    return folder
+
+
 @pytest.fixture
 def cli(capsys):
     """Run a command line; returns (exit code, stdout, stderr)."""

@@ -74,6 +74,9 @@ class PixelEncoder:
         vectors = np.stack([np.random.default_rng(s).standard_normal(DIM) for s in seeds]).astype(np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
+    def unknown_words(self, texts: list[str]) -> list[str]:
+        return []
+
     def close(self) -> None: ...
 
 

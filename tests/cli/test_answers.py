@@ -8,18 +8,9 @@ from PIL import Image
 
 from splip.cli import answers
 from splip.cli.main import main
-from splip.data.config import SampleConfig
-from splip.data.sample import unpack
 from splip.encoders import Encoder
 from splip.gallery import Gallery
 from splip.images import grid
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sample")
-    unpack(SampleConfig(out=folder))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,9 @@ import numpy as np
 import pytest
 from drawing import draw
 
-from splip.data.config import SampleConfig
-from splip.data.sample import unpack
 from splip.gallery import Filter, Gallery, catalog, doubt
 from splip.gallery.doubt import Bulk, Doubt
 from splip.gallery.queries import QueryEncoder
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sample")
-    unpack(SampleConfig(out=folder))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from contextlib import suppress
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from serving import FakeGallery, running
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'splip[test]'")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -54,6 +55,12 @@ def opened(browser, address, before=None, **options):
     foreign = [url for url in page.asked if not url.startswith((address, "blob:", "data:"))]
     context.close()
     assert not foreign and not page.wrong, (foreign, page.wrong)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with running(FakeGallery(tmp_path_factory.mktemp("gallery"))) as client:
+        yield client
 
 
 def until(page, script, argument=None, seconds=10):

@@ -14,23 +14,18 @@ from browsing import (
     needs_chromium,
     opened,
     searches,
+    served,
     settled,
     shown,
     until,
 )
 from photographs import exif, photograph
-from serving import FakeGallery, running, sketch
+from serving import running, sketch
 
-__all__ = ["browser"]  # a fixture
+__all__ = ["browser", "served"]  # fixtures
 pytestmark = needs_chromium
 CHIPS = "[...document.querySelectorAll('#chips .chip span:first-of-type')].map(c => c.textContent)"
 FOCUSED = "document.activeElement.id || document.activeElement.className"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    with running(FakeGallery(tmp_path_factory.mktemp("gallery"))) as client:
-        yield client
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from browsing import (
     forgive,
     needs_chromium,
     opened,
+    served,
     settled,
     shown,
     until,
@@ -19,15 +20,9 @@ from browsing import (
 )
 from serving import FakeGallery, running
 
-__all__ = ["browser"]  # a fixture
+__all__ = ["browser", "served"]  # fixtures
 pytestmark = needs_chromium
 TITLES = "[...document.querySelectorAll('#grid .heading')].map(h => h.textContent)"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    with running(FakeGallery(tmp_path_factory.mktemp("gallery"))) as client:
-        yield client
 
 
 @pytest.fixture

@@ -110,18 +110,19 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The residual stream, float32 ``[B, L, d_v]`` to the same, or to ``[B, 1, d_v]`` if class_only."""
-        B = x.shape[0]
-        before = None
-        if self.keys is not None and self.values is not None:
-            before = self.keys.expand(B, -1, -1, -1), self.values.expand(B, -1, -1, -1)
-        return self.attend(x, before)
+        return self.attend(x, self.carried(x.shape[0]))
 
-    def attend(self, x: Tensor, before: tuple[Tensor, Tensor] | None, mask: Tensor | None = None) -> Tensor:
-        """The block, with keys and values ``[B, H, n, d_h]`` that come before the tokens' own."""
+    def carried(self, B: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values ``[B, H, n, d_h]`` that the block brings itself; None: it has none."""
+        if self.keys is None or self.values is None:
+            return None
+        return self.keys.expand(B, -1, -1, -1), self.values.expand(B, -1, -1, -1)
+
+    def heads_of(self, x: Tensor, before: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What attends and to what, ``[B, H, L, d_h]`` each: queries of the class token alone if class_only."""
         w = self.weights
         normed = w.norm_1(x).to(w.dtype)
         if self.class_only:
-            x = x[:, :1]
             q = self._heads(self.query(normed[:, :1]), 1)[0]
             k, v = self._heads(self.key_value(normed), 2)
         else:
@@ -135,6 +136,14 @@ class Block(nn.Module):
             q = q if self.class_only else self.turns(q)  # the class token is not turned
         if before is not None:
             k, v = (torch.cat([first, own], dim=2) for first, own in zip(before, (k, v), strict=True))
+        return q, k, v
+
+    def attend(self, x: Tensor, before: tuple[Tensor, Tensor] | None, mask: Tensor | None = None) -> Tensor:
+        """The block, with keys and values ``[B, H, n, d_h]`` that come before the tokens' own."""
+        w = self.weights
+        q, k, v = self.heads_of(x, before)
+        if self.class_only:
+            x = x[:, :1]
         attended = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
         if w.inner is not None:
             attended = w.inner(attended.float()).to(w.dtype)

@@ -70,23 +70,7 @@ class PartsEncoder(nn.Module):
 def _token_parts(block: Block, x: Tensor, P: int) -> tuple[Tensor, Tensor]:
     """A block's output, and what it added to the first token: ``[B, 1 + P, d_v]``, its P last tokens are the patches."""
     w: Weights = block.weights
-    B = x.shape[0]
-    normed = w.norm_1(x).to(w.dtype)
-    if block.class_only:
-        q = block._heads(block.query(normed[:, :1]), 1)[0]
-        k, v = block._heads(block.key_value(normed), 2)
-    else:
-        q, k, v = block._heads(w.qkv(normed), 3)
-    if w.q_norm is not None:
-        q = w.q_norm(q.float()).to(w.dtype)
-    if w.k_norm is not None:
-        k = w.k_norm(k.float()).to(w.dtype)
-    if block.turns is not None:
-        k = block.turns(k)
-        q = q if block.class_only else block.turns(q)  # the class token is not turned
-    if block.keys is not None and block.values is not None:
-        k = torch.cat([block.keys.expand(B, -1, -1, -1), k], dim=2)
-        v = torch.cat([block.values.expand(B, -1, -1, -1), v], dim=2)
+    q, k, v = block.heads_of(x, block.carried(x.shape[0]))
     weights = _attention(q[:, :, :1], k)  # [B, H, 1, n + L]
     of_patches = weights[..., -P:].transpose(2, 3) * v[:, :, -P:].float()
     of_others = weights[..., :-P] @ v[:, :, :-P].float()

@@ -26,8 +26,7 @@ class Judged(Protocol):
 def judge(search: Judged, gallery: "Searchable") -> None:
     """Fill in the search's cutoff and unknown words, if the gallery and its model can tell."""
     texts = [text for text in (search.text, *(part for part, _ in search.more)) if isinstance(text, str)]
-    known = getattr(gallery.encoder, "unknown_words", None)  # a plugin of before has none
-    search.unknown_words = known(texts) if texts and known is not None else []
+    search.unknown_words = gallery.encoder.unknown_words(texts) if texts else []
     search.cutoff = gallery.cutoff(kind(search), search.filter)
 
 

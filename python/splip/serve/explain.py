@@ -67,24 +67,12 @@ async def answer(
         raise Refusal(404, "unsupported", "this gallery's model cannot say why a photo matches")
     service._check(asked, None)
     admission: Admission = held.enter_context(service.batcher.admit(client=client))
-    stages: dict[str, float] = {}
-    image = vector = None
-    if asked.id is not None:
-        work = service.drawings.run(service.known, service._vector, asked.id, client=admission.client)
-        vector = await asyncio.wait_for(work, deadline - time.monotonic())
-    elif asked.sources():
-        image = await service.picture_in_time(asked, None, stages, admission.client, deadline)
-    search = service._search(asked, image, vector, deadline)
-    search.k, search.stages = 0, stages  # the vector is all that is wanted of the batches
-    if asked.like:
-        more = service.drawings.run(service.known, service._more, asked, client=admission.client)
-        search.more = await asyncio.wait_for(more, deadline - time.monotonic())
+    search = await service.prepared(asked, None, admission, deadline)
+    search.k = 0  # the vector is all that is wanted of the batches
     await admission.answer(search)
     assert search.found is not None
-    found, box = await _explained(service, asked, search.found, image, stages, client, held, deadline)
-    service.observe(stages)
-    timing = {name: round(1000 * seconds, 3) for name, seconds in stages.items()}
-    timing["total"] = round(1000 * (time.perf_counter() - began), 3)
+    found, box = await _explained(service, asked, search.found, search.image, search.stages, client, held, deadline)
+    timing = service.timing(search.stages, began)
     of_query = found.query
     return {
         "photo": asked.photo,

@@ -257,30 +257,36 @@ class Service:
         self._check(query, upload)
         if not all(label in self._labels for label in query.labels):
             query.labels = await self.lists.run(self.meant, query.labels, client=admission.client)
+        search = await self.prepared(query, upload, admission, deadline)
+        await admission.answer(search)
+        end = timed(search.stages, "lookup")
+        matches = [self._found(match) | {"likely": likely(match, search.cutoff)} for match in search.matches]
+        end()
+        timing = self.timing(search.stages, began)
+        return {
+            "matches": matches, **told(search), "partial": search.partial, "timing_ms": timing, "batch": search.batch
+        }  # fmt: skip
+
+    async def prepared(self, query: Query, upload: bytes | None, admission: Admission, deadline: float) -> Search:
+        """A query as the batches take it: its picture is read, and what it is like looked up. Raises as :meth:`answer`."""
         stages: dict[str, float] = {}
         image = vector = None
-        left = deadline - time.monotonic()
         if query.id is not None:
-            vector = await asyncio.wait_for(
-                self.drawings.run(self.known, self._vector, query.id, client=admission.client), left
-            )
+            work = self.drawings.run(self.known, self._vector, query.id, client=admission.client)
+            vector = await asyncio.wait_for(work, deadline - time.monotonic())
         elif query.sources() or upload is not None:
             image = await self.picture_in_time(query, upload, stages, admission.client, deadline)
         search = self._search(query, image, vector, deadline)
         if query.like:
-            work = self.drawings.run(self.known, self._more, query, client=admission.client)
-            search.more = await asyncio.wait_for(work, deadline - time.monotonic())
+            more = self.drawings.run(self.known, self._more, query, client=admission.client)
+            search.more = await asyncio.wait_for(more, deadline - time.monotonic())
         search.stages = stages
-        await admission.answer(search)
-        end = timed(stages, "lookup")
-        matches = [self._found(match) | {"likely": likely(match, search.cutoff)} for match in search.matches]
-        end()
+        return search
+
+    def timing(self, stages: dict[str, float], began: float) -> dict[str, float]:
+        """Milliseconds of a query's stages and of all of it, as answers tell them; the stages are counted."""
         self.observe(stages)
-        timing = {name: round(1000 * seconds, 3) for name, seconds in stages.items()}
-        timing["total"] = round(1000 * (time.perf_counter() - began), 3)
-        return {
-            "matches": matches, **told(search), "partial": search.partial, "timing_ms": timing, "batch": search.batch
-        }  # fmt: skip
+        return {name: round(1000 * s, 3) for name, s in (*stages.items(), ("total", time.perf_counter() - began))}
 
     def observe(self, stages: dict[str, float]) -> None:
         """Count the seconds of a query's stages."""
