@@ -94,7 +94,7 @@ def answered(page: Page) -> None:
 
 def latency(browser: Browser, gallery: Path, drawings: list[Path]) -> dict[str, Any]:
     """Pen-up to photos, over all strokes of the drawings."""
-    pixels = []
+    pixels, drawn = [], 0
     with served(gallery, "auto", 32, 3.0) as address:
         page = opened(browser, address)
         page.evaluate(WATCH)
@@ -105,6 +105,7 @@ def latency(browser: Browser, gallery: Path, drawings: list[Path]) -> dict[str, 
             for line in lines_of(drawing)[:12]:
                 count = len(page.evaluate("window.penUps"))
                 stroke(page, line, 0.25)
+                drawn += 1
                 end = time.monotonic() + 5
                 while len(page.evaluate("window.penUps")) == count and time.monotonic() < end:
                     page.wait_for_timeout(2)
@@ -115,6 +116,8 @@ def latency(browser: Browser, gallery: Path, drawings: list[Path]) -> dict[str, 
                 page.wait_for_timeout(150)
         measured = page.evaluate("window.penUps")
         page.context.close()
+    if len(measured) < drawn:
+        raise SystemExit(f"the page answered {len(measured)} of {drawn} strokes")
     return {
         "drawings": len(drawings),
         "strokes": len(measured),

@@ -35,6 +35,7 @@ from splip.encoders.encoder import Encoder
 WATCH = """() => {
   window.penUps = [];
   let up = 0;
+  addEventListener("pointerdown", () => { up = 0; }, true);  // an answer that never came is not the next one's
   addEventListener("pointerup", (event) => { if (event.target.id === "canvas") up = performance.now(); }, true);
   const real = window.fetch;
   window.fetch = async (...given) => {

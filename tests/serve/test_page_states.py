@@ -1,5 +1,7 @@
 """What the page shows when there is nothing to show, too much, or something wrong; and that axe finds nothing wrong with it."""
 
+import json
+
 import pytest
 from browsing import (
     BOX,
@@ -91,6 +93,41 @@ def test_an_example_is_drawn_and_searched(page):
     page.click("#examples button >> nth=0")
     until(page, "document.querySelectorAll('#grid li').length > 0")
     assert page.locator("#examples").is_hidden() and page.locator("#paper.drawn").count() == 1
+
+
+@pytest.mark.parametrize("finger", [False, True])
+def test_a_line_that_begins_on_an_example_is_a_line(browser, served, finger):
+    for page in opened(browser, served.address, has_touch=finger):
+        box, button = page.locator("#canvas").bounding_box(), page.locator("#examples button >> nth=0").bounding_box()
+        x, y = button["x"] + button["width"] / 2, button["y"] + button["height"] / 2
+        line = [(x, y), (x + 2, y - 2), (x + 90, y - 90), (x + 90, y - 150)]
+        if finger:
+            devtools = page.context.new_cdp_session(page)
+            for number, (across, down) in enumerate(line):
+                kind, at = "touchMove" if number else "touchStart", [{"x": across, "y": down}]
+                devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+            devtools.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        else:
+            page.mouse.move(*line[0])
+            page.mouse.down()
+            for at in line[1:]:
+                page.mouse.move(*at)
+            page.mouse.up()
+        until(page, "document.querySelectorAll('#grid li').length > 0")
+        page.wait_for_timeout(50)
+        (made,) = json.loads(
+            page.evaluate("sessionStorage.getItem('splip-drawing') ?? localStorage.getItem('splip-drawing')")
+        )
+        first, last = made["points"][0], made["points"][-1]
+        assert first == pytest.approx([(x - box["x"]) / box["width"], (y - box["y"]) / box["height"]], abs=0.01)
+        assert last == pytest.approx([first[0] + 90 / box["width"], first[1] - 150 / box["height"]], abs=0.01)
+        page.click("#clear")  # and a press that stays is the example still
+        expect_nothing(page)
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + 2, y)
+        page.mouse.up()
+        until(page, "document.getElementById('examples').hidden")
 
 
 def test_likely_ones_stand_apart(page):

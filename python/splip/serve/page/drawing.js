@@ -6,6 +6,7 @@ import { changed, listen, state } from "./state.js";
 import { act, isBlank, paper, step, trace, visible } from "./strokes.js";
 
 const LIVE = 250; // ms between searches within a stroke
+const SLIP = 5; // px that a press on a button may move
 const WIDTHS = [["thin", 6], ["medium", 13], ["thick", 26]];
 
 const canvas = $("canvas");
@@ -72,7 +73,7 @@ function finish(keep) {
   else redraw();
 }
 
-canvas.addEventListener("pointerdown", (event) => {
+function start(event) {
   if (event.button !== 0 || pointer !== null || paper.stroke) return;
   event.preventDefault();
   canvas.focus({ preventScroll: true, focusVisible: false });
@@ -83,7 +84,8 @@ canvas.addEventListener("pointerdown", (event) => {
   trace(pen, canvas.width, paper.stroke);
   $("paper").classList.add("drawn");
   startLive();
-});
+}
+canvas.addEventListener("pointerdown", start);
 canvas.addEventListener("pointermove", (event) => {
   if (event.pointerId !== pointer || !paper.stroke) return;
   const from = paper.stroke.points.length;
@@ -94,6 +96,22 @@ canvas.addEventListener("pointermove", (event) => {
 canvas.addEventListener("pointerup", (event) => event.pointerId === pointer && finish(true));
 canvas.addEventListener("pointercancel", (event) => event.pointerId === pointer && finish(false));
 canvas.addEventListener("lostpointercapture", (event) => event.pointerId === pointer && finish(true));
+
+/** A press on a button of the paper that moves is a stroke that begins there. */
+function letStrokesBeginOn(button) {
+  let from = null;
+  button.addEventListener("pointerdown", (event) => {
+    from = event.button === 0 ? event : null;
+    if (from) button.setPointerCapture(event.pointerId); // a fast hand is off the button with its first move
+  });
+  button.addEventListener("pointermove", (event) => {
+    if (event.pointerId !== from?.pointerId || Math.hypot(event.clientX - from.clientX, event.clientY - from.clientY) < SLIP) return;
+    start(from);
+    from = null;
+    paper.stroke?.points.push(place(event));
+  });
+  for (const end of ["pointerup", "pointercancel"]) button.addEventListener(end, () => (from = null));
+}
 
 const cursor = { x: 0.5, y: 0.5 };
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -188,6 +206,7 @@ function offerExamples() {
       changed();
       canvas.focus({ preventScroll: true, focusVisible: false });
     };
+    letStrokesBeginOn(button);
     $("examples").append(button);
   }
 }
