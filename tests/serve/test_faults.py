@@ -42,7 +42,7 @@ from splip.gallery import segments
 from splip.gallery.gallery import Gallery
 from splip.gallery.scan import cover
 from splip.images import svg
-from splip.serve import batching, bodies, connection, process, queries, service
+from splip.serve import batching, bodies, connection, process, queries, service, writing
 from splip.serve.batching import Batcher, Search
 from splip.serve.metrics import Telemetry
 from splip.serve.pools import Pool, Room
@@ -501,10 +501,19 @@ def test_a_full_disk_is_507(gallery, tmp_path, monkeypatch, error):
 
 def test_other_words_for_a_full_disk(tmp_path, monkeypatch):
     error = wrapped(sqlite3.OperationalError("disk I/O error"))
-    assert not service.disk_is_full(error, tmp_path)
+    assert not writing.disk_is_full(error, tmp_path)
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=4096))
-    assert service.disk_is_full(error, tmp_path)
-    assert not service.disk_is_full(UserError("no such label"), tmp_path)
+    assert writing.disk_is_full(error, tmp_path)
+    assert not writing.disk_is_full(UserError("no such label"), tmp_path)
+
+
+def test_a_gallery_that_cannot_be_written_is_not_named(tmp_path):
+    def damaged():
+        raise UserError(f"{tmp_path}/000001.pack: truncated")
+
+    with pytest.raises(UserError, match="cannot be read") as told, writing.writing(damaged, tmp_path):
+        raise AssertionError("it is open")
+    assert str(tmp_path) not in str(told.value)
 
 
 def test_a_full_disk_under_a_real_gallery(real, tmp_path, monkeypatch):

@@ -718,7 +718,8 @@ def test_a_real_gallery_from_start_to_end(real, tmp_path):
             # Others' additions show; so do the service's own.
             draw(real / "other.png", 2, "red", 1, size=(64, 64))
             with Gallery.open(real / "gallery", write=True) as writer:
-                refused(client.delete("/v1/items/1", headers=BEARER), 409, "locked")
+                said = refused(client.delete("/v1/items/1", headers=BEARER), 409, "locked")
+                assert str(real) not in said, "where the gallery is"
                 writer.add([real / "other.png"], label="other")
             wait_until(lambda: client.get("/v1/gallery").json()["labels"].get("other") == 1)
             added = client.post("/v1/items", json={"paths": [str(real / "new")], "label": "new"}, headers=BEARER).json()

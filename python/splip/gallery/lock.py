@@ -11,11 +11,15 @@ from pathlib import Path
 from splip.errors import UserError
 
 
+class BeingWritten(UserError):
+    """Another process writes to the gallery; the message names it."""
+
+
 class WriterLock:
     """The right to write a gallery, held until released or until the process ends, however it ends.
 
     Raises:
-        UserError: another process holds it; the message names it.
+        BeingWritten: another process holds it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,7 +34,7 @@ class WriterLock:
             except (ValueError, KeyError, TypeError):
                 who = "another process"
             os.close(self._handle)
-            raise UserError(f"{folder}: is being written by {who}; wait for it, or stop it and try again") from None
+            raise BeingWritten(f"{folder}: is being written by {who}; wait for it, or stop it and try again") from None
         note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         with contextlib.suppress(OSError):  # on a full disk there must be a way to remove
             os.ftruncate(self._handle, 0)

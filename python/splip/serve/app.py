@@ -21,7 +21,7 @@ from splip import __version__
 from splip.errors import UserError
 from splip.serve import bodies, embeddings, explain, items
 from splip.serve.items import Id
-from splip.serve.middleware import COOKIE, Access, Guard, Refusal, is_loopback
+from splip.serve.middleware import COOKIE, RETRY, Access, Guard, Refusal, is_loopback
 from splip.serve.openapi import (
     ADD_BODY,
     BATCH_BODY,
@@ -39,7 +39,7 @@ from splip.serve.openapi import (
 from splip.serve.queries import Query, Whole
 from splip.serve.requests import client_of, media_type, problem, read_query, unless_gone
 from splip.serve.schemas import About, Added, Answer, Answers, Embeddings, Model, Models, State
-from splip.serve.service import RETRY, Service
+from splip.serve.service import Service
 from splip.serve.thumbnails import SIDES, File
 
 PAGE = Path(__file__).parent / "page"

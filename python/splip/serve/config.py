@@ -59,8 +59,8 @@ class ServeConfig:
     """Time for the answer to a search; then 503."""
     body_timeout_s: float = 10.0
     """Time for a client to send its request's body; then 408."""
-    max_body_mb: float = 10.0
-    """Size of a request's body; above it 413."""
+    max_body_mb: float = 14.0
+    """Size of a request's body; above it 413. In JSON, 14 MB hold a picture of 10 MB (base64)."""
     max_megapixels: float = 40.0
     """Pixels of an uploaded picture, by its header; above it 413."""
     max_k: int = 200

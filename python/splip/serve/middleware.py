@@ -37,6 +37,9 @@ HEADERS = {
 }
 
 
+RETRY = {"Retry-After": "1"}
+
+
 class Refusal(HTTPException):
     """An answer that is an error: its status, a word for programs and a sentence for people."""
 

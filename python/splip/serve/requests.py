@@ -14,9 +14,10 @@ from starlette.exceptions import HTTPException
 from splip.errors import Unavailable, UnreadablePicture, UserError
 from splip.serve import bodies
 from splip.serve.metrics import log
-from splip.serve.middleware import Refusal
+from splip.serve.middleware import RETRY, Refusal
 from splip.serve.queries import Blank, Busy, Missing, Query, TooLarge
-from splip.serve.service import RETRY, Service, disk_is_full
+from splip.serve.service import Service
+from splip.serve.writing import disk_is_full
 
 T = TypeVar("T")
 EMPTY = ("taken_from", "taken_to", "min_side")  # mean nothing where they are empty

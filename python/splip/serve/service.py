@@ -6,12 +6,10 @@ own, and the batches' worker (``splip.serve.batching``) encodes and searches.
 
 import asyncio
 import contextlib
-import errno
 import os
 import queue
-import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,11 +28,12 @@ from splip.serve.batching import DAMAGED, Admission, Batcher, Search
 from splip.serve.config import ServeConfig
 from splip.serve.doubt import told
 from splip.serve.metrics import Telemetry, log, timed
-from splip.serve.middleware import Refusal, is_loopback
+from splip.serve.middleware import RETRY, Refusal, is_loopback
 from splip.serve.pools import Pool, Room
 from splip.serve.queries import Missing, Query
 from splip.serve.schemas import Add, Added
 from splip.serve.thumbnails import File, Thumbnails
+from splip.serve.writing import writing
 
 if TYPE_CHECKING:
     from splip.gallery.catalog import Item
@@ -43,30 +42,10 @@ if TYPE_CHECKING:
     from splip.gallery.protocol import Searchable
 
 T = TypeVar("T")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-ALMOST = 1 << 16  # free bytes; SQLite's words for a full disk are often others
 GALLERY_PIXELS = 4  # a picture of the gallery may have this many times the pixels of an upload
-RETRY = {"Retry-After": "1"}
 DECODE_BYTES = 1_500_000_000  # for all uploads that are decoded at once
 SMALL_BYTES = 64_000_000  # uploads that need no more do not wait for others
 RENDERERS = 2  # processes that draw SVGs; one client has one of them at a time
-
-
-def disk_is_full(error: BaseException, folder: Path | None = None) -> bool:
-    """Whether a full disk is behind an error; ``folder``: of the gallery."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in FULL:
-            return True
-        if isinstance(cause, (sqlite3.Error, UserError)) and "disk is full" in str(cause):
-            return True
-        if isinstance(cause, sqlite3.OperationalError) and folder is not None:
-            with contextlib.suppress(OSError):
-                facts = os.statvfs(folder)
-                if facts.f_bavail * facts.f_frsize < ALMOST:
-                    return True
-        cause = cause.__cause__ or cause.__context__  # also what "from None" hides from people
-    return False
 
 
 def check_files(gallery: Any) -> None:
@@ -453,7 +432,7 @@ class Service:
                 found.append(Path(path) if archive.is_tar(place or "") else self._allowed(path))
             except Refusal as refusal:
                 skipped.append(Skipped(path, str(refusal)))
-        with self._writing() as gallery:
+        with writing(self.writer, self.folder) as gallery:
             done = gallery.add(found, label=request.label, tags=request.tags)
         self._look()
         return Added(
@@ -471,23 +450,10 @@ class Service:
             Missing: no such id.
             Refusal: another process is writing.
         """
-        with self._writing() as gallery:
+        with writing(self.writer, self.folder) as gallery:
             if not self.guarded(gallery.remove, [id]):
                 raise Missing("the gallery has no picture with this id")
         self._look()
-
-    @contextlib.contextmanager
-    def _writing(self) -> "Iterator[Gallery]":
-        """The gallery open for writing, for as long as it takes: others may write to it between."""
-        assert self.writer is not None
-        try:
-            gallery = self.writer()
-        except UserError as error:
-            if disk_is_full(error, self.folder):
-                raise
-            raise Refusal(409, "locked", str(error), RETRY) from None
-        with contextlib.closing(gallery):
-            yield gallery
 
     def _allowed(self, given: str | Path) -> Path:
         try:

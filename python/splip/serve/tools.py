@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 40_000_000  # of a picture that is sent in a call
 MAX_K, MAX_SHOWN = 100, 12
 MAX_TOLD = 200  # labels
-MAX_SVG = 10_000_000  # bytes, as a service takes them
+MAX_SVG = 10_000_000  # bytes
 SHOWN = 256  # longer side of the pictures beside a search's answer
 SENT = 1024  # longer side of a file that goes to a service: no model sees more
 ABOUT = (
