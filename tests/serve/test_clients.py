@@ -128,7 +128,7 @@ def test_typescript(client, place):
     """The types are right for a program that uses them, and what it does comes back as they say."""
     node = shutil.which("node")
     if node is None or not (MODULES / "typescript").is_dir():
-        pytest.skip("needs node, and: npm install --prefix build/npm of tests/fixtures/clients/package.json")
+        pytest.skip("needs node, and: npm install --prefix build/npm of tests/fixtures/npm/package.json")
     shutil.copytree(PROGRAM, place / "typescript")
     (place / "typescript" / "node_modules").symlink_to(MODULES)
     make_clients.typescript(place / "openapi.json", place / "typescript" / "api.d.ts", MODULES)
