@@ -5,9 +5,9 @@
     OMP_WAIT_POLICY=passive python benchmarks/bench_page.py --sample sample --strokes strokes --save
 
 ``latency``: a gallery of all photos of the sample (``--model``). Chromium draws the strokes of drawings, one after the
-other; from pen-up (the event in the page) to the photos of the whole drawing in the document, to the frame after that,
-and to the frame in which every photo in sight is loaded. The first drawings, whose thumbnails are made for the first
-time, count too.
+other, one and a half widths of the paper a second, so that searches go out while a line is drawn, too; from pen-up (the
+event in the page) to the photos of the whole drawing in the document, to the frame after that, and to the frame in which
+every photo in sight is loaded. The first drawings, whose thumbnails are made for the first time, count too.
 
 ``trial``: a gallery of 400 photos (``--trial-model``): those of the emoji that are drawn, and others by chance up to 400.
 A robot draws the strokes of a clean sketch of the sample, one a second, in the order of its document, and looks at the
@@ -42,6 +42,7 @@ from splip.images.paths import strokes as svg_strokes
 
 LIMIT = 30.0  # seconds that somebody looks for a photo
 PACE = 1.0  # seconds a stroke
+SPEED = 1.5  # widths of the paper that a pen draws in a second
 PHOTOS = 400
 SCREENS = 2
 # As WATCH, but until what is in sight is there to see.
@@ -104,7 +105,8 @@ def latency(browser: Browser, gallery: Path, drawings: list[Path]) -> dict[str, 
             page.wait_for_timeout(100)
             for line in lines_of(drawing)[:12]:
                 count = len(page.evaluate("window.penUps"))
-                stroke(page, line, 0.25)
+                length = float(np.hypot(*np.diff(line, axis=0).T).sum())
+                stroke(page, line, min(1.0, max(0.12, length / SPEED)))
                 drawn += 1
                 end = time.monotonic() + 5
                 while len(page.evaluate("window.penUps")) == count and time.monotonic() < end:

@@ -130,6 +130,7 @@ def test_typescript(client, place):
     if node is None or not (MODULES / "typescript").is_dir():
         pytest.skip("needs node, and: npm install --prefix build/npm of tests/fixtures/npm/package.json")
     shutil.copytree(PROGRAM, place / "typescript")
+    shutil.copy(PROGRAM.parent / "npm" / "package.json", place / "typescript")  # which says that it is a module
     (place / "typescript" / "node_modules").symlink_to(MODULES)
     make_clients.typescript(place / "openapi.json", place / "typescript" / "api.d.ts", MODULES)
     compiler = [
