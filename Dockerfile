@@ -27,7 +27,7 @@ RUN python3 tools/requirements.py --extras serve text --without torch open_clip_
 FROM build AS model
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # A model by any name that needs no file of yours: open_clip:NAME/TAG, a short name of `splip models`, hf-hub:OWNER/NAME.
-ARG MODEL=open_clip:splip-tiny-2
+ARG MODEL=open_clip:splip-tiny-3
 RUN python3 -m venv /opt/export \
     && /opt/export/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" torch torchvision \
     && /opt/export/bin/pip install --no-cache-dir "$(echo /wheels/splip-*.whl)[openvino,text]"

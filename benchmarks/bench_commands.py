@@ -1,6 +1,6 @@
 """What commands cost before they do anything: processor and wall seconds of short ones, from the shell.
 
-    splip export splip-tiny-2 --text --out exported
+    splip export splip-tiny-3 --text --out exported
     splip index add photos --gallery gallery --model exported
     python benchmarks/bench_commands.py --gallery gallery --sketch sketch.png
 

@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--trained", type=Path, help="a run of `splip train --config sample`")
     parser.add_argument("--out", type=Path, default=harness.RESULTS / "doubt.json")
     args = parser.parse_args()
-    models = {name: embed(f"open_clip:{name}", args.sample) for name in ("splip-tiny", "splip-tiny-2")}
+    models = {name: embed(f"open_clip:{name}", args.sample) for name in ("splip-tiny", "splip-tiny-3")}
     if args.trained:
         models["SpLIP, trained on the sample"] = embed(str(args.trained), args.sample)
     found = measure(models, args.sample)

@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--sample", type=Path, required=True, help="folder of splip data sample")
     parser.add_argument("--strokes", type=Path, required=True, help="folder of tools/build_strokes.py")
     parser.add_argument("--model", default="splip-tiny", help="of the latency (default: splip-tiny)")
-    parser.add_argument("--trial-model", default="splip-tiny-2", help="of the trial (default: what index add takes)")
+    parser.add_argument("--trial-model", default="splip-tiny-3", help="of the trial (default: what index add takes)")
     parser.add_argument("--drawings", type=int, default=24, help="in the trial (default: 24)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--note", default="", help="about the machine, for the report")

@@ -23,7 +23,7 @@ from splip.evaluation.config import EvalConfig
 from splip.models.config import TrainConfig
 
 TRAINED = {"whole": ("SpLIP, trained on whole sketches", 0.0), "parts": ("SpLIP, half of them in part", 0.5)}
-PLAIN = {"splip-tiny-2": "splip-tiny-2, plain"}
+PLAIN = {"splip-tiny-3": "splip-tiny-3, plain"}
 
 
 def settings(row: str, seed: int, sample: Path, out: Path) -> TrainConfig:

@@ -40,8 +40,8 @@ def test_package_data():
         "_C.pyi",
         "configs/sample.yaml",
         "configs/models/splip-tiny.json",
-        "weights/splip-tiny-2.safetensors",
-        "weights/splip-tiny-2-sets.csv",
+        "weights/splip-tiny-3.safetensors",
+        "weights/splip-tiny-3-sets.csv",
         "sample_data/fluent.webp",
     ):
         assert files.joinpath(name).is_file(), name

@@ -5,7 +5,7 @@ The sample in the package holds pictures; these are the lines they were made of,
 ``pip install 'splip[sample]'``. The drawings are OpenMoji's, CC BY-SA 4.0.
 
     python tools/build_strokes.py --out strokes
-    splip eval --model splip-tiny-2 --root sample --partial --strokes strokes
+    splip eval --model splip-tiny-3 --root sample --partial --strokes strokes
 """
 
 import argparse

@@ -15,7 +15,7 @@ from splip.images import grid
 
 @pytest.fixture(scope="module")
 def encoder():
-    return Encoder.load("splip-tiny-2", device="cpu")
+    return Encoder.load("splip-tiny-3", device="cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def loaded(encoder, monkeypatch):
 def gallery(sample, encoder, tmp_path_factory):
     names = ["guitar", "camel", "elephant", "leaf", "star", "train", "pen", "shirt"]
     pictures = [path for name in names for path in sorted((sample / "photo" / name).glob("*.png"))[:9]]
-    with Gallery.create(tmp_path_factory.mktemp("g") / "gallery", "splip-tiny-2", encoder=encoder) as made:
+    with Gallery.create(tmp_path_factory.mktemp("g") / "gallery", "splip-tiny-3", encoder=encoder) as made:
         made.add(pictures)
     return made.folder
 

@@ -56,7 +56,7 @@ def test_without_a_model_and_without_a_gallery(tree, tmp_path, cli, monkeypatch)
     assert code == 0, err
     assert "the package's own model" in err and "--model vit-b-32" in err and len(err.strip().splitlines()) == 1
     with Gallery.open(tmp_path / "data/splip/gallery") as opened:
-        assert "splip-tiny-2" in opened.facts["model"] and len(opened) == 16
+        assert "splip-tiny-3" in opened.facts["model"] and len(opened) == 16
     code, out, err = cli("search", "--text", "a ball", "-k", "3", "--json")
     assert code == 0 and len(json.loads(out)["queries"][0]["matches"]) == 3, err
     code, out, err = cli("index", "list")

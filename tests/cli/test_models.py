@@ -85,7 +85,9 @@ def test_times_are_kept_for_this_machine(cli, refused, tmp_path, monkeypatch):
     for damaged in ("", "[]", "{", json.dumps({models._machine(): {"splip-tiny": 3, "x": {"ms": "y"}}})):
         (tmp_path / "splip/models.json").write_text(damaged)
         assert cli("models")[0] == 0
-    assert "--measure vit: no such name; splip-tiny-2, splip-tiny, vit-b-32" in refused("models", "--measure", "vit")
+    assert "--measure vit: no such name; splip-tiny-3, splip-tiny-2, splip-tiny, vit-b-32" in refused(
+        "models", "--measure", "vit"
+    )
 
 
 def test_what_cannot_be_built_is_said(cli, tmp_path, monkeypatch):

@@ -63,8 +63,8 @@ def test_no_sketch_was_shown(shown):
 
 @pytest.fixture(scope="module")
 def icons():
-    """What splip-tiny-2 was shown besides, a row for each thing."""
-    text = lzma.decompress((WEIGHTS / "splip-tiny-2.csv.xz").read_bytes()).decode()
+    """What splip-tiny-3 was shown besides, a row for each thing."""
+    text = lzma.decompress((WEIGHTS / "splip-tiny-3.csv.xz").read_bytes()).decode()
     return list(csv.DictReader(io.StringIO(text)))
 
 

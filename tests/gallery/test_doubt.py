@@ -16,7 +16,7 @@ def gallery(sample, tmp_path_factory):
     """Photos of eight classes, in a gallery of the packaged model."""
     names = ["guitar", "camel", "elephant", "leaf", "star", "train", "pen", "shirt"]
     pictures = [path for name in names for path in sorted((sample / "photo" / name).glob("*.png"))[:9]]
-    with Gallery.create(tmp_path_factory.mktemp("g") / "gallery", "splip-tiny-2", device="cpu") as gallery:
+    with Gallery.create(tmp_path_factory.mktemp("g") / "gallery", "splip-tiny-3", device="cpu") as gallery:
         gallery.add(pictures)
         yield gallery
 
@@ -50,7 +50,7 @@ def test_a_gallery_that_grew_by_half_is_measured_again(sample, tmp_path):
     leaves, trains = (sorted((sample / "photo" / name).glob("*.png")) for name in ("leaf", "train"))
     first = [*leaves, *trains][:48]
     more = [path for path in sorted((sample / "photo").glob("*/*.png")) if path not in first][:: 2000 // 30][:24]
-    with Gallery.create(tmp_path / "gallery", "splip-tiny-2", device="cpu") as gallery:
+    with Gallery.create(tmp_path / "gallery", "splip-tiny-3", device="cpu") as gallery:
         gallery.add(first)
         before = gallery._files.doubt()
         gallery.add(more)
@@ -131,7 +131,7 @@ def test_facts_that_are_not_understood_are_none(value):
 
 def test_a_gallery_of_one_picture_is_not_judged(tmp_path):
     draw(tmp_path / "a.png", 1, "blue", 0)
-    with Gallery.create(tmp_path / "gallery", "splip-tiny-2", device="cpu") as gallery:
+    with Gallery.create(tmp_path / "gallery", "splip-tiny-3", device="cpu") as gallery:
         gallery.add([tmp_path / "a.png"])
         found = gallery.search(sketches=[tmp_path / "a.png"], texts=[], k=3)[0]
         assert len(found) == 1 and found.cutoff is None and found.likely == [None]

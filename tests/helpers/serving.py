@@ -42,6 +42,9 @@ class FakeEncoder:
         self.hold = threading.Event()  # encoding waits while it is cleared
         self.hold.set()
 
+    def settle(self):
+        """It has no threads to choose."""
+
     def prepare(self, image, modality):
         rows, columns = np.nonzero(np.asarray(image).min(axis=2) < 200)
         if len(rows):

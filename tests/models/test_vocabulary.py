@@ -5,7 +5,7 @@ import pytest
 from splip.models import vocabulary
 from splip.models.vocabulary import Vocabulary
 
-PACKAGED = {"name": "splip-tiny-2", "pretrained": "package"}
+PACKAGED = {"name": "splip-tiny-3", "pretrained": "package"}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_nouns_are_those_of_the_last_list():
 
 
 @pytest.mark.parametrize(
-    "backbone", [{}, {"name": "ViT-B-32", "pretrained": "openai"}, {"name": "splip-tiny-2", "pretrained": "other.pt"}]
+    "backbone", [{}, {"name": "ViT-B-32", "pretrained": "openai"}, {"name": "splip-tiny-3", "pretrained": "other.pt"}]
 )
 def test_of_others_nobody_knows(backbone):
     assert vocabulary.of(backbone, ["dog"]) is None

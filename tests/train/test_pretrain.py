@@ -286,7 +286,7 @@ def test_edges_of_a_flat_picture_are_none():
         assert bool((drawn > 0.99).all())
 
 
-@pytest.mark.parametrize("name", ["splip-tiny", "splip-tiny-2"])
+@pytest.mark.parametrize("name", ["splip-tiny", "splip-tiny-2", "splip-tiny-3"])
 def test_the_packages_weights_are_small_and_whole(tmp_path, name):
     path = WEIGHTS / f"{name}.safetensors"
     assert path.stat().st_size <= 12 * 2**20

@@ -30,7 +30,7 @@ from splip.models.names import LAST, in_folder
 from splip.train import loop
 
 Pen = ImageDraw.ImageDraw
-BACKBONE = "splip-tiny-2"  # the better of the package's; methods are compared on the other
+BACKBONE = "splip-tiny-3"  # the better of the package's; methods are compared on the other
 
 
 def demo(config: DemoConfig) -> None:
@@ -236,7 +236,7 @@ file:</p>
 <p class="quiet">{report["queries"]} sketches, {report["gallery"]} photos, means over sketches. mAP@all and P@10 ask for the class,
 Acc for the very thing that was drawn. The classes that training never saw: {classes}. HOG is a description of edges that
 learns nothing.</p>
-<p class="quiet">splip-tiny-2, the model of the package, learned from icons and drawn pictures of other things, not from the
+<p class="quiet">splip-tiny-3, the model of the package, learned from icons and drawn pictures of other things, not from the
 world&rsquo;s photos: do not expect the figures of a full-size CLIP, and take one for photographs of your own.</p>
 <h2>Sketches of unseen classes and what they find</h2>
 <div class="scroll" role="region" aria-label="Sketches and what they find" tabindex="0">

@@ -11,6 +11,7 @@ import numpy as np
 
 from splip.encoders.base import describe
 from splip.encoders.manifest import MODALITIES
+from splip.encoders.threads import Threads
 from splip.encoders.tokenizer import stack
 from splip.errors import UserError
 from splip.models.names import Model
@@ -35,6 +36,7 @@ class TorchRunner:
         self._torch, self._device = torch, pick_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
+        self._threads = Threads(torch)
         model = load_model(found, self._device)
         self._model: Any = model
         self.precision = precision
@@ -55,6 +57,18 @@ class TorchRunner:
             self._encoders = {name: torch.compile(encoder) for name, encoder in self._encoders.items()}
 
     def __call__(self, pixels: np.ndarray, modality: str) -> np.ndarray:
+        self._threads.take(len(pixels))
+        return self._encoded(pixels, modality)
+
+    def settle(self) -> None:
+        """Find out how many threads encode few pictures soonest: for whoever sends few at a time, and waits for them."""
+        if self._device.type == "cpu" and not self._serial:
+            side = self.about.image_size
+            self._threads.measure(
+                lambda count: self._encoded(np.zeros((count, side, side, 3), np.uint8), MODALITIES[0])
+            )
+
+    def _encoded(self, pixels: np.ndarray, modality: str) -> np.ndarray:
         if not pixels.flags.writeable:
             pixels = pixels.copy()  # torch warns of arrays that it must not write to
         with self._torch.inference_mode():
@@ -79,6 +93,7 @@ class TorchRunner:
         """Features as sums, float32 ``[B, 1 + P, D]``, of uint8 ``[B, S, S, 3]``: see :mod:`splip.encoders.explain`."""
         from splip.encoders.explain import PartsEncoder
 
+        self._threads.take()
         with self._torch.inference_mode():
             batch = self._torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).to(self._device)
             return cast(np.ndarray, PartsEncoder(self._plain[modality])(batch).cpu().numpy())
@@ -88,6 +103,7 @@ class TorchRunner:
 
     def encode_text(self, texts: Sequence[str], modality: str) -> np.ndarray:
         number = MODALITIES.index(modality)
+        self._threads.take()
         with self._lock:
             tower = self._tower()
             if tower is None:

@@ -9,7 +9,7 @@ import tyro
 
 WHERE = "(default: $SPLIP_GALLERY, or splip/gallery in your data folder)"
 ADDRESS = "milvus:"
-DEFAULT_MODEL = "open_clip:splip-tiny-2"  # of the package: works without a download
+DEFAULT_MODEL = "open_clip:splip-tiny-3"  # of the package: works without a download
 
 
 def default_gallery() -> Path:
@@ -46,7 +46,7 @@ class IndexAddConfig:
     """Folder of the gallery; made if it is not there."""
     model: str | None = None
     """The model by any name: a run or its checkpoint, an export folder, vit-b-32, open_clip:NAME/TAG, hf-hub:OWNER/NAME; see
-    `splip models`. A new gallery keeps it. Default: the gallery's own; of a new one splip-tiny-2, which is in the package."""
+    `splip models`. A new gallery keeps it. Default: the gallery's own; of a new one splip-tiny-3, which is in the package."""
     dimensions: int | None = None
     """Of a new gallery: components of its vectors, a size that the model was trained for with --loss.matryoshka; none: all."""
     list: tuple[Path, ...] = ()

@@ -388,6 +388,8 @@ def _eight_bits(image: Image.Image, largest: float) -> Image.Image:
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] == 255:  # as browsers write what is drawn: nothing shows through
+            return image.convert("RGB")
         canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
         canvas.alpha_composite(image)
         image = canvas

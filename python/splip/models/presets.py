@@ -34,9 +34,13 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
+    "splip-tiny-3": Preset(
+        "open_clip:splip-tiny-3", 64, 5_807_521, 2_526_880, 256, 32, "Apache-2.0", "the package", None,
+        "the first minute: in the package, no download; drawn pictures of 1,223 nouns",
+    ),
     "splip-tiny-2": Preset(
         "open_clip:splip-tiny-2", 64, 5_807_521, 2_526_880, 256, 32, "Apache-2.0", "the package", None,
-        "the first minute: in the package, no download; drawn pictures of 1,223 nouns",
+        "its shorter predecessor, for galleries and checkpoints that name it",
     ),
     "splip-tiny": Preset(
         "open_clip:splip-tiny", 64, 5_807_521, 2_526_880, 256, 32, "Apache-2.0", "the package", None,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Backbones with a stem: channels of the first convolution.
-STEMS = {"splip-tiny": 32, "splip-tiny-2": 32, "splip-small": 48, "splip-compact": 48}
+STEMS = {"splip-tiny": 32, "splip-tiny-2": 32, "splip-tiny-3": 32, "splip-small": 48, "splip-compact": 48}
 
 
 def as_affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -155,6 +155,7 @@ class Service:
 
     def _try_engine(self) -> None:
         encoder = self.gallery.encoder
+        encoder.settle()
         for count in sorted({1, self.config.max_batch}):
             encoder.encode(np.stack([self._grey()] * count), "sketch")
         encoder.encode(self._grey()[None], "photo")

@@ -127,8 +127,8 @@ export function arrange(ratios, width, breaks = new Set()) {
 const inside = () => Math.floor(grid.getBoundingClientRect().width);
 let across = 0;
 
-function layOut() {
-  across = inside();
+function layOut(width = across || inside()) {
+  across = width;
   if (!across) return;
   const sizes = arrange(shown.items.map(ratio), across, new Set(heads.keys()));
   shown.items.forEach((item, i) => {
@@ -146,7 +146,8 @@ function layOut() {
   });
 }
 
-new ResizeObserver(() => inside() !== across && layOut()).observe(grid);
+// Of a change the observer tells before it is painted: an answer need not measure, which lays out what stood there before.
+new ResizeObserver(() => inside() !== across && layOut(inside())).observe(grid);
 
 /** Show photos in this order; headings: texts by the index of the photo that they stand before. */
 export function show(items, headings = new Map()) {
