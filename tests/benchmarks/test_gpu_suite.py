@@ -62,6 +62,7 @@ def alive(pid):
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
+@pytest.mark.exhaustive
 def test_a_stage_that_hangs_is_killed_and_what_it_had_is_kept(run, capsys):
     made, logs = run
     began = time.monotonic()

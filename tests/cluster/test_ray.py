@@ -123,6 +123,7 @@ def test_a_cluster_of_other_versions_of_ray(monkeypatch):
         pass
 
 
+@pytest.mark.exhaustive
 def test_a_node_of_another_version(nodes, tmp_path):
     """It has a package of this name that holds nothing but its version."""
     started, machines = nodes
@@ -142,6 +143,7 @@ def test_a_node_of_another_version(nodes, tmp_path):
 # ---- embedding ----
 
 
+@pytest.mark.exhaustive
 def test_a_cluster_makes_the_gallery_of_one_machine(machines, photos, tmp_path):
     wanted = [embedding.Picture(p, p.parent.name, {"even": "yes"} if n % 2 else {}) for n, p in enumerate(photos)]
     encoder = PixelEncoder()
@@ -167,6 +169,7 @@ def test_a_cluster_makes_the_gallery_of_one_machine(machines, photos, tmp_path):
             assert contents(gallery) == contents(alone) and not gallery.check().damage
 
 
+@pytest.mark.exhaustive
 def test_machines_that_cannot_are_left_out(machines, photos, tmp_path):
     """The second node cannot write, the third has another model; the head does it all."""
     told = []
@@ -238,6 +241,7 @@ def test_a_node_that_does_not_see_the_folders(photos, tmp_path):
     assert "node x has another model than the gallery (123412341234)" in Worker(task, "node x").load()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_stopping_and_going_on(machines, photos, tmp_path):
     with faults.make_gallery(tmp_path) as gallery:

@@ -241,6 +241,7 @@ def test_onnx_at_every_batch_size(precision, fused, tmp_path):
     assert sum(node.op_type == "LayerNormalization" for node in file.graph.node) == 10
 
 
+@pytest.mark.exhaustive
 def test_onnx_in_bfloat16_is_valid(tmp_path):
     onnx = pytest.importorskip("onnx")
     encoder = graph.encoders(make(), "bf16", True)["sketch"]

@@ -532,7 +532,7 @@ def test_picture_that_breaks_in_the_middle_of_an_epoch(settings, capsys):
     assert "photo/ball/0.jpg\tnot a picture" in listed and "sketch/dash/1.png\tthe file is empty" in listed
 
 
-@pytest.mark.parametrize("train_backbone", [False, True])
+@pytest.mark.parametrize("train_backbone", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_two_processes_are_one(settings, tmp_path, train_backbone):
     """torchrun with two processes: the same losses as one process with the same global batch, and the same buffers.
 

@@ -63,6 +63,7 @@ def curve(run):
     return [[float(row[name]) for name in TERMS] for row in rows(run)]
 
 
+@pytest.mark.exhaustive
 def test_two_machines_are_one_process(settings, tmp_path, launch):
     """No storage in common: each fills a cache, the first one measures and writes."""
     codes, out, err = launch("--data.cache", "cache", "--out", "run")
