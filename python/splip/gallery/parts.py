@@ -79,6 +79,17 @@ def total(weights: Sequence[float], vectors: np.ndarray, what: str = "") -> np.n
     return made
 
 
+def between(vectors: np.ndarray, words: np.ndarray, weight: float) -> np.ndarray:
+    """Vectors of pictures and of their words, unit-length ``[D]`` or ``[n, D]``, mixed: float32 of unit length.
+
+    Args:
+        weight: of the words, 0 to 1; the pictures have the rest.
+    """
+    mixed = (1 - weight) * vectors + weight * words
+    made: np.ndarray = mixed / np.maximum(np.linalg.norm(mixed, axis=-1, keepdims=True), 1e-12)
+    return made.astype(np.float32)
+
+
 def name(part: Part) -> str:
     """A part in messages: ``not photo c.jpg:0.3``."""
     value = part.value if isinstance(part.value, (str, Path, int)) else "a picture"

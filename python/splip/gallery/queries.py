@@ -15,7 +15,7 @@ from splip.errors import UnreadablePicture, UserError
 from splip.gallery import stacks
 from splip.gallery.catalog import Filter
 from splip.gallery.matches import Match, Matches, Source
-from splip.gallery.parts import Part, check, mix
+from splip.gallery.parts import Part, between, check, mix
 from splip.gallery.parts import name as told
 from splip.images import archive
 
@@ -177,9 +177,7 @@ class QueryEncoder(ABC):
         words = self.encoder.encode_text(texts)
         if not found:
             return words
-        mixed = (1 - text_weight) * np.concatenate(found) + text_weight * words
-        length = np.linalg.norm(mixed, axis=1, keepdims=True)
-        return (mixed / np.maximum(length, 1e-12)).astype(np.float32)
+        return between(np.concatenate(found), words, text_weight)
 
     def compose(self, parts: Sequence[Part]) -> np.ndarray:
         """One query of several parts, each with a weight, as a unit vector float32 ``[1, D]`` for :meth:`search_vectors`.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from splip.errors import Unavailable, UserError
+from splip.gallery.parts import between, total
 from splip.serve.doubt import judge
 from splip.serve.metrics import Telemetry, log
 from splip.serve.queries import Busy
@@ -280,8 +281,7 @@ class Batcher:
             elif search.image is None and search.vector is None:
                 vectors[i] = words
             else:
-                mixed = (1 - search.text_weight) * vectors[i] + search.text_weight * words
-                vectors[i] = mixed / max(float(np.linalg.norm(mixed)), 1e-12)
+                vectors[i] = between(vectors[i], words, search.text_weight)
         for i, search in enumerate(batch):
             if search.more and search.error is None:
                 try:
@@ -322,8 +322,6 @@ def _sum(search: Search, first: np.ndarray, texts: dict[Words, "np.ndarray | Use
     Raises:
         UserError: a text has none, or the parts cancel out.
     """
-    from splip.gallery.parts import total
-
     alone = search.image is None and search.vector is None and search.text is None
     vectors, weights = ([], []) if alone else ([first], [1.0])
     for part, weight in search.more:

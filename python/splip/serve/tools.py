@@ -22,7 +22,7 @@ from splip.errors import UserError
 from splip.gallery import labels, stacks
 from splip.gallery.filters import Filter
 from splip.gallery.matches import likely
-from splip.gallery.parts import total
+from splip.gallery.parts import between, total
 from splip.images.svg import Renderer
 from splip.serve import bodies, photographs, queries, thumbnails
 from splip.serve.batching import Search
@@ -127,8 +127,7 @@ class Local:
         if query.id is not None:
             found = self._known(query.id)
             if words:
-                mixed = (1 - query.text_weight) * found + query.text_weight * embed(texts=words)[0]
-                found = (mixed / max(float(np.linalg.norm(mixed)), 1e-12)).astype(np.float32)
+                found = between(found, embed(texts=words)[0], query.text_weight)
         elif query.sources() or picture is not None:
             sources: list[Any] = [self._picture(query, picture)]
             of = {"sketches": sources} if query.modality == "sketch" else {"photos": sources}
