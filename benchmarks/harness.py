@@ -48,14 +48,21 @@ def time_us(functions: dict[str, Callable[[], Any]], device: str, repeats: int, 
     return out
 
 
+def program() -> str:
+    """The script that runs, as it is called in the repository."""
+    path = Path(sys.argv[0]).resolve()
+    root = Path(__file__).resolve().parents[1]
+    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
+
+
 def machine(device: str) -> dict[str, Any]:
     """Where a result was measured."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
     try:
         here = Path(__file__).parent
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=here
+        commit = subprocess.run(  # -dirty: what was run is not all in it
+            ["git", "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True, cwd=here
         ).stdout
     except OSError:
         commit = ""
@@ -71,7 +78,7 @@ def machine(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "splip": splip.__version__,
         "commit": commit.strip(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", program(), *sys.argv[1:]]),
     }
     if device != "cpu":
         info["gpu"] = torch.cuda.get_device_name(device)

@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument(
         "--model",
         nargs="*",
-        default=["splip-tiny", "splip-tiny-3"],
+        default=["splip-tiny", "splip-tiny-2", "splip-tiny-3"],
         metavar="NAME[=FILE]",
         help="backbones, with weights",
     )

@@ -59,6 +59,10 @@ class PixelEncoder:
         self.weights = np.random.default_rng(seed).standard_normal((SIDE * SIDE * 3, DIM)).astype(np.float32)
         self.delay, self.encoded = delay, 0
 
+    def settle(self) -> int:
+        """It has no threads to choose."""
+        return 0
+
     def prepare(self, image: Image.Image, modality: str) -> np.ndarray:
         return images.square(image, SIDE)
 

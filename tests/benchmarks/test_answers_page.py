@@ -54,3 +54,34 @@ def test_explanations():
     assert (took, wall) == tuple(f"{cost['wall_ms'][kind]:.0f}" for kind in ("explain", "encode"))
     assert (whole, plain) == tuple(f"{cost['cpu_ms'][kind]:.0f}" for kind in ("explain", "encode"))
     assert share == f"{cost['cpu_ms']['explain'] / cost['cpu_ms']['encode']:.2f}"
+
+
+def test_rules_that_were_tried():
+    rules = {
+        "the bulk of drawings (what splip does)": "bulk (splip)",
+        "the bulk of the gallery's own photos": "photos' bulk",
+        "z among the scores of the best match with unrelated queries": "z of the photo's scores",
+        "best scores of unrelated queries": "best scores of unrelated queries",
+        "the bare score": "score",
+        "robust z among the query's scores, by N": "robust z, by N",
+        "z among the query's scores": "z of the query's scores",
+        "the same, by N": "the same, by N",
+        "lead over the tenth match": "lead over the tenth",
+    }
+    chosen = result("doubt")["results"]["sketch"]["chosen"]
+    assert chosen.keys() == set(rules.values())
+    for title, rule in rules.items():
+        (row,) = [cells(line) for line in PAGE.splitlines() if line.startswith(f"| {title} |")]
+        models = list(chosen[rule]["models"].values())
+        alarms = [100 * model["false_alarms"] for model in models]
+        by_gallery = zip(*(model["false_alarms_by_gallery"] for model in models), strict=True)
+        assert row[1:] == [
+            ", ".join(f"{model['auc']:.2f}" for model in models),
+            f"{min(alarms):.0f} to {max(alarms):.0f} %",
+            f"{100 * sum(model['misses'] for model in models) / len(models):.0f} %",
+            ", ".join(f"{100 * sum(several) / len(several):.0f}" for several in by_gallery) + " %",
+        ]
+    anew = [
+        result("doubt")["results"][kind]["chosen"]["bulk (splip)"]["threshold"] for kind in ("sketch", "photo", "text")
+    ]
+    assert "chosen anew they would be {:.2f}, {:.2f} and {:.2f}".format(*anew) in " ".join(PAGE.split())

@@ -6,7 +6,7 @@ from gallery_faults import MODEL, PixelEncoder, paint
 
 from splip.errors import UserError
 from splip.gallery import Gallery
-from splip.gallery.parts import Part, mix, name, weighted
+from splip.gallery.parts import Part, between, mix, name, weighted
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +97,17 @@ def test_weights_behind_names(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="a weight is above 0"):
             weighted(wrong, False)
     assert name(Part("photo", "c.jpg", -0.3)) == "not photo 'c.jpg':0.3" and name(Part("text", "red")) == "text 'red'"
+
+
+def test_pictures_and_their_words_are_mixed():
+    rng = np.random.default_rng(0)
+    pictures, words = (
+        v / np.linalg.norm(v, axis=1, keepdims=True) for v in rng.standard_normal((2, 5, 8)).astype("f4")
+    )
+    for weight in (0.0, 0.3, 1.0):
+        mixed = between(pictures, words, weight)
+        assert mixed.dtype == np.float32 and mixed.shape == (5, 8)
+        want = (1 - weight) * pictures.astype(float) + weight * words
+        np.testing.assert_allclose(mixed, want / np.linalg.norm(want, axis=1, keepdims=True), atol=1e-6)
+        np.testing.assert_array_equal(between(pictures[2], words[2], weight), mixed[2])
+    assert not between(pictures, -pictures, 0.5).any(), "nothing is left, and nothing is not a number"

@@ -44,6 +44,7 @@ class FakeEncoder:
 
     def settle(self):
         """It has no threads to choose."""
+        return 0
 
     def prepare(self, image, modality):
         rows, columns = np.nonzero(np.asarray(image).min(axis=2) < 200)

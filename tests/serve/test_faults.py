@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import math
 import os
 import resource
 import shutil
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -44,6 +46,7 @@ from splip.gallery.scan import cover
 from splip.images import svg
 from splip.serve import batching, bodies, connection, process, queries, service, writing
 from splip.serve.batching import Batcher, Search
+from splip.serve.config import ServeConfig
 from splip.serve.metrics import Telemetry
 from splip.serve.pools import Pool, Room
 
@@ -514,6 +517,10 @@ def test_a_gallery_that_cannot_be_written_is_not_named(tmp_path):
     with pytest.raises(UserError, match="cannot be read") as told, writing.writing(damaged, tmp_path):
         raise AssertionError("it is open")
     assert str(tmp_path) not in str(told.value)
+
+
+def test_the_default_limit_holds_ten_megabytes_as_base64():
+    assert 4 * math.ceil(10e6 / 3) + 1000 < ServeConfig(gallery=Path("gallery")).max_body_mb * 1e6
 
 
 def test_a_full_disk_under_a_real_gallery(real, tmp_path, monkeypatch):

@@ -30,4 +30,5 @@ def test_the_page_in_firefox(tmp_path):
     assert (saw["drawn"], saw["reloaded"], saw["words"]) == ("box", "box", "ball")
     assert saw["viewer"] == "2 of 24" and saw["alike"] == 24
     assert saw["overAnExample"] == 1, "a line that begins on an example"
+    assert saw["example"] > 1, "a press on it"
     assert saw["widest"] <= 390, "nothing sticks out"

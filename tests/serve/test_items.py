@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sqlite3
 import tarfile
 import threading
 import time
@@ -214,6 +215,44 @@ def test_a_damaged_gallery_is_no_fault_of_the_request_and_says_no_paths(folder, 
             assert "gallery.db" in caplog.text
         said = refused(client.post("/v1/search", json={"id": 1, "labels": ["Seal"]}), 503, "unavailable")
         assert str(tmp_path) not in said
+
+
+def test_adding_to_a_damaged_gallery_says_no_paths(folder, tmp_path, caplog):
+    where = tmp_path / "gallery"
+    shutil.copytree(folder / "gallery", where)
+    photograph(tmp_path / "new.jpg", seed=9)
+
+    def writer():
+        return Gallery.open(where, write=True, encoder=faults.PixelEncoder())
+
+    with (
+        Gallery.open(where, encoder=faults.PixelEncoder()) as gallery,
+        running(gallery, TOKEN, writer=writer, allow_root=[tmp_path]) as client,
+    ):
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        with sqlite3.connect(where / "gallery.db") as db:
+            (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'items'").fetchone()
+            (size,) = db.execute("PRAGMA page_size").fetchone()
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with open(where / "gallery.db", "r+b") as file:
+            file.seek((page - 1) * size)
+            file.write(b"\xa5" * size)
+        for answer in (
+            client.post("/v1/items", json={"paths": [str(tmp_path / "new.jpg")]}, headers=bearer),
+            client.delete("/v1/items/2", headers=bearer),
+        ):
+            said = refused(answer, 503, "unavailable")
+            assert str(tmp_path) not in said and "gallery.db" in caplog.text
+
+
+def test_an_encoder_that_cannot_be_measured_serves_all_the_same(folder, caplog):
+    class Unsettled(faults.PixelEncoder):
+        def settle(self):
+            raise RuntimeError("no clock")
+
+    with Gallery.open(folder / "gallery", encoder=Unsettled()) as gallery, running(gallery) as client:
+        assert client.post("/v1/search", json=BOX).status_code == 200
+    assert "no clock" in caplog.text
 
 
 def test_a_damaged_tar_file_says_no_paths(tmp_path):

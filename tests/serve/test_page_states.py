@@ -130,6 +130,38 @@ def test_a_line_that_begins_on_an_example_is_a_line(browser, served, finger):
         until(page, "document.getElementById('examples').hidden")
 
 
+def test_fingers_tremble_and_draw_one_at_a_time(browser, served):
+    for page in opened(browser, served.address, has_touch=True):
+        devtools = page.context.new_cdp_session(page)
+        one, other = (page.locator(f"#examples button >> nth={n}").bounding_box() for n in (0, 2))
+        (x, y), (far, _) = ((box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in (one, other))
+
+        def touch(kind, *points):
+            at = [{"x": across, "y": down, "id": number} for number, across, down in points]
+            devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+
+        def kept():
+            page.wait_for_timeout(60)
+            stored = "sessionStorage.getItem('splip-drawing') ?? localStorage.getItem('splip-drawing')"
+            return json.loads(page.evaluate(stored) or "[]")
+
+        touch("touchStart", (0, x, y))
+        touch("touchMove", (0, x + 6, y - 5))
+        touch("touchEnd")
+        until(page, "document.getElementById('examples').hidden")
+        assert len(kept()) > 1, "the example: several lines"
+        page.click("#clear")
+        expect_nothing(page)
+        touch("touchStart", (0, x, y))
+        touch("touchStart", (0, x, y), (1, far, y))
+        for step in range(1, 6):
+            touch("touchMove", (0, x, y - 30 * step), (1, far, y - 30 * step))
+        touch("touchEnd")
+        until(page, "document.getElementById('paper').classList.contains('drawn')")
+        (line,) = kept()
+        assert len({round(point[0], 3) for point in line["points"]}) == 1, "straight up: nothing of the other finger"
+
+
 def test_likely_ones_stand_apart(page):
     answered(page, matches=lambda i: {"likely": i < 3}, cutoff=0.5)
     draw(page, BOX)

@@ -204,10 +204,13 @@ class Encoder:
             out[start : start + count] = compact.first(runner(part, modality)[:count], self.embed_dim)
         return out
 
-    def settle(self) -> None:
-        """Measure what makes few pictures at a time soonest, and keep to it: worth its half second to what serves searches."""
-        if isinstance(self._runner, TorchRunner):
-            self._runner.settle()
+    def settle(self) -> int:
+        """Measure, in about a second, what encodes few pictures at a time soonest, and keep to it: for what serves searches.
+
+        Returns:
+            how many pictures at a time are encoded by one thread from now on; 0: none, all threads do it.
+        """
+        return self._runner.settle() if isinstance(self._runner, TorchRunner) else 0
 
     def _check(self, pixels: np.ndarray, modality: str) -> Runner:
         """The runner, for images of this shape."""

@@ -6,19 +6,24 @@ save: for one picture of a small model, one thread is sooner than two, and leave
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 COUNTS = (1, 2, 4)  # pictures at a time that are tried
 RUNS = 7
+CLEARLY = 0.9  # of the time that all threads take: else it may be noise
 LARGE = 0.05  # seconds: a model that takes one thread longer has work for all of them
 
 
 class Threads:
-    """One thread for few pictures, all of them for many, once :meth:`measure` was called.
+    """One thread for few pictures, all of them for many, once :meth:`measure` was called; nothing is changed before.
+
+    torch has a number of threads for each thread that calls it, and one for those that begin to. Both are what they were
+    when a picture was encoded: searches in the same thread ask torch how many threads they may have.
 
     Args:
-        torch: the module; it has one number of threads for each thread that calls it.
+        torch: the module.
     """
 
     few = 0
@@ -28,16 +33,23 @@ class Threads:
         self._torch = torch
         self.most: int = torch.get_num_threads()
 
-    def take(self, count: int | None = None) -> None:
-        """Set what the calling thread uses from now on, for so many pictures; None: for anything else."""
-        if self.few:
-            self._torch.set_num_threads(1 if count is not None and count <= self.few else self.most)
+    @contextmanager
+    def of(self, count: int) -> Iterator[None]:
+        """The calling thread's number of threads, while it encodes so many pictures."""
+        if not self.few:
+            yield
+            return
+        self._torch.set_num_threads(1 if count <= self.few else self.most)
+        try:
+            yield
+        finally:
+            self._torch.set_num_threads(self.most)
 
     def measure(self, encode: Callable[[int], object]) -> None:
         """Find out how many pictures are few.
 
         Args:
-            encode: encodes so many pictures, without :meth:`take`.
+            encode: encodes so many pictures, without :meth:`of`.
         """
         if self.most == 1:
             return
@@ -45,7 +57,7 @@ class Threads:
         try:
             for count in COUNTS:
                 alone = self._median(encode, count, 1)
-                if alone > LARGE or alone > self._median(encode, count, self.most):
+                if alone > LARGE or alone > CLEARLY * self._median(encode, count, self.most):
                     break
                 few = count
         finally:

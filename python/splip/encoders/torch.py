@@ -57,16 +57,21 @@ class TorchRunner:
             self._encoders = {name: torch.compile(encoder) for name, encoder in self._encoders.items()}
 
     def __call__(self, pixels: np.ndarray, modality: str) -> np.ndarray:
-        self._threads.take(len(pixels))
-        return self._encoded(pixels, modality)
+        with self._threads.of(len(pixels)):
+            return self._encoded(pixels, modality)
 
-    def settle(self) -> None:
-        """Find out how many threads encode few pictures soonest: for whoever sends few at a time, and waits for them."""
+    def settle(self) -> int:
+        """Find out how many threads encode few pictures soonest: for whoever sends few at a time, and waits for them.
+
+        Returns:
+            how many pictures at a time one thread encodes from now on, 0: none.
+        """
         if self._device.type == "cpu" and not self._serial:
             side = self.about.image_size
             self._threads.measure(
                 lambda count: self._encoded(np.zeros((count, side, side, 3), np.uint8), MODALITIES[0])
             )
+        return self._threads.few
 
     def _encoded(self, pixels: np.ndarray, modality: str) -> np.ndarray:
         if not pixels.flags.writeable:
@@ -93,7 +98,6 @@ class TorchRunner:
         """Features as sums, float32 ``[B, 1 + P, D]``, of uint8 ``[B, S, S, 3]``: see :mod:`splip.encoders.explain`."""
         from splip.encoders.explain import PartsEncoder
 
-        self._threads.take()
         with self._torch.inference_mode():
             batch = self._torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).to(self._device)
             return cast(np.ndarray, PartsEncoder(self._plain[modality])(batch).cpu().numpy())
@@ -103,7 +107,6 @@ class TorchRunner:
 
     def encode_text(self, texts: Sequence[str], modality: str) -> np.ndarray:
         number = MODALITIES.index(modality)
-        self._threads.take()
         with self._lock:
             tower = self._tower()
             if tower is None:

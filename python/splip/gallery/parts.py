@@ -80,7 +80,7 @@ def total(weights: Sequence[float], vectors: np.ndarray, what: str = "") -> np.n
 
 
 def between(vectors: np.ndarray, words: np.ndarray, weight: float) -> np.ndarray:
-    """Vectors of pictures and of their words, unit-length ``[D]`` or ``[n, D]``, mixed: float32 of unit length.
+    """Vectors of pictures and of their words, unit-length ``[D]`` or ``[n, D]``, mixed: float32 of unit length, 0 where they cancel out.
 
     Args:
         weight: of the words, 0 to 1; the pictures have the rest.

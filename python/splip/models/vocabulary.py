@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 # Of each backbone in the package: the lists of what it was trained on, the last one first.
-ICONS = ("splip-tiny-3.csv.xz", "splip-tiny.csv")  # splip-tiny-2 was shown the same but for thirty of 20,000 pictures
+ICONS = ("splip-tiny-3.csv.xz", "splip-tiny.csv")  # splip-tiny-2 was shown pictures of the same nouns
 LISTS = {"splip-tiny": ("splip-tiny.csv",), "splip-tiny-2": ICONS, "splip-tiny-3": ICONS}
 WORD = re.compile(r"[^\W\d_]{2,}")
 # Words that stand between others; they are not what is looked for.

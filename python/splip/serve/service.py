@@ -155,7 +155,10 @@ class Service:
 
     def _try_engine(self) -> None:
         encoder = self.gallery.encoder
-        encoder.settle()
+        try:
+            log.info("settled", extra={"fields": {"one_thread_up_to": encoder.settle()}})
+        except Exception as error:  # it would only have been quicker
+            log.warning("how many threads encode soonest was not found out: %s", error)
         for count in sorted({1, self.config.max_batch}):
             encoder.encode(np.stack([self._grey()] * count), "sketch")
         encoder.encode(self._grey()[None], "photo")
@@ -434,8 +437,14 @@ class Service:
             except Refusal as refusal:
                 skipped.append(Skipped(path, str(refusal)))
         with writing(self.writer, self.folder) as gallery:
-            done = gallery.add(found, label=request.label, tags=request.tags)
-        self._look()
+            try:
+                done = gallery.add(found, label=request.label, tags=request.tags)
+            except UserError as error:
+                if str(self.folder) not in str(error):  # wrong is what was asked for, not the gallery's files
+                    raise
+                log.error("%s", error)
+                raise Unavailable(DAMAGED) from error
+        self.guarded(self._look)
         return Added(
             new=done.new + done.duplicates + done.moved,
             changed=done.changed + done.relabelled,
@@ -454,7 +463,7 @@ class Service:
         with writing(self.writer, self.folder) as gallery:
             if not self.guarded(gallery.remove, [id]):
                 raise Missing("the gallery has no picture with this id")
-        self._look()
+        self.guarded(self._look)
 
     def _allowed(self, given: str | Path) -> Path:
         try:

@@ -6,7 +6,7 @@ import { changed, listen, state } from "./state.js";
 import { act, isBlank, paper, step, trace, visible } from "./strokes.js";
 
 const LIVE = 250; // ms between searches within a stroke
-const SLIP = 5; // px that a press on a button may move
+const SLIP = { touch: 12, mouse: 5, pen: 5 }; // px that a press on a button may move: fingers tremble
 const WIDTHS = [["thin", 6], ["medium", 13], ["thick", 26]];
 
 const canvas = $("canvas");
@@ -105,10 +105,12 @@ function letStrokesBeginOn(button) {
     if (from) button.setPointerCapture(event.pointerId); // a fast hand is off the button with its first move
   });
   button.addEventListener("pointermove", (event) => {
-    if (event.pointerId !== from?.pointerId || Math.hypot(event.clientX - from.clientX, event.clientY - from.clientY) < SLIP) return;
+    if (event.pointerId !== from?.pointerId) return;
+    const moved = Math.hypot(event.clientX - from.clientX, event.clientY - from.clientY);
+    if (moved < (SLIP[event.pointerType] ?? SLIP.mouse)) return;
     start(from);
     from = null;
-    paper.stroke?.points.push(place(event));
+    if (pointer === event.pointerId) paper.stroke.points.push(place(event)); // else another finger draws
   });
   for (const end of ["pointerup", "pointercancel"]) button.addEventListener(end, () => (from = null));
 }
