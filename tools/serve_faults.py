@@ -33,6 +33,8 @@ from typing import Any
 import httpx
 from PIL import Image, ImageDraw
 
+from splip.serve.config import ServeConfig
+
 REFUSALS = {400, 401, 403, 404, 405, 408, 413, 415, 421, 422, 429}
 DOCUMENT = (
     b'<?xml version="1.0" encoding="UTF-8"?><svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100">'
@@ -192,34 +194,39 @@ def bombs() -> dict[str, tuple[int, str, bytes]]:
 
 
 def documents() -> dict[str, tuple[str, bytes]]:
-    """JSON and forms of almost 10 MB that are quick to send and slow to build: address and body."""
+    """JSON and forms almost as large as a body may be, quick to send and slow to build: address and body."""
+    most = int(ServeConfig(gallery=Path("gallery")).max_body_mb * 1e6) - 1000
+
+    def full(head: bytes, again: bytes, tail: bytes) -> bytes:
+        return head + again * ((most - len(head) - len(tail)) // len(again)) + tail
+
     return {
-        "3 million queries": ("/v1/search/batch", b'{"queries":[' + b"{}," * 3_290_000 + b"{}]}"),
-        "1.6 million points": ("/v1/search", b'{"strokes":[[' + b"[1,2]," * 1_600_000 + b"[1,2]]]}"),
-        "1.6 million points beside a picture": (
+        "millions of queries": ("/v1/search/batch", full(b'{"queries":[', b"{},", b"{}]}")),
+        "millions of points": ("/v1/search", full(b'{"strokes":[[', b"[1,2],", b"[1,2]]]}")),
+        "millions of points beside a picture": (
             "/v1/search",
-            b'{"image":"","strokes":[[' + b"[1,2]," * 1_600_000 + b"[1,2]]]}",
+            full(b'{"image":"","strokes":[[', b"[1,2],", b"[1,2]]]}"),
         ),
-        "1.6 million points in several searches": (
+        "millions of points in several searches": (
             "/v1/search/batch",
-            b'{"queries":[' + b'{"strokes":[[' + b"[1,2]," * 1_600_000 + b"[1,2]]]}]}",
+            full(b'{"queries":[{"strokes":[[', b"[1,2],", b"[1,2]]]}]}"),
         ),
-        "3 million empty strokes": ("/v1/search", b'{"svg":"","strokes":[' + b"[]," * 3_290_000 + b"[]]}"),
-        "700,000 unknown keys": (
+        "millions of empty strokes": ("/v1/search", full(b'{"svg":"","strokes":[', b"[],", b"[]]}")),
+        "a million unknown keys": (
             "/v1/search",
-            b'{"svg":"",' + b",".join(b'"k%06d":1' % i for i in range(700_000)) + b"}",
+            b'{"svg":"",' + b",".join(b'"k%07d":1' % i for i in range(most // 13)) + b"}",
         ),
         "100,000 unknown tags": (
             "/v1/search",
             b'{"tags":{' + b",".join(b'"k%06d":""' % i for i in range(100_000)) + b"}}",
         ),
         "25,000 damaged points": ("/v1/search", b'{"strokes":[[' + b"[1]," * 24_000 + b"[1]]]}"),
-        "10 MB of brackets": ("/v1/search", b"[" * 9_900_000),
-        "10 MB of quotes": ("/v1/search", b'"' * 9_900_000),
-        "10 MB of escaped quotes": ("/v1/search", b'{"svg":"' + b'\\"' * 4_900_000 + b'"}'),
-        "10 MB of digits": ("/v1/search", b'{"image":"","k":' + b"1" * 9_900_000 + b"}"),
-        "10 MB of a label": ("/v1/search", b'{"svg":"","labels":["' + b"a" * 9_900_000 + b'"]}'),
-        "10 MB of empty fields": ("/v1/search?form", b"&" * 9_900_000),
+        "brackets": ("/v1/search", b"[" * most),
+        "quotes": ("/v1/search", b'"' * most),
+        "escaped quotes": ("/v1/search", full(b'{"svg":"', b'\\"', b'"}')),
+        "digits": ("/v1/search", full(b'{"image":"","k":', b"1", b"}")),
+        "a label": ("/v1/search", full(b'{"svg":"","labels":["', b"a", b'"]}')),
+        "empty fields": ("/v1/search?form", b"&" * most),
     }
 
 
