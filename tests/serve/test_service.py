@@ -683,6 +683,19 @@ def start(folder, *options):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("times", [1, 2])
+def test_control_c_is_no_error(real, times):
+    process, address = start(real)
+    with httpx.Client(base_url=address) as open_still:
+        open_still.get("/healthz")
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.03)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 0 and "Traceback" not in said and "Error" not in said, said
+
+
+@pytest.mark.exhaustive
 def test_a_real_gallery_from_start_to_end(real, tmp_path):
     from splip.gallery.catalog import Filter
     from splip.gallery.gallery import Gallery

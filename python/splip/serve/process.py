@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import stat
@@ -181,4 +182,11 @@ def run(application: "ASGIApp", listener: socket.socket, config: ServeConfig) ->
                 finally:
                     self._captured_signals.clear()
 
-    asyncio.run(Server(settings(application, config)).serve(sockets=[listener]))
+    server = Server(settings(application, config))
+
+    def was_cut_off(record: logging.LogRecord) -> bool:
+        return server.force_exit and "CancelledError" in record.getMessage()
+
+    # Ctrl-C for the second time ends it in the middle of its end, which is what was asked for.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not was_cut_off(record))
+    asyncio.run(server.serve(sockets=[listener]))
