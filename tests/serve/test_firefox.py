@@ -25,6 +25,8 @@ def test_the_page_in_firefox(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert not done.returncode, done.stderr
     saw = json.loads(done.stdout)
+    if "unstarted" in saw:
+        pytest.skip(f"Firefox does not start: {saw['unstarted']}")
     assert "failed" not in saw, saw["failed"]
     assert not saw["wrong"] and not saw["foreign"], "nothing wrong is said, nobody else is asked"
     assert (saw["drawn"], saw["reloaded"], saw["words"]) == ("box", "box", "ball")
