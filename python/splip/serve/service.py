@@ -24,7 +24,7 @@ from splip.gallery.sources import find
 from splip.images import archive
 from splip.images.svg import Renderer
 from splip.serve import photographs, queries
-from splip.serve.batching import DAMAGED, Admission, Batcher, Search
+from splip.serve.batching import Admission, Batcher, Search
 from splip.serve.config import ServeConfig
 from splip.serve.doubt import told
 from splip.serve.metrics import Telemetry, log, timed
@@ -33,7 +33,7 @@ from splip.serve.pools import Pool, Room
 from splip.serve.queries import Missing, Query
 from splip.serve.schemas import Add, Added
 from splip.serve.thumbnails import File, Thumbnails
-from splip.serve.writing import writing
+from splip.serve.writing import damaged, writing
 
 if TYPE_CHECKING:
     from splip.gallery.catalog import Item
@@ -418,8 +418,7 @@ class Service:
         try:
             return ask(*what)
         except (UserError, OSError) as error:
-            log.error("%s", error)
-            raise Unavailable(DAMAGED) from error
+            raise damaged(error) from error
 
     # ---- writing ----
 
@@ -442,8 +441,7 @@ class Service:
             except UserError as error:
                 if str(self.folder) not in str(error):  # wrong is what was asked for, not the gallery's files
                     raise
-                log.error("%s", error)
-                raise Unavailable(DAMAGED) from error
+                raise damaged(error) from error
         self.guarded(self._look)
         return Added(
             new=done.new + done.duplicates + done.moved,

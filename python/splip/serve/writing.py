@@ -38,6 +38,12 @@ def disk_is_full(error: BaseException, folder: Path | None = None) -> bool:
     return False
 
 
+def damaged(error: Exception) -> Unavailable:
+    """What an answer says of an error of the gallery's files; the log says where they are, and nobody else."""
+    log.error("%s", error)
+    return Unavailable(DAMAGED)
+
+
 @contextlib.contextmanager
 def writing(opened: "Callable[[], Gallery] | None", folder: Path | None) -> "Iterator[Gallery]":
     """A gallery that is closed when the work is done: others may write to it between requests.
@@ -59,7 +65,6 @@ def writing(opened: "Callable[[], Gallery] | None", folder: Path | None) -> "Ite
     except UserError as error:
         if disk_is_full(error, folder):
             raise
-        log.error("%s", error)
-        raise Unavailable(DAMAGED) from error
+        raise damaged(error) from error
     with contextlib.closing(gallery):
         yield gallery
