@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 import numpy as np
+import psutil
 from gallery_faults import MODEL, PixelEncoder, paint, verify
 from PIL import Image
 
@@ -109,15 +110,25 @@ class Nodes:
         self.local.shutdown()
 
 
+def start(*trouble: str, tries: int = 3) -> Nodes:
+    """Three nodes. Now and then one never says that it is up, and Ray gives up on it: once more then, from the start."""
+    this = psutil.Process()
+    while True:
+        before, tries = set(this.children(recursive=True)), tries - 1
+        try:
+            return Nodes(*trouble)
+        except Exception as error:
+            for process in set(this.children(recursive=True)) - before:  # Ray leaves what it had started
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            if not tries or "timed out" not in str(error).lower():
+                raise
+
+
 @contextlib.contextmanager
 def nodes(*trouble: str) -> Iterator[tuple[Nodes, Cluster]]:
     """Three nodes and a connection to them; ``trouble``: of the second and the third."""
-    try:
-        started = Nodes(*trouble)
-    except RuntimeError as error:  # a busy machine may take longer than Ray waits for its head: once more
-        if "Timed out waiting for file" not in str(error):
-            raise
-        started = Nodes(*trouble)
+    started = start(*trouble)
     try:
         with connect(started.address) as cluster:
             yield started, cluster

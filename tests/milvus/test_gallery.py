@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -434,6 +435,24 @@ def test_bad_command_lines(gallery, tmp_path, refused, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, module, None)
             assert f'needs {module}: pip install "splip[milvus]"' in refused(*args, f"milvus:{tmp_path}/y.db/p")
+
+
+def test_the_client_leaves_the_handlers_of_others_alone(tmp_path):
+    """Its import closes every handler of the process, and one that was made for a stream closes that."""
+    script = """
+import logging, pathlib, sys
+from splip.milvus.address import parse
+from splip.milvus.collection import Collection
+handler = logging.FileHandler(sys.argv[1], mode="w")
+logging.getLogger("mine").addHandler(handler)
+stream = handler.stream
+Collection(parse("milvus:" + sys.argv[2] + "/one"), make=True).close()
+logging.getLogger("mine").warning("still here")
+assert "pymilvus" in sys.modules and handler.stream is stream and not stream.closed
+"""
+    log = tmp_path / "log"
+    subprocess.run([sys.executable, "-c", script, str(log), str(tmp_path / "some.db")], check=True)
+    assert log.read_text() == "still here\n"
 
 
 def test_service(place, gallery, photos):

@@ -8,6 +8,7 @@ back for some seconds at the consistency level that Milvus calls Bounded; ours i
 import contextlib
 import json
 import logging
+import logging.config
 import os
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
@@ -75,6 +76,22 @@ def expression(filter: Filter | None) -> str:
     return " and ".join(terms)
 
 
+@contextlib.contextmanager
+def _own_logging_only() -> Iterator[None]:
+    """While pymilvus is imported: it sets up its loggers by ``dictConfig``, which closes the handlers of everybody else."""
+    set_up = logging.config.dictConfig
+
+    def others(config: Any) -> None:
+        if "pymilvus" not in config.get("loggers", {}):
+            set_up(config)
+
+    logging.config.dictConfig = others
+    try:
+        yield
+    finally:
+        logging.config.dictConfig = set_up
+
+
 class Collection:
     """A collection of Milvus, and its errors as lines that name it.
 
@@ -90,7 +107,9 @@ class Collection:
         os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # it tells of every process that is started beside it
         try:
             import grpc
-            import pymilvus
+
+            with _own_logging_only():
+                import pymilvus
 
             if address.is_local:
                 import milvus_lite  # noqa: F401
