@@ -14,6 +14,7 @@ from .worker import Job
 TESTS = ("test_cuda.py", "test_cosine_topk.py", "test_prompt_layernorm.py", "test_patchify.py")
 WORKERS = 6  # on one GPU
 MOST_FAILURES = 30
+REPORT = 13  # seconds; its own workers have 10 to end when it is interrupted
 
 
 def command(junit: str, leave_out: set[str]) -> list[str]:
@@ -33,11 +34,11 @@ def cuda_tests(job: Job) -> None:
     junit = job.out / "junit.xml"
     process = subprocess.Popen(command(str(junit), job.leave_out), start_new_session=False)
     try:
-        code = process.wait(max(5, job.left() - 10))
+        code = process.wait(max(5, job.left() - REPORT - 2))
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)  # it still writes the report of what has run
         try:
-            process.wait(7)
+            process.wait(REPORT)
         except subprocess.TimeoutExpired:
             process.kill()
         job.wrong("tests: the time was up")

@@ -321,6 +321,7 @@ def test_everything_by_keyboard(page):
     page.wait_for_selector("#help:visible")
     assert page.locator("#keys dt").count() > 12
     page.keyboard.press("Escape")
+    page.wait_for_selector("#help", state="hidden")
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.id") == "text"
 
