@@ -132,6 +132,7 @@ def small_headline(monkeypatch):
     monkeypatch.setattr(galleries, "CHUNK_BYTES", 30_000)
 
 
+@pytest.mark.exhaustive
 def test_headline(card, job, monkeypatch):
     small_headline(monkeypatch)
     headline.headline(job)
@@ -166,6 +167,7 @@ def test_headline_notices_a_missed_row_and_the_end_of_its_time(card, job, monkey
     assert "the time is up" in str(results(job)[1])
 
 
+@pytest.mark.exhaustive
 def test_sweep(card, job, monkeypatch):
     monkeypatch.setattr(sweep, "N", 2000)
     monkeypatch.setattr(sweep, "SWEEP", (1, 16))
@@ -274,6 +276,7 @@ def test_compiled(card, job, monkeypatch):
     assert len(rows) == 5 and not wrong and all("median" in row["times"]["torch.compile"] for row in rows)
 
 
+@pytest.mark.exhaustive
 def test_training_and_encoder(card, job, monkeypatch):
     pytest.importorskip("open_clip")
     for name, value in {
@@ -324,6 +327,7 @@ def few_plugins(monkeypatch):
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p xdist")
 
 
+@pytest.mark.exhaustive
 def test_the_cuda_tests_and_their_report(job, monkeypatch, tmp_path, few_plugins):
     (tmp_path / "test_some.py").write_text(TESTS.format(seconds=0))
     monkeypatch.setattr(cuda_tests, "TESTS", (tmp_path / "test_some.py",))

@@ -18,6 +18,7 @@ def world(tmp_path_factory):
     return worlds.tower(tmp_path_factory.mktemp("world")), worlds.TwoObjects(0)
 
 
+@pytest.mark.exhaustive
 def test_prompts_pass_the_blind_ceiling(world):
     """On classes that training never saw. Swapped prompts see the wrong side, and without prompts there is none."""
     name, things = world

@@ -50,6 +50,7 @@ def test_fish(scripts):
     assert "--sketch" in complete("splip search --sk")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh")
 def test_zsh(scripts):
     """The first TAB of a shell completes: the file is found by its name on fpath."""

@@ -90,6 +90,7 @@ def test_bad_sweeps(refused, tmp_path, args, message):
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.exhaustive
 def test_failed_runs_are_told(small, tmp_path, capsys):
     config = SweepConfig(("clip-ln",), set=(*small, "batch_size=400"), seeds=(0,), out=tmp_path / "sweep")
     with pytest.raises(

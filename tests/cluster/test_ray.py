@@ -242,7 +242,7 @@ def test_a_node_that_does_not_see_the_folders(photos, tmp_path):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_stopping_and_going_on(machines, photos, tmp_path):
     with faults.make_gallery(tmp_path) as gallery:
         done = faults.embed(gallery, photos, machines, segment_pictures=4, stop=lambda: True)
@@ -303,6 +303,7 @@ def whole_again(gallery, asked):
         time.sleep(0.05)
 
 
+@pytest.mark.exhaustive
 def test_shards_find_what_one_machine_finds(sharded, rows):
     with Gallery.open(rows) as local:
         counts = sharded.layout.rows()
@@ -357,6 +358,7 @@ def kill(actor):
             time.sleep(0.02)
 
 
+@pytest.mark.exhaustive
 def test_a_dead_shard(sharded, rows):
     """Partial, said so, and ranked as the whole is; then a new process is there."""
     with Gallery.open(rows) as local:
@@ -370,6 +372,7 @@ def test_a_dead_shard(sharded, rows):
         assert sharded.alive == [1, 1, 1] and any("shard 1 is gone" in line for line in sharded.problems)
 
 
+@pytest.mark.exhaustive
 def test_a_gallery_grows_and_shrinks_under_its_shards(sharded, rows):
     with Gallery.open(rows, write=True) as writer:
         for step in range(6):
@@ -389,6 +392,7 @@ def test_a_gallery_grows_and_shrinks_under_its_shards(sharded, rows):
         assert len(sharded) == len(writer)
 
 
+@pytest.mark.exhaustive
 def test_rows_that_do_not_match_their_checksum(machines, tmp_path):
     """Of another gallery, or damaged: the others go on, and the answer says that it is partial."""
     faults.fill(tmp_path / "g", 600, WIDTH, segment_rows=200)
@@ -406,7 +410,7 @@ def test_rows_that_do_not_match_their_checksum(machines, tmp_path):
         assert line.startswith("node ")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_with_two_replicas_nobody_notices(machines, rows):
     with open_sharded(rows, machines, shards=1, replicas=2) as gallery, Gallery.open(rows) as local:
         first, second = gallery.replicas.all
@@ -418,6 +422,7 @@ def test_with_two_replicas_nobody_notices(machines, rows):
         assert second.alive and any("shard 0 is gone" in line for line in gallery.problems)
 
 
+@pytest.mark.exhaustive
 def test_the_service_runs_on_shards(machines, photos, tmp_path):
     """Its answers are those of one machine, batches stay, and a dead shard shows."""
     from serving import running

@@ -346,9 +346,9 @@ def write_large(path, mode, size=(12_000, 12_000), **options):
 @pytest.mark.parametrize(
     ("mode", "form", "options", "bytes_a_pixel"),
     [
-        ("P", "PNG", {"transparency": 0}, 1.5),
-        ("L", "PNG", {}, 1.5),
-        ("I;16", "PNG", {}, 2.5),
+        pytest.param("P", "PNG", {"transparency": 0}, 1.5, marks=pytest.mark.exhaustive),
+        pytest.param("L", "PNG", {}, 1.5, marks=pytest.mark.exhaustive),
+        pytest.param("I;16", "PNG", {}, 2.5, marks=pytest.mark.exhaustive),
         ("RGB", "JPEG", {}, 0.5),  # decoded at an eighth
     ],
 )
@@ -419,6 +419,7 @@ def test_shrinking_while_reading_changes_little(tmp_path, photograph, suffix):
     assert images.read(path, least=2000).size == images.read(path).size == (1400, 1000)
 
 
+@pytest.mark.exhaustive
 def test_every_orientation(tmp_path, photograph):
     """Turned after it was shrunk: as if it had been turned before."""
     for number in range(1, 9):

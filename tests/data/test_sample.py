@@ -68,6 +68,7 @@ def test_licences_travel_along(tree):
         assert (tree / "licenses" / name).stat().st_size > 500
 
 
+@pytest.mark.exhaustive
 def test_stopped_unpacking_is_done_again(tree, tmp_path, monkeypatch):
     def stop(items, label):
         yield from items[:2]

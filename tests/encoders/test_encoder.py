@@ -101,9 +101,9 @@ def test_every_engine_gives_the_models_features(engine, checkpoint, model, reque
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
 def test_threads_may_share_an_encoder(engine, checkpoint, request):
     encoder = load(engine, checkpoint, request)
-    jobs = [(pixels(1 + n % 5, n), MODALITIES[n % 2]) for n in range(10)]
+    jobs = [(pixels(1 + n % 5, n), MODALITIES[n % 2]) for n in range(24)]
     alone = [encoder.encode(*job) for job in jobs]
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(6) as pool:
         together = list(pool.map(lambda job: encoder.encode(*job), jobs))
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)

@@ -57,7 +57,7 @@ def on_shards(writer, stack):
     return stack.enter_context(open_sharded(writer.folder, cluster, shards=2, encoder=PixelEncoder())), lambda: None
 
 
-@pytest.fixture(scope="module", params=[in_folder, in_milvus, pytest.param(on_shards, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[in_folder, in_milvus, pytest.param(on_shards, marks=pytest.mark.exhaustive)])
 def galleries(request, photos, tmp_path_factory):
     """A writer of a folder, a gallery that answers as it does, and what to do so that this one can take in news."""
     folder = tmp_path_factory.mktemp("gallery")

@@ -221,6 +221,7 @@ def test_files_of_a_repository_stay_in_their_folder(place, tmp_path, refused, cl
     assert not [path for _, path, _ in place.asked if "evil" in path]
 
 
+@pytest.mark.exhaustive
 def test_an_export_pushed_and_loaded(place, cli, refused, tmp_path):
     pytest.importorskip("onnxruntime")
     made = tmp_path / "exported"

@@ -149,6 +149,7 @@ def test_a_batch_in_training_is_what_inference_gives():
     assert not torch.allclose(model.encode_sketch(images), model.encode_photo(images))
 
 
+@pytest.mark.exhaustive
 def test_gradients_can_be_repeated(two_threads):
     """Bit for bit with several threads and a batch large enough for them, without torch's deterministic mode."""
     torch.use_deterministic_algorithms(False)

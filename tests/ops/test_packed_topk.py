@@ -157,6 +157,7 @@ def test_more_queries_than_a_batch(level):
     check(queries, gallery, 3)
 
 
+@pytest.mark.exhaustive
 def test_fewer_threads_than_asked_for():
     """An OpenMP that hands out fewer threads: nothing depends on those that do not come."""
     code = (

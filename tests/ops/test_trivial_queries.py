@@ -81,7 +81,7 @@ print(indices.tolist(), scores.tolist())
 """
 
 
-@pytest.mark.parametrize("kind", ["packed", "plain"])
+@pytest.mark.parametrize("kind", ["packed", pytest.param("plain", marks=pytest.mark.exhaustive)])
 def test_nothing_is_scanned(kind):
     def run(values):
         return subprocess.run([sys.executable, "-c", SCRIPT, kind, values], capture_output=True, text=True)

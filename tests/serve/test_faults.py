@@ -327,6 +327,7 @@ def test_slow_pictures_keep_neither_drawings_nor_other_clients_waiting(gallery, 
         wait_until(lambda: not client.service.pictures._taken_on and not client.service.pictures._running)
 
 
+@pytest.mark.exhaustive
 def test_a_slow_svg_keeps_its_own_client_waiting(client):
     assert client.post("/v1/search", json={"svg": faults.DOCUMENT.decode()}).status_code == 200
     ask = lambda: httpx.post(f"{client.address}/v1/search", files={"image": faults.slow_svg()}, timeout=30)  # noqa: E731
@@ -407,8 +408,7 @@ def test_a_jpeg_costs_its_scans_times_its_pixels():
 
 
 # ---- bombs ----
-
-
+@pytest.mark.exhaustive
 def test_every_bomb_gets_its_answer(client):
     seen = faults.explosives(client.address, limit=5.0)
     assert seen[413] == 13 and seen[200] == 3 and sum(seen.values()) > 45

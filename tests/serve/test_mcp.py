@@ -60,7 +60,7 @@ def b64(data):
 # ---- a gallery of this machine ----
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_assistant_starts_it_and_searches(folder):
     """As hosts do: a command, and messages over its stdin and stdout."""
     command = mcp.StdioServerParameters(

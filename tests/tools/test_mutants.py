@@ -23,6 +23,7 @@ def mutation(before, after, test="tests/test_halves.py"):
     return mutants.Mutation("one", "python/halves.py", before, after, [test])
 
 
+@pytest.mark.exhaustive
 def test_killed_survived_broken(root, tmp_path):
     copy = mutants.Copy(tmp_path / "copy", root)
     text = (root / "python" / "halves.py").read_text()
