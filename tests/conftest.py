@@ -1,5 +1,6 @@
 """Seed, poison, and the devices that every op test runs on."""
 
+import logging
 import os
 import platform
 
@@ -26,6 +27,17 @@ def seed_and_poison():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before():
+    """``splip serve`` sets up the logs of its process, which here is that of all tests."""
+    loggers = [logging.getLogger(name) for name in ("splip.serve.process", "uvicorn")]
+    before = [(one, one.handlers[:], one.propagate, one.level) for one in loggers]
+    yield
+    for one, handlers, propagate, level in before:
+        one.handlers, one.propagate = handlers, propagate
+        one.setLevel(level)
 
 
 # From the slowest kernels to the fastest; a machine runs those that its processor has, whatever its best is.

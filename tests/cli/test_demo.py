@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from browsing import browser, find_axe, needs_chromium, violations
+from browsing import browser, find_axe, needs_chromium, until, violations
 from PIL import Image
 
 from splip.cli import demo
@@ -50,8 +50,7 @@ def test_the_page_on_a_phone(browser, folder, tmp_path_factory):
     page.goto((folder / "index.html").as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate("[...document.images].every(i => { i.loading = 'eager'; return true; })")
-    page.wait_for_timeout(200)
-    assert page.evaluate("[...document.images].filter(i => !i.naturalWidth).length") == 0
+    until(page, "[...document.images].every(i => i.complete && i.naturalWidth)")
     axe = find_axe(tmp_path_factory.mktemp("axe"))
     if axe is None:
         pytest.skip("needs axe-core: npm, and a registry that it reaches")

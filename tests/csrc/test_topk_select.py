@@ -81,6 +81,7 @@ def check(host, approximate, exact, k, **options):
 # ---- keys ----
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(width=32, allow_nan=False), st.integers(0, 2**31)), min_size=2, max_size=50))
 def test_keys_order_by_score_then_index(host, rows):
     keys = [host.make_key(score, index) for score, index in rows]

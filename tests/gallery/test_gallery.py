@@ -493,7 +493,7 @@ def test_errors_of_readers_reach_the_caller(make, photos):
         gallery._encoder.prepare = PixelEncoder().prepare
         with pytest.raises(RuntimeError, match="another"):
             gallery.add(photos)
-        assert threading.active_count() == before
+        assert threading.active_count() <= before  # others' may end meanwhile
 
 
 # ---- several at a time ----

@@ -109,7 +109,7 @@ def test_models(client):
 
 def test_they_go_through_the_batches(gallery):
     """Vectors and searches that come together are encoded together, and what is only encoded is not searched."""
-    with running(gallery, window_ms=500, max_batch=4) as client:
+    with running(gallery, window_ms=3_600, max_batch=4) as client:
         gallery.encoder.batches.clear()
         before = metric(client, 'splip_stage_seconds_count{stage="search"}')
         ask(client, [data_url(kind) for kind in SHAPES[:4]])
@@ -223,6 +223,7 @@ def test_the_queue_and_the_clock(gallery):
         failed(answer, 503, "timeout", "server_error")
         gallery.encoder.hold.set()
         wait_until(lambda: client.service.batcher._taken_on == 0)
+        client.service.config.timeout_s = 15.0
         assert len(ask(client, data_url())) == 1
 
 

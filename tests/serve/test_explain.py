@@ -117,13 +117,14 @@ def test_explanations_leave_the_threads_of_uploads_alone(slow):
 
 
 def test_an_explanation_that_takes_too_long_ends_and_is_held_until_then(slow):
-    with running(slow, timeout_s=0.5, max_batch=4, max_queue=2, max_per_client=1) as client:
+    with running(slow, timeout_s=3.0, max_batch=4, max_queue=2, max_per_client=1) as client:
         with explained(client, 503) as answer:
             assert answer.result(30).json()["error"] == "timeout"
             said = refused(client.post("/v1/search", json=BOX), 429, "busy")  # it still works on it
             assert "from this address" in said
         wait_until(lambda: not client.service.batcher._taken_on)
         assert slow.encoder.batches.count(16) == 1  # and not on the other batches of it
+        client.service.config.timeout_s = 15.0
         assert found(client.post("/v1/search", json=BOX))
 
 

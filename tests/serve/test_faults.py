@@ -95,7 +95,7 @@ def test_clients_that_abort_leave_the_others_their_answers(gallery):
 
 @pytest.mark.parametrize("end", [SystemExit, MemoryError, None])
 def test_a_worker_that_ends_is_seen_counted_and_started_again(gallery, monkeypatch, end):
-    monkeypatch.setattr(batching, "PAUSE", 1.0)
+    monkeypatch.setattr(batching, "PAUSE", 2.0)
     with running(gallery) as client:
         batcher = client.service.batcher
         following = batcher._next
@@ -135,7 +135,7 @@ def test_the_searches_that_an_ending_worker_had_are_told(gallery, monkeypatch):
 
 def test_small_documents_do_not_stop_the_service(client):
     """Before their bytes were counted some of them stopped everything for ten seconds and more."""
-    seen = faults.freezes(client.address, limit=2.0)
+    seen = faults.freezes(client.address, limit=8.0)
     assert sum(seen.values()) == len(faults.documents()) and seen[413] >= 9
     faults.alive(client.address)
 
@@ -328,13 +328,23 @@ def test_slow_pictures_keep_neither_drawings_nor_other_clients_waiting(gallery, 
 
 
 @pytest.mark.exhaustive
-def test_a_slow_svg_keeps_its_own_client_waiting(client):
+def test_a_slow_svg_keeps_its_own_client_waiting(client, monkeypatch):
+    free, png = threading.Event(), svg.Renderer.png
+
+    def held(self, data):
+        assert len(data) < 100_000 or free.wait(30)
+        return png(self, data)
+
     assert client.post("/v1/search", json={"svg": faults.DOCUMENT.decode()}).status_code == 200
     ask = lambda: httpx.post(f"{client.address}/v1/search", files={"image": faults.slow_svg()}, timeout=30)  # noqa: E731
+    monkeypatch.setattr(svg.Renderer, "png", held)
     with from_address(client, "127.0.0.2") as other, in_background(2, ask) as answers:
-        wait_until(lambda: client.service.svg._taken_on["127.0.0.1"] == 2)
-        assert other.post("/v1/search", json={"svg": faults.DOCUMENT.decode()}).status_code == 200
-        assert not answers
+        try:
+            wait_until(lambda: client.service.svg._taken_on["127.0.0.1"] == 2)
+            assert other.post("/v1/search", json={"svg": faults.DOCUMENT.decode()}).status_code == 200
+            assert not answers
+        finally:
+            free.set()
     assert [answer.status_code for answer in answers] == [422] * 2
 
 
@@ -355,8 +365,9 @@ def test_clients_take_turns():
     pool, free, order = Pool("things", 1, 100), threading.Event(), []
 
     async def all_of_them():
-        first = asyncio.create_task(pool.run(free.wait, 30, client="a"))
-        await asyncio.sleep(0)
+        begun = threading.Event()
+        first = asyncio.create_task(pool.run(lambda: (begun.set(), free.wait(30)), client="a"))
+        await asyncio.to_thread(begun.wait, 30)
         jobs = [
             asyncio.create_task(pool.run(order.append, who + str(i), client=who)) for who in "abc" for i in range(3)
         ]
@@ -408,9 +419,11 @@ def test_a_jpeg_costs_its_scans_times_its_pixels():
 
 
 # ---- bombs ----
+
+
 @pytest.mark.exhaustive
 def test_every_bomb_gets_its_answer(client):
-    seen = faults.explosives(client.address, limit=5.0)
+    seen = faults.explosives(client.address, limit=10.0)
     assert seen[413] == 13 and seen[200] == 3 and sum(seen.values()) > 45
     faults.alive(client.address)
 
@@ -640,8 +653,9 @@ def test_head_is_get_without_its_body(client):
     assert metric(client, 'splip_requests_total{method="HEAD",route="/healthz",status="200"}') == 1
 
 
-def test_a_refusal_arrives_although_the_body_was_not_read(gallery):
+def test_a_refusal_arrives_although_the_body_was_not_read(gallery, monkeypatch):
     """Closing a socket with unread data resets the connection, and the answer is lost."""
+    monkeypatch.setattr(connection, "LINGER_SECONDS", 20.0)
     with running(gallery, max_body_mb=0.1) as client:
         head = "POST /v1/search HTTP/1.1\r\nHost: {}\r\nContent-Type: image/png\r\nContent-Length: 8000000\r\n\r\n"
         for host, status in (("localhost", b"413"), ("evil.example", b"421")):

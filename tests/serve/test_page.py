@@ -79,10 +79,12 @@ def test_draw_refine_undo_redo_clear(page):
 def test_results_come_while_a_line_is_drawn(page):
     draw(page, BOX, release=False, pause=0.25)
     expect_first(page, "box")
+    page.wait_for_timeout(400)  # the last look at the stroke
+    settled(page)
     before = searches(page)
     assert before >= 2
     page.mouse.up()
-    page.wait_for_timeout(300)
+    settled(page)
     assert searches(page) == before + 1
 
 
@@ -118,8 +120,7 @@ def test_stale_answers_are_dropped(page, gallery, served):
     page.wait_for_timeout(200)
     page.click("#clear")
     draw(page, CONE, settle=False)
-    page.wait_for_timeout(200)
-    assert page.locator("#results").get_attribute("class") == "busy"
+    until(page, "document.getElementById('results').className === 'busy'")
     gallery.encoder.hold.set()
     expect_first(page, "cone")
     page.wait_for_timeout(200)
@@ -233,7 +234,8 @@ def test_one_photo_in_full(page, gallery):
 
 def test_more_like_this_begins_anew_and_back_brings_all_of_it_back(page):
     draw(page, BOX)
-    page.fill("#text", "ball")
+    with page.expect_request("**/v1/search"):  # only then is the page busy
+        page.fill("#text", "ball")
     until(page, "document.querySelectorAll('.chip').length === 2")
     settled(page)
     page.locator("#grid .photo").nth(shown(page).index("cone")).click()
@@ -403,7 +405,7 @@ def test_a_service_that_goes_away_and_comes_back(page, served):
     assert "does not answer. Your drawing is kept" in page.locator("#problem").text_content()
     assert shown(page) == [] and page.locator("#paper.drawn").count() == 1
     page.unroute("**/v1/search")
-    page.click("#retry")
+    page.evaluate("document.getElementById('retry').click()")  # also where it has just been tried again without
     page.wait_for_selector("#problem", state="hidden")
     assert len(shown(page)) == 24
     forgive(page, "ERR_FAILED")
@@ -428,13 +430,14 @@ def test_busy_is_said_and_tried_again(page, served):
     expect_first(page, "box")
     refusal = {
         "status": 429,
-        "headers": {"Retry-After": "3"},
+        "headers": {"Retry-After": "1"},
         "json": {"error": "busy", "message": "too many searches"},
     }
-    page.route("**/v1/search", lambda route: route.fulfill(**refusal), times=1)
+    page.route("**/v1/search", lambda route: route.fulfill(**refusal))
     page.fill("#text", "box")  # one search, while a stroke may make two
     page.wait_for_selector("#problem:visible")
     assert "too many searches" in page.locator("#problem").text_content() and shown(page) == []
+    page.unroute("**/v1/search")
     page.wait_for_selector("#problem", state="hidden")
     assert len(shown(page)) == 24
     forgive(page, "429")

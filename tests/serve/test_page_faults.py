@@ -35,7 +35,8 @@ def page(browser, served):
 
 def test_a_query_outlives_fragments_and_a_reload(page):
     draw(page, BOX)
-    page.fill("#text", "ball")
+    with page.expect_request("**/v1/search"):  # only then is the page busy
+        page.fill("#text", "ball")
     until(page, "document.querySelectorAll('.chip').length === 2")
     settled(page)
     steps = page.evaluate("history.length")
@@ -72,12 +73,12 @@ def test_the_viewer_keeps_what_is_looked_at(browser, served):
         about = {"count": 1000, "max_k": 90}
         page.route("**/v1/gallery", lambda route: route.fulfill(json={**route.fetch().json(), **about}))
 
-    refused = []
+    refusing = [True]
 
     def many(route):
         body = route.request.post_data_json
-        if body["k"] > 24 and not refused:
-            refused.append(route.fulfill(status=429, json={"error": "busy", "message": "too many searches"}))
+        if body["k"] > 24 and refusing:
+            route.fulfill(status=429, json={"error": "busy", "message": "too many searches"})
             return
         first = 500 if "like" in body else 1
         ids = range(first, first + body["k"])
@@ -93,6 +94,7 @@ def test_the_viewer_keeps_what_is_looked_at(browser, served):
         page.evaluate("document.querySelectorAll('#grid .photo')[22].click()")
         until(page, "document.getElementById('status').textContent === 'too many searches.'")
         assert len(shown(page)) == 24 and page.locator("#problem").is_hidden()
+        refusing.clear()
         page.keyboard.press("ArrowRight")
         assert page.locator("#viewer-title").text_content() == "24.jpg"
         until(page, "document.getElementById('place').textContent === '24 of 48'")  # it was asked again

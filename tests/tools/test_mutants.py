@@ -41,7 +41,7 @@ def test_killed_survived_broken(root, tmp_path):
         (mutation("return 1", "return 3"), "killed", ""),  # the file was put back each time
     ]
     for one, result, why in cases:
-        got = copy.try_out(one, 20 if "sleep" not in one.after else 4)
+        got = copy.try_out(one, 120 if "sleep" not in one.after else 4)
         assert got[0] == result and why in got[1], (one, got)
         assert (tmp_path / "copy" / "python" / "halves.py").read_text() == text
     assert (root / "python" / "halves.py").read_text() == text
