@@ -43,6 +43,10 @@ class Skipped:
         return f"cannot read {shown(self.path)}: {self.reason}"
 
 
+class GalleryError(UserError):
+    """Wrong are a gallery's own files, or where they lie, and not what was asked of it."""
+
+
 class Unavailable(UserError):
     """A server that answers depend on failed or cannot be reached; it may come back."""
 

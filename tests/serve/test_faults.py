@@ -39,7 +39,7 @@ from serving import (
     wait_until,
 )
 
-from splip.errors import UserError
+from splip.errors import GalleryError, UserError
 from splip.gallery import segments
 from splip.gallery.gallery import Gallery
 from splip.gallery.scan import cover
@@ -530,6 +530,24 @@ def test_a_gallery_that_cannot_be_written_is_not_named(tmp_path):
     with pytest.raises(UserError, match="cannot be read") as told, writing.writing(damaged, tmp_path):
         raise AssertionError("it is open")
     assert str(tmp_path) not in str(told.value)
+
+
+@pytest.mark.parametrize("error", [UserError, GalleryError])
+def test_errors_while_adding_are_of_the_request_or_of_the_gallery(gallery, tmp_path, monkeypatch, error):
+    """The folder of the pictures may begin as the gallery's does: what an error is about is not read from its words."""
+
+    def fail(*_, **__):
+        raise error("/photos-of-june/a.png: wrong")
+
+    draw(tmp_path / "a.png", 1, "green", 1)
+    with running(gallery, token=TOKEN, allow_root=(tmp_path,)) as client:
+        monkeypatch.setattr(gallery, "add", fail)
+        monkeypatch.setattr(client.service, "folder", Path("/photos"))
+        answer = client.post("/v1/items", json={"paths": [str(tmp_path / "a.png")]}, headers=BEARER)
+        if error is UserError:
+            assert "of-june/a.png: wrong" in refused(answer, 422, "invalid")
+        else:
+            assert "/photos" not in refused(answer, 503, "unavailable")
 
 
 def test_the_default_limit_holds_ten_megabytes_as_base64():

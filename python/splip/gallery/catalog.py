@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from splip.errors import UserError
+from splip.errors import GalleryError, UserError
 from splip.gallery.filters import Filter as Filter
 from splip.gallery.filters import marks
 from splip.gallery.filters import text as text
@@ -144,10 +144,10 @@ class Catalog:
         self._free.append(first)
         if application != APPLICATION:
             self.close()
-            raise UserError(f"{path}: not the database of a gallery")
+            raise GalleryError(f"{path}: not the database of a gallery")
         if self.format > newest():
             self.close()
-            raise UserError(f"{path.parent}: gallery format {self.format}, this version reads up to {newest()}")
+            raise GalleryError(f"{path.parent}: gallery format {self.format}, this version reads up to {newest()}")
 
     @classmethod
     def create(cls, path: Path, facts: dict[str, object]) -> None:
@@ -169,7 +169,7 @@ class Catalog:
             options, stamp = "mode=ro", self._facts()
             if not self._beside("-shm").exists():  # nobody else has it open
                 if stamp[2]:
-                    raise UserError(
+                    raise GalleryError(
                         f"{self.path.parent}: cannot be written, and its last writer was stopped: open it where it can be"
                     )
                 options, self._stamp = "mode=ro&immutable=1", stamp
@@ -248,10 +248,10 @@ class Catalog:
         except sqlite3.Error as error:
             reason = " ".join(str(error).split())
             if self._is_full(error):
-                raise UserError(f"{self.path.parent}: the disk is full") from None
+                raise GalleryError(f"{self.path.parent}: the disk is full") from None
             if "malformed" in reason or "not a database" in reason:
                 reason += "; the database is damaged"
-            raise UserError(f"{self.path}: {reason}") from None
+            raise GalleryError(f"{self.path}: {reason}") from None
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
@@ -259,7 +259,7 @@ class Catalog:
         with self.errors():
             with self._lock:
                 if self._closed:
-                    raise UserError(f"{self.path.parent}: the gallery was closed")
+                    raise GalleryError(f"{self.path.parent}: the gallery was closed")
                 if self._stamp is not None and self._stamp != self._facts():
                     self._forget()
                 db = self._free.pop() if self._free else None

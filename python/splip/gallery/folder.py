@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from splip import disk
-from splip.errors import UserError
+from splip.errors import GalleryError, UserError
 from splip.gallery import browse, catalog, doubt
 from splip.gallery.browse import Browsed, Copies, Timeline
 from splip.gallery.catalog import Catalog, Filter, Item
@@ -106,7 +106,7 @@ class GalleryFolder:
         path = own_model(self.path) if source is None else Path(os.fsdecode(bytes(source)))
         if not path.exists():
             model = self.facts["model"]
-            raise UserError(f"{path}: the model of {self.path} ({model}) is gone; name another place with --model")
+            raise GalleryError(f"{path}: the model of {self.path} ({model}) is gone; name another place with --model")
         return path
 
     # ---- what it holds ----

@@ -30,7 +30,7 @@ from typing import TypeVar
 import numpy as np
 
 from splip import images
-from splip.errors import Skipped, UnreadablePicture, UserError
+from splip.errors import GalleryError, Skipped, UnreadablePicture, UserError
 from splip.gallery import catalog
 from splip.gallery.catalog import Item, text
 from splip.gallery.protocol import Writable
@@ -385,7 +385,7 @@ def _disk(gallery: Writable) -> Iterator[None]:
         yield
     except OSError as error:
         reason = "the disk is full" if is_full(error) else error.strerror or str(error)
-        raise UserError(
+        raise GalleryError(
             f"{gallery.folder}: cannot be written: {reason}; what was committed before is safe, run it again to go on"
         ) from None
 

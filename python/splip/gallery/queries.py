@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from splip import images
-from splip.errors import UnreadablePicture, UserError
+from splip.errors import GalleryError, UnreadablePicture, UserError
 from splip.gallery import stacks
 from splip.gallery.catalog import Filter
 from splip.gallery.matches import Match, Matches, Source
@@ -98,12 +98,12 @@ class QueryEncoder(ABC):
             encoder = encoder.sized(self.dim)
         if encoder.identity != self.identity:
             theirs = f"{encoder.name} ({encoder.identity[:12]})"
-            raise UserError(
+            raise GalleryError(
                 f"{self._place} was made with {self.model} ({self.identity[:12]}), not with {theirs}:"
                 " vectors of two models cannot be compared; --gallery NAME makes another"
             )
         if encoder.embed_dim != self.dim:
-            raise UserError(f"{self._place}: vectors of width {self.dim}, model of {encoder.embed_dim}")
+            raise GalleryError(f"{self._place}: vectors of width {self.dim}, model of {encoder.embed_dim}")
         return encoder
 
     @abstractmethod

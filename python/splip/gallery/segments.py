@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from splip.disk import sync_folder
-from splip.errors import Unavailable, UserError
+from splip.errors import GalleryError, Unavailable
 from splip.ops import host
 from splip.ops.host import HostGallery
 
@@ -90,14 +90,14 @@ class Segments:
         return zlib.crc32(data, crc)
 
     def check_size(self, number: int, count: int) -> None:
-        """Raises UserError: the file is not there or shorter than what was committed."""
+        """Raises GalleryError: the file is not there or shorter than what was committed."""
         path, needed = self.rows_path(number), count * self.dim * 4
         try:
             size = path.stat().st_size
         except FileNotFoundError:
-            raise UserError(f"{path}: missing; the gallery is damaged") from None
+            raise GalleryError(f"{path}: missing; the gallery is damaged") from None
         if size < needed:
-            raise UserError(
+            raise GalleryError(
                 f"{path}: truncated: {size} bytes, {needed} were committed; restore it, or make the gallery again"
             )
 
@@ -131,7 +131,7 @@ class Segments:
             while data:
                 got = os.preadv(handle, [data[:WRITE]], offset)
                 if not got:
-                    raise UserError(f"{self.rows_path(number)}: truncated while it was read")
+                    raise GalleryError(f"{self.rows_path(number)}: truncated while it was read")
                 data, offset = data[got:], offset + got
         finally:
             os.close(handle)

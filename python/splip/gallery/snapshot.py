@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from splip.errors import UserError
+from splip.errors import GalleryError, UserError
 from splip.gallery import catalog
 from splip.gallery.catalog import Filter
 from splip.gallery.folder import GalleryFolder
@@ -99,7 +99,7 @@ class Snapshots:
                     # Its files may have gone with a compaction that was committed after this transaction began.
                     if failed == revision:
                         if isinstance(error, OSError):
-                            raise UserError(f"{self.folder.path}: {error}") from None
+                            raise GalleryError(f"{self.folder.path}: {error}") from None
                         raise
                     failed = revision
                     continue

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from splip.errors import Skipped, Unavailable, UnreadablePicture, UserError
+from splip.errors import GalleryError, Skipped, Unavailable, UnreadablePicture, UserError
 from splip.gallery import labels as names
 from splip.gallery.matches import likely
 from splip.gallery.sources import find
@@ -438,9 +438,7 @@ class Service:
         with writing(self.writer, self.folder) as gallery:
             try:
                 done = gallery.add(found, label=request.label, tags=request.tags)
-            except UserError as error:
-                if str(self.folder) not in str(error):  # wrong is what was asked for, not the gallery's files
-                    raise
+            except GalleryError as error:
                 raise damaged(error) from error
         self.guarded(self._look)
         return Added(
