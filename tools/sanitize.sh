@@ -24,5 +24,5 @@ export LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=lib
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_WAIT_POLICY=passive PYTHONPATH="$place/python"
 cd "$root"
 "$python" -c 'from splip import _C; assert _C.version == "sanitized", _C.__file__'
-"$python" -m pytest -q -p no:cacheprovider tests/ops/test_packed_topk.py tests/ops/test_packed_bounds.py tests/ops/test_cosine_topk.py \
+"$python" -m pytest -q -p no:cacheprovider -m "" tests/ops/test_packed_topk.py tests/ops/test_packed_bounds.py tests/ops/test_cosine_topk.py \
   tests/ops/test_prompt_layernorm.py tests/ops/test_patchify.py "$@"
