@@ -155,8 +155,17 @@ def test_search_filters(gallery, tree, cli):
 def test_bad_searches(gallery, tree, tmp_path, refused):
     sketch = tree / "sketch" / "cone" / "1.png"
     search = ("search", "--gallery", gallery)
-    assert "got 0" in refused(*search, "--sketch", sketch, "-k", "0")
+    assert "-k must be at least 1, got 0" in refused(*search, "--sketch", sketch, "-k", "0")
+    assert "--text-weight must be between 0 and 1" in refused(*search, "--sketch", sketch, "--text-weight", "-0.5")
+    for kind in ("text", "not-text", "sketch"):
+        assert f"--{kind} is empty" in refused(*search, "--sketch", sketch, f"--{kind}", " ")
+    for wrong in (f"{sketch}:-0.5", "words:-1"):
+        assert "a weight is above 0" in refused(*search, "--photo", wrong)
+    assert "words are searched for as a text" in refused(*search, "--sketch", "horse")
+    no = refused(*search, "--sketch", "horse.png")
+    assert no == "splip: error: cannot read picture horse.png: no such file\n"
     assert "give --sketch, --photo or --text" in refused(*search)
+    assert "--gallery is given twice" in refused(*search, "--sketch", sketch, f"--gallery={tmp_path}")
     assert "no such file" in refused(*search, "--sketch", tmp_path / "no.png")
     (tmp_path / "zero.png").touch()
     assert "zero.png: the file is empty" in refused(*search, "--sketch", tmp_path / "zero.png")
@@ -166,7 +175,8 @@ def test_bad_searches(gallery, tree, tmp_path, refused):
     assert "KEY=VALUE, got 'year'" in refused(*search, "--sketch", sketch, "--tag", "year")
     assert "2 texts for 1 pictures" in refused(*search, "--sketch", sketch, "--text", "a", "b")
     assert "unknown engine abacus" in refused(*search, "--sketch", sketch, "--engine", "abacus")
-    assert "cannot write picture" in refused(*search, "--sketch", sketch, "--grid", tmp_path / "o.unknown")
+    for grid, why in ((tmp_path / "o.unknown", "call it .png or .jpg"), (tmp_path, "it is a folder")):
+        assert why in refused(*search, "--sketch", sketch, "--grid", grid)
 
 
 # ---- add ----
@@ -239,12 +249,12 @@ def test_bad_index_input(model, tree, tmp_path, refused):
     options = ("--model", model, "--gallery", tmp_path / "g")
     assert "no pictures in" in refused("index", "add", tmp_path / "empty", *options)
     assert "nowhere: no such folder" in refused("index", "add", tmp_path / "nowhere", *options)
-    assert "batch_size must be at least 1" in refused("index", "add", tree / "photo", *options, "--batch-size", "0")
+    assert "--batch-size must be at least 1" in refused("index", "add", tree / "photo", *options, "--batch-size", "0")
     assert "threads must be at least 1" in refused(
         "index", "add", tree / "photo", *options[:3], tmp_path / "h", "--threads", "0"
     )
     for wrong in ("0", "-1", "nan"):
-        assert "memory_gb must be above 0" in refused("index", "add", tree / "photo", *options, "--memory-gb", wrong)
+        assert "--memory-gb must be above 0" in refused("index", "add", tree / "photo", *options, "--memory-gb", wrong)
     assert "no folder of pictures given" in refused("index", "add", *options)
     assert "KEY=VALUE" in refused("index", "add", tree / "photo", *options, "--tag", "=x")
     assert "no.pt" in refused(
@@ -252,6 +262,8 @@ def test_bad_index_input(model, tree, tmp_path, refused):
     )
     args = ("index", "add", tree / "photo", "--model", model, "--gallery", tmp_path / "full")
     assert "exists already; a new gallery needs a folder of its own" in refused(*args)
+    unnamed = (*args[:3], "--gallery", tmp_path / "full")
+    assert "exists already" in refused(*unnamed), "one line, and not what the model of the new gallery would be"
     assert not (tmp_path / "g").exists()
     assert "none of 1 picture can be read" in refused("index", "add", tmp_path / "bad", *options)
 

@@ -266,7 +266,7 @@ def test_pictures_in_memory_are_read_like_files(filled, tmp_path):
         ({"sketches": ["white.png"]}, "white.png: nothing is drawn on it"),
         ({"sketches": ["nowhere.png"]}, "nowhere.png: no such file"),
         ({"sketches": [b"none"]}, "cannot read picture the picture"),
-        ({"sketches": "one.png"}, "one.png: no such file; words go into texts="),
+        ({"sketches": "one.png"}, "one.png: no such file"),
         ({"texts": ["a"], "text_weight": 1.5}, "text_weight must be between 0 and 1, got 1.5"),
         ({"photos": ["p", "p"], "texts": ["a"] * 3}, "3 texts for 2 pictures: give one, or one for each"),
         ({"texts": ["a"], "k": 0}, "k must be at least 1, got 0"),

@@ -93,7 +93,7 @@ def test_weights_behind_names(tmp_path, monkeypatch):
         -0.5,
     )
     assert weighted("x" * 300 + ":2", False)[1] == 2  # a name that no file can have
-    for wrong in ("a.png:0", "a.png:1001"):
+    for wrong in ("a.png:0", "a.png:1001", "a.png:-1"):
         with pytest.raises(UserError, match="a weight is above 0"):
             weighted(wrong, False)
     assert name(Part("photo", "c.jpg", -0.3)) == "not photo 'c.jpg':0.3" and name(Part("text", "red")) == "text 'red'"

@@ -110,7 +110,7 @@ def test_queries_that_cannot_be_answered(make, tmp_path):
             {"sketches": tmp_path / "white.png", "photos": tmp_path / "white.png"},
             "a sketch and a photo are two queries",
         ),
-        ({"sketches": "a red car"}, "cannot read picture a red car: no such file; words go into texts="),
+        ({"sketches": "a red car"}, "cannot read picture a red car: no such file; words are searched for as a text"),
         ({"photos": np.zeros((4, 4))}, r"an array as a picture must be uint8 .*, got float64 \[4, 4\]"),
         ({"photos": np.zeros((4, 4, 2), np.uint8)}, r"got uint8 \[4, 4, 2\]"),
         ({"photos": np.zeros((1, 4, 4, 3), np.uint8)}, r"got uint8 \[1, 4, 4, 3\]"),

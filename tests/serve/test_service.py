@@ -646,6 +646,8 @@ def test_settings_that_cannot_work(tmp_path, refused):
         return refused("serve", "--gallery", tmp_path / "none", *options)
 
     assert "not a gallery" in serving("--port", "0")
+    for port in ("99999", "-1"):
+        assert f"--port must be between 0 and 65535, got {port}" in serving("--port", port)
     assert "max-batch" in serving("--max-batch", "0")
     assert "window-ms" in serving("--window-ms", "-1")
     assert "--token-file" in serving("--protect", "all")

@@ -168,7 +168,7 @@ def _search_drawings(config: DemoConfig, out: Path, gallery: Path) -> list[dict[
                 "matches": [f"{m.path.parent.name}/{m.path.name}" for m in matches],
             }
         )
-        print(f"{path}: {hits.count('hit')} of 10 are a {path.stem}; first: {matches[0].path.parent.name}")
+        print(f"{path}: {hits.count('hit')} of 10 show {path.stem}; first: {matches[0].path.parent.name}")
     grid.save(out / "drawings.png", rows, "Drawings that no data set holds")
     return found
 

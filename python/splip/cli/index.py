@@ -25,6 +25,7 @@ from splip.gallery.config import (
     IndexRemoveConfig,
     SearchConfig,
 )
+from splip.gallery.folder import need_free
 from splip.gallery.gallery import Gallery
 from splip.gallery.ingest import Added, Picture
 from splip.gallery.maintenance import check as check_gallery
@@ -66,9 +67,9 @@ def add(config: IndexAddConfig) -> Report:
     if not config.folders and not config.list:
         raise UserError("no folder of pictures given")
     if config.batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, got {config.batch_size}")
+        raise UserError(f"--batch-size must be at least 1, got {config.batch_size}")
     if not config.memory_gb > 0:
-        raise UserError(f"memory_gb must be above 0, got {config.memory_gb}")
+        raise UserError(f"--memory-gb must be above 0, got {config.memory_gb}")
     # The shares that both have by default.
     decode.decoding_memory.total = int(config.memory_gb * 0.8e9)
     ingest.files_memory.total = int(config.memory_gb * 0.2e9)
@@ -166,6 +167,7 @@ def _open_or_create(config: IndexAddConfig) -> Gallery:
                 f"{config.gallery}: has vectors of {gallery.dim} dimensions; --dimensions {config.dimensions} takes a new gallery"
             )
         return gallery
+    need_free(config.gallery)
     model = config.model
     if model is None:
         model = DEFAULT_MODEL

@@ -363,6 +363,8 @@ def _unknown(args: list[str], choices: list[str]) -> str:
 
 
 def _run(verb: str, args: list[str]) -> int:
+    if sum(arg.partition("=")[0] == "--gallery" for arg in args) > 1:  # the last would be taken, without a word
+        raise UserError("--gallery is given twice; a command is of one gallery")
     config = parse(verb, args)
     try:
         code = _work(verb, config)
@@ -450,9 +452,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:  # no permission, a full disk, a file where a folder is expected
-        text = str(error)
+        text = str(error) if error.strerror is None else error.strerror
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            text = f"{'' if error.filename is None else f'{error.filename}: '}the disk is full"
+            text = "the disk is full"
+        if error.filename is not None:
+            text = f"{error.filename}: {text}"
         print(f"splip: error: {' '.join(text.split())}", file=sys.stderr)
         return 2
 

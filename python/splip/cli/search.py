@@ -30,6 +30,12 @@ def search(config: SearchConfig) -> Report:
         raise UserError("--explain draws into the picture of --grid: give --grid FILE as well")
     if not parts:
         raise UserError("nothing to search for: give --sketch, --photo or --text")
+    if config.k < 1:
+        raise UserError(f"-k must be at least 1, got {config.k}")
+    if not 0 <= config.text_weight <= 1:
+        raise UserError(f"--text-weight must be between 0 and 1, got {config.text_weight}")
+    if config.grid is not None:
+        grid.check(config.grid)
     one = config.one or any(part.weight != 1 for part in parts)
     if one:
         check(parts)
@@ -92,6 +98,8 @@ def asked(config: SearchConfig) -> list[Part]:
         for kind in ("sketch", "photo", "text"):
             for given in getattr(config, f"not_{kind}" if against else kind):
                 value, weight = weighted(given, against, kind == "text")
+                if not value.strip():
+                    raise UserError(f"--{'not-' if against else ''}{kind} is empty")
                 found.append(Part(kind, value, weight))
     return found
 

@@ -63,4 +63,5 @@ def unpack(config: SampleConfig) -> None:
         writer.writerows(sorted(instances))
     shutil.copy(FOLDER / "LICENSES.md", config.out / "LICENSES.md")
     shutil.copytree(FOLDER / "licenses", config.out / "licenses", dirs_exist_ok=True)
-    print(f"{config.out}: {len(instances)} pictures of {len(rows)} things in {len(classes['classes'])} classes")
+    different = len({instance for _, instance in instances})
+    print(f"{config.out}: {len(instances)} pictures of {different} things in {len(classes['classes'])} classes")

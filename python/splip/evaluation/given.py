@@ -43,8 +43,8 @@ def _load(path: Path) -> np.ndarray:
         found: np.ndarray = np.load(path, allow_pickle=False)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a .npy file of numbers or texts: {str(error)[:100]}") from None
+    except (ValueError, EOFError):  # what numpy says of other files is of pickles
+        raise UserError(f"{path}: not a .npy file of numbers or texts") from None
     if not isinstance(found, np.ndarray):
         raise UserError(f"{path}: one array in a .npy file, not an archive of several")
     return found

@@ -200,6 +200,9 @@ def need_free(path: Path) -> None:
     """Raises UserError: a new gallery cannot have this folder."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: exists already; a new gallery needs a folder of its own")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"cannot make the gallery {path}: {above} cannot be written")
 
 
 def own_model(path: Path) -> Path:

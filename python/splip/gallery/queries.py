@@ -136,8 +136,8 @@ class QueryEncoder(ABC):
         """
         name: object = source if isinstance(source, (str, Path)) else "the picture"
         file = Path(source) if isinstance(source, str) else _encoded(source)
-        if isinstance(source, str) and not archive.exists(source):
-            raise UnreadablePicture(source, "no such file; words go into texts=")
+        if isinstance(source, str) and not Path(source).suffix and not archive.exists(source):
+            raise UnreadablePicture(source, "no such file; words are searched for as a text")
         image = images.read(file, name, *self.reading(modality))
         if modality == "sketch":
             extremes = image.getextrema()

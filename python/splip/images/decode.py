@@ -145,7 +145,9 @@ def least_side(side: int, crop_ink: bool = False) -> int:
     return max(2 * side, SKETCH_SIDE) if crop_ink else 2 * side
 
 
-def read(source: Path | bytes, name: object = None, least: int | None = None, decoding: int = DECODING) -> Image.Image:
+def read(
+    source: Path | str | bytes, name: object = None, least: int | None = None, decoding: int = DECODING
+) -> Image.Image:
     """Decode a picture to RGB: first frame, upright (EXIF), transparency on white, in sRGB.
 
     What its header says is in its ``info["header"]``, a :class:`splip.images.header.Header`.
@@ -153,13 +155,13 @@ def read(source: Path | bytes, name: object = None, least: int | None = None, de
     Args:
         source: a file, also one in a tar file (:mod:`splip.images.archive`), or the bytes of one.
         name: what errors call it; a file's own path if None.
-        least: the picture may be shrunk to no less than this on its shorter side, if that makes it quicker to read;
-            None: it is read in full.
+        least: it may be shrunk to no less than this on its shorter side, to be read quicker; None: it is read in full.
         decoding: see ``DECODING``.
 
     Raises:
         UnreadablePicture: not there, empty, truncated, too large, or not a picture of a format that is read.
     """
+    source = Path(source) if isinstance(source, str) else source
     path = name if name is not None else (source if isinstance(source, Path) else "upload")
     try:
         if isinstance(source, Path) and archive.split(source) is not None:

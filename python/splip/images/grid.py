@@ -83,6 +83,14 @@ def draw(rows: Sequence[Row], title: str = "") -> Image.Image:
     return canvas
 
 
+def check(path: Path) -> None:
+    """Raises UserError: no picture can be written there."""
+    if path.is_dir():
+        raise UserError(f"cannot write picture {path}: it is a folder")
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"cannot write picture {path}: no picture is called so; call it .png or .jpg")
+
+
 def save(path: Path, rows: Sequence[Row], title: str = "") -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

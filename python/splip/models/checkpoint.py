@@ -56,8 +56,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: not a splip checkpoint, or damaged ({type(error).__name__}: {reason})") from None
+        raise UserError(f"{path}: not a splip checkpoint, or damaged ({type(error).__name__})") from None
     if not isinstance(state, dict) or "trainable" not in state or type(state.get("format")) is not int:
         raise UserError(f"{path}: not a splip checkpoint")
     if state["format"] != FORMAT:

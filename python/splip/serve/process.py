@@ -89,6 +89,8 @@ def check(config: ServeConfig) -> None:
     for name, low in (("window_ms", 0), ("refresh_s", 0.05), ("timeout_s", 0.1), ("body_timeout_s", 0.1)):
         if not low <= getattr(config, name) <= 3600:
             raise UserError(f"--{name.replace('_', '-')} must be between {low:g} and 3600")
+    if not 0 <= config.port <= 65535:  # the system would take the remainder
+        raise UserError(f"--port must be between 0 and 65535, got {config.port}")
     for name in ("max_batch", "max_queue", "max_k", "max_queries", "max_body_mb", "max_megapixels"):
         if getattr(config, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be above zero")
@@ -112,8 +114,10 @@ def read_token(path: Path) -> str:
     try:
         mode = path.stat().st_mode
         token = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--token-file {path}: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise UserError(f"--token-file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--token-file {path}: not a text of ASCII characters") from None
     if stat.S_IMODE(mode) & 0o077:
         raise UserError(f"--token-file {path}: others can read it; chmod 600 it")
     if len(token) < MIN_TOKEN or not token.isprintable() or " " in token:

@@ -156,7 +156,7 @@ class Service:
     def _try_engine(self) -> None:
         encoder = self.gallery.encoder
         try:
-            log.info("settled", extra={"fields": {"one_thread_up_to": encoder.settle()}})
+            log.debug("settled", extra={"fields": {"one_thread_up_to": encoder.settle()}})
         except Exception as error:  # it would only have been quicker
             log.warning("how many threads encode soonest was not found out: %s", error)
         for count in sorted({1, self.config.max_batch}):
