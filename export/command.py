@@ -39,6 +39,8 @@ def export(config: ExportConfig) -> int:
         UserError: nothing was written.
     """
     batch, opset = Batch.parse(config.batch), to_onnx.check_opset(config.opset, config.precision)
+    if not str(config.model).startswith("hf-hub:"):
+        resolve(config.model)  # what is no model is said before what else it would take
     tensorrt_missing = _check(config)
     found = resolve(config.model)
     model = load_model(found)

@@ -586,6 +586,11 @@ def test_bad_arguments(checkpoint, tmp_path, refused, args, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_no_model_is_said_before_what_is_not_installed(tmp_path, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert "no checkpoint" in refused("export", tmp_path / "none.pt", "--out", tmp_path / "out")
+
+
 @pytest.mark.exhaustive
 def test_bad_places_and_checkpoints(checkpoint, exported, tmp_path, refused):
     assert "exists already; add --overwrite" in refused("export", checkpoint, "--out", exported)

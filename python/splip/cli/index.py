@@ -184,7 +184,8 @@ def _count(number: int, noun: str) -> str:
 
 
 def _summary(done: Added) -> str:
-    counts = {name: getattr(done, name) for name in COUNTS}
+    words = {"duplicates": "copies of others"}  # which are added, too
+    counts = {words.get(name, name): getattr(done, name) for name in COUNTS}
     return ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "nothing new"
 
 
