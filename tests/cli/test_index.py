@@ -286,7 +286,7 @@ def test_an_earlier_version_is_told(tmp_path, tree, model, refused):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("twice", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("twice", [False, True])
 def test_interrupted_work_goes_on(model, tmp_path, cli, twice):
     noise = np.random.default_rng(0).integers(0, 256, (300, 24, 24, 3), dtype=np.uint8)
     for n, pixels in enumerate(noise):

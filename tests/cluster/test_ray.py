@@ -242,7 +242,6 @@ def test_a_node_that_does_not_see_the_folders(photos, tmp_path):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.exhaustive
 def test_stopping_and_going_on(machines, photos, tmp_path):
     with faults.make_gallery(tmp_path) as gallery:
         done = faults.embed(gallery, photos, machines, segment_pictures=4, stop=lambda: True)
@@ -349,7 +348,7 @@ def test_places_of_shards():
 
 
 def kill(actor):
-    """And wait until it is dead: a kill is a request, and the shard may still answer a few."""
+    """Kill a shard's process, and wait until it is dead: a kill is a request, and the shard may still answer a few."""
     ray.kill(actor)
     end = time.monotonic() + 60
     with pytest.raises(ray.exceptions.RayActorError):

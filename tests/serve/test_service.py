@@ -334,8 +334,8 @@ def test_what_schemathesis_finds(client):
 
 def test_many_clients_get_answers_or_429(gallery):
     with running(gallery, max_queue=8) as client:
-        seen = faults.overload(client.address, 40, 1.5)
-        assert seen[200] and seen[429] and set(seen) == {200, 429}
+        seen = faults.overload(client.address, 40, 4.0)  # seconds: a machine may stop for some of them
+        assert seen[200] > 20 and seen[429] > 0 and set(seen) == {200, 429}
         faults.alive(client.address)
 
 
