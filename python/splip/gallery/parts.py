@@ -108,20 +108,15 @@ def weighted(text: str, against: bool, words: bool = False) -> tuple[str, float]
         UserError: the weight is 0 or too large.
     """
     weight = AGAINST if against else 1.0
-    minus = None if words else re.fullmatch(r"(.+):(-\d*\.?\d+)", text, re.ASCII | re.DOTALL)
-    if minus and not _exists(text):
-        raise _no_weight(*minus.groups())
-    found = re.fullmatch(r"(.*\D):(\d*\.?\d+)" if words else r"(.+):(\d*\.?\d+)", text, re.ASCII | re.DOTALL)
+    found = re.fullmatch(r"(.*\D):(\d*\.?\d+)" if words else r"(.+):(-?\d*\.?\d+)", text, re.ASCII | re.DOTALL)
     if found and (words or not _exists(text)):
         text, number = found.groups()
         weight = float(number)
         if not 0 < weight <= 1000:
-            raise _no_weight(text, number)
+            raise UserError(
+                f"{short(text)}:{number}: a weight is above 0 and at most 1000; --not-... says what to avoid"
+            )
     return text, -weight if against else weight
-
-
-def _no_weight(text: str, number: str) -> UserError:
-    return UserError(f"{short(text)}:{number}: a weight is above 0 and at most 1000; --not-... says what to avoid")
 
 
 def _exists(path: str) -> bool:
